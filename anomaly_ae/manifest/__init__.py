@@ -1,0 +1,27 @@
+"""What images there are, what is known about them, and what would make results false.
+
+`table` reads and writes the CSV, `discover` turns folders into a manifest, `splits` cuts it by group;
+`facts`, `checks` and `scanning` look at every image once. The contract: docs/reference/manifest.md.
+"""
+
+from anomaly_ae.manifest.checks import Refusal
+from anomaly_ae.manifest.discover import load_manifest, manifest_from_paths
+from anomaly_ae.manifest.scanning import Count, ScanReport, scan
+from anomaly_ae.manifest.splits import MIN_NORMALS, make_folds, roles, split_normals
+from anomaly_ae.manifest.table import FIT_SPLITS, Manifest, write_manifest
+
+__all__ = [
+    "FIT_SPLITS",
+    "MIN_NORMALS",
+    "Count",
+    "Manifest",
+    "Refusal",
+    "ScanReport",
+    "load_manifest",
+    "make_folds",
+    "manifest_from_paths",
+    "roles",
+    "scan",
+    "split_normals",
+    "write_manifest",
+]

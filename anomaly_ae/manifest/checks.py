@@ -1,0 +1,342 @@
+"""What would make results false, found before anything is learned."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from anomaly_ae.manifest.facts import ImageFacts, Inspected
+from anomaly_ae.manifest.splits import MIN_NORMALS, roles
+from anomaly_ae.manifest.table import FIT_SPLITS, SPLITS
+from anomaly_ae.metrics import mann_whitney_separation
+from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL
+
+# An area under the ROC curve beyond this, in either direction, for something that is not the defect.
+SHORTCUT_LIMIT = 0.8
+
+_N_EXAMPLES = 3
+
+# What an image is like without looking for a defect in it.
+_SHORTCUTS: dict[str, Callable[[ImageFacts], float]] = {
+    "mean grey": lambda facts: facts.mean,
+    "deviation": lambda facts: facts.deviation,
+    "sharpness": lambda facts: facts.sharpness,
+    "image size": lambda facts: facts.n_pixels,
+    "file size": lambda facts: facts.n_bytes,
+}
+
+
+class Refusal(NamedTuple):
+    """Something that makes results false: the three parts of a message."""
+
+    what: str
+    why: str
+    fix: str
+
+
+class Row(NamedTuple):
+    """An inspected row and what `fit` and `evaluate` use it for: a split, or "" for nothing."""
+
+    role: str
+    one: Inspected
+
+
+def with_roles(inspected: Sequence[Inspected]) -> list[Row]:
+    """Pair each row with its use."""
+    return [Row(*pair) for pair in zip(roles([one.sample for one in inspected]), inspected, strict=True)]
+
+
+def examples(names: Iterable[object], n_total: int) -> str:
+    """Return the first few names and how many more there are.
+
+    >>> examples(["a", "b", "c", "d"], 4)
+    'a, b, c and 1 more'
+    """
+    shown = [str(name) for name, _ in zip(names, range(_N_EXAMPLES), strict=False)]
+    rest = n_total - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")
+
+
+def n_of(n: int, noun: str) -> str:
+    """Return "1 image" or "2 images"."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+# --- duplicates ------------------------------------------------------------
+
+
+def duplicates_across_splits(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Return pairs of ids with the same pixels in different splits: the first such row and a later one."""
+    pairs = []
+    for same in _same_pixels(rows):
+        used = sorted((row for row in same if row.role), key=lambda row: SPLITS.index(row.role))
+        pairs += [(used[0].one.sample.id, row.one.sample.id) for row in used[1:] if row.role != used[0].role]
+    return pairs
+
+
+def n_duplicates_within_splits(rows: Sequence[Row]) -> int:
+    """Return how many rows repeat the pixels of another row of the same split."""
+    per_split = (Counter(row.role for row in same) for same in _same_pixels(rows))
+    return sum(n - 1 for counts in per_split for n in counts.values())
+
+
+def _same_pixels(rows: Sequence[Row]) -> list[list[Row]]:
+    by_hash: defaultdict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.one.facts is not None:
+            by_hash[row.one.facts.sha256].append(row)
+    return [same for same in by_hash.values() if len(same) > 1]
+
+
+# --- shortcuts ------------------------------------------------------------
+
+
+def shortcuts(rows: Sequence[Row]) -> dict[str, float]:
+    """Return how well each property that is not the defect tells anomalous from normal.
+
+    The area under the ROC curve: 1 = anomalous is always higher, 0 = always lower. Taken on the labelled test
+    rows, or on all labelled rows when nothing is called test. Empty when only one label is there.
+    """
+    tested = [row for row in rows if row.role == "test"] or list(rows)
+    known = [row.one for row in tested if row.one.sample.label]
+    areas = {}
+    for name, value_of in _SHORTCUTS.items():
+        pairs = [(one.sample.label == ANOMALOUS_LABEL, value_of(one.facts)) for one in known if one.facts]
+        finite = [pair for pair in pairs if math.isfinite(pair[1])]
+        area = mann_whitney_separation([label for label, _ in finite], [value for _, value in finite])
+        if area is not None:
+            areas[name] = area
+    return areas
+
+
+def shortcut_warnings(areas: dict[str, float]) -> list[str]:
+    """Return a sentence for each property that separates the classes by itself."""
+    texts = []
+    for name, area in areas.items():
+        side = "higher" if area > 0.5 else "lower"
+        if max(area, 1 - area) > SHORTCUT_LIMIT:
+            strength = max(area, 1 - area)
+            texts.append(f"{name} alone separates the classes: {strength:.2f} (anomalous is {side})")
+    return texts
+
+
+# --- refusals ------------------------------------------------------------
+
+
+def refusals(rows: Sequence[Row], pairs: Sequence[tuple[str, str]]) -> list[Refusal]:
+    """Return everything that would make results false, each kind once."""
+    return [
+        *_crossing_groups(rows),
+        *_units_in_two_groups(rows),
+        *_same_pixels_in_two_splits(pairs),
+        *_anomalous_in_fit(rows),
+        *_bad_masks(rows),
+        *_marked_normals(rows),
+        *_mixed_channels(rows),
+        *_too_few_normals(rows),
+    ]
+
+
+def _crossing_groups(rows: Sequence[Row]) -> list[Refusal]:
+    splits: defaultdict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row.role:
+            splits[row.one.sample.group].add(row.role)
+    crossing = {group: used for group, used in splits.items() if len(used) > 1}
+    if not crossing:
+        return []
+    first, used = next(iter(crossing.items()))
+    where = " and ".join(sorted(used, key=SPLITS.index))
+    return [
+        Refusal(
+            f"{n_of(len(crossing), 'group')} in more than one split: {examples(crossing, len(crossing))}",
+            f"{first!r} is in {where}; images of one group are alike, so the figures would be too good",
+            "give all rows of a group the same split",
+        )
+    ]
+
+
+def _units_in_two_groups(rows: Sequence[Row]) -> list[Refusal]:
+    groups: defaultdict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        groups[row.one.sample.unit].add(row.one.sample.group)
+    torn = [unit for unit, names in groups.items() if len(names) > 1]
+    if not torn:
+        return []
+    what = f"{n_of(len(torn), 'unit')} in more than one group: {examples(torn, len(torn))}"
+    why = "a unit is decided as a whole, so its images must stay in one split"
+    return [Refusal(what, why, "give all rows of a unit the same group")]
+
+
+def _same_pixels_in_two_splits(pairs: Sequence[tuple[str, str]]) -> list[Refusal]:
+    if not pairs:
+        return []
+    named = examples((f"{first} = {second}" for first, second in pairs), len(pairs))
+    what = f"{n_of(len(pairs), 'image')} with the same pixels in two splits: {named}"
+    return [Refusal(what, "what was learned would be tested again", "delete one copy of each from the data")]
+
+
+def _anomalous_in_fit(rows: Sequence[Row]) -> list[Refusal]:
+    wrong = [row.one.sample.path for row in rows if row.role in FIT_SPLITS and _is_anomalous(row)]
+    if not wrong:
+        return []
+    named = examples(wrong, len(wrong))
+    what = f"{n_of(len(wrong), 'anomalous image')} in train, validation or calibration: {named}"
+    fix = "move them to `test`, or correct their label; normal images of a folder belong in train/good"
+    return [Refusal(what, "only normal images may be learned or set a threshold", fix)]
+
+
+def _bad_masks(rows: Sequence[Row]) -> list[Refusal]:
+    problems = mask_problems(rows)
+    if not problems:
+        return []
+    named = examples((f"{path} {problem}" for path, problem in problems), len(problems))
+    what = f"{n_of(len(problems), 'mask')} of no use: {named}"
+    fix = "give masks the size of their images, or leave the cell empty"
+    return [Refusal(what, "figures per pixel would be false", fix)]
+
+
+def mask_problems(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Return (mask path, problem) of masks that are missing, unreadable or of the wrong size."""
+    checked = [
+        (path, facts)
+        for row in rows
+        for path, facts in ((row.one.sample.mask, row.one.mask), (row.one.sample.valid, row.one.valid))
+    ]
+    return [(str(path), facts.problem) for path, facts in checked if facts is not None and facts.problem]
+
+
+def _marked_normals(rows: Sequence[Row]) -> list[Refusal]:
+    marked = [row.one.sample.path for row in rows if row.one.sample.label == NORMAL_LABEL and _is_marked(row)]
+    if not marked:
+        return []
+    named = examples(marked, len(marked))
+    what = f"{n_of(len(marked), 'normal image')} with a mask that marks a defect: {named}"
+    return [Refusal(what, "label and mask contradict each other", "correct the label, or remove the mask")]
+
+
+def _is_marked(row: Row) -> bool:
+    mask = row.one.mask
+    return mask is not None and not mask.problem and not mask.is_empty
+
+
+def _mixed_channels(rows: Sequence[Row]) -> list[Refusal]:
+    """Grey saved as RGB fits both sides: an RGB camera may well see a part without any colour."""
+    counts = Counter(
+        facts.n_channels
+        for facts in (row.one.facts for row in rows if row.role in FIT_SPLITS)
+        if facts is not None and not facts.was_grey_rgb
+    )
+    if len(counts) < 2:
+        return []
+    what = "images for training have different numbers of channels: " + _counted(counts, "with {}")
+    why = "one model has one number of channels"
+    return [Refusal(what, why, "convert them to one kind (all grey or all RGB), or fit one model per kind")]
+
+
+def _too_few_normals(rows: Sequence[Row]) -> list[Refusal]:
+    used = [row for row in rows if row.role in FIT_SPLITS and not _is_anomalous(row)]
+    hashes = [row.one.facts.sha256 for row in used if row.one.facts is not None]
+    if not used and any(row.role == "test" for row in rows):
+        return []  # a test set by itself: a warning says so
+    if len(hashes) < MIN_NORMALS:
+        what = f"{n_of(len(hashes), 'readable normal image')} to fit on"
+        why = f"at least {MIN_NORMALS} are needed to learn, validate and set a threshold"
+        return [Refusal(what, why, "add normal images; 50 to 300 make a useful start")]
+    if len(set(hashes)) == 1:
+        what = f"all {len(hashes)} normal images have the same pixels"
+        return [Refusal(what, "there is nothing to learn from copies", "use different images")]
+    return []
+
+
+# --- warnings ------------------------------------------------------------
+
+
+def warnings(rows: Sequence[Row]) -> list[str]:
+    """Return what deserves a look and does not by itself make results false."""
+    inside = n_duplicates_within_splits(rows)
+    counted = (
+        (_count(rows, lambda row: not row.one.facts), "images that cannot be read, and so are not inspected"),
+        (inside, "images with the pixels of another in the same split (give the copies one group)"),
+        (_n_contradicting_labels(rows), "same pixels labelled normal and anomalous (one label is wrong)"),
+        (_count(rows, _has_empty_mask), "anomalous images with an empty mask"),
+        (_count(rows, _has_no_valid_pixel), "images with a `valid` mask without a valid pixel"),
+        (_count(rows, _is_constant), "constant images, every pixel with the same value"),
+        (_count(rows, _is_unlabelled_for_fit), "images without a label, taken as normal for training"),
+        (_count(rows, _is_unlabelled_in_test), "test images without a label, which `evaluate` leaves out"),
+        (_count(rows, _is_unused), "rows without a split, not used because other rows say train"),
+        (_n_unlisted_frames(rows), "files with more frames than are listed, the others are not inspected"),
+    )
+    texts = [f"{what}: {n}" for n, what in counted if n]
+    return [*texts, *_set_warnings(rows)]
+
+
+def _set_warnings(rows: Sequence[Row]) -> list[str]:
+    """Warnings about the set as a whole."""
+    texts = []
+    fit = [row.one.facts for row in rows if row.role in FIT_SPLITS and row.one.facts]
+    test = [row.one.facts for row in rows if row.role == "test" and row.one.facts]
+    if test and not fit:
+        texts.append("no normal images to fit on: this set can only be scored and evaluated")
+    if not test and any(_is_anomalous(row) for row in rows):
+        texts.append("no test split: the same normal images are learned and tested; use --folds, or a `split` column")
+    n_colourless = sum(facts.was_grey_rgb for facts in fit)
+    if n_colourless and any(facts.n_channels > 1 for facts in fit):
+        texts.append(f"training images without colour among others with colour: {n_colourless}")
+    depths = Counter(facts.depth for facts in fit)
+    if len(depths) > 1:
+        texts.append("different bit depths in training: " + _counted(depths, "of {}"))
+    known = {facts.n_channels for facts in fit}
+    unknown = {facts.n_channels for facts in test if not facts.was_grey_rgb} - known
+    if fit and unknown:
+        texts.append(f"test images with {min(unknown)} channels, as no training image has")
+    return texts
+
+
+def _count(rows: Iterable[Row], condition: Callable[[Row], bool]) -> int:
+    return sum(1 for row in rows if condition(row))
+
+
+def _is_anomalous(row: Row) -> bool:
+    return row.one.sample.label == ANOMALOUS_LABEL
+
+
+def _has_empty_mask(row: Row) -> bool:
+    return _is_anomalous(row) and row.one.mask is not None and row.one.mask.is_empty
+
+
+def _has_no_valid_pixel(row: Row) -> bool:
+    return row.one.valid is not None and row.one.valid.is_empty
+
+
+def _is_constant(row: Row) -> bool:
+    return row.one.facts is not None and row.one.facts.deviation == 0
+
+
+def _is_unlabelled_for_fit(row: Row) -> bool:
+    return row.role in FIT_SPLITS and not row.one.sample.label
+
+
+def _is_unlabelled_in_test(row: Row) -> bool:
+    return row.role == "test" and not row.one.sample.label
+
+
+def _is_unused(row: Row) -> bool:
+    return not row.role and not _is_anomalous(row)
+
+
+def _n_contradicting_labels(rows: Sequence[Row]) -> int:
+    both = {NORMAL_LABEL, ANOMALOUS_LABEL}
+    return sum(both <= {row.one.sample.label for row in same} for same in _same_pixels(rows))
+
+
+def _n_unlisted_frames(rows: Sequence[Row]) -> int:
+    n_listed = Counter(row.one.sample.path for row in rows)
+    n_frames = {row.one.sample.path: row.one.facts.n_frames for row in rows if row.one.facts}
+    return sum(n > n_listed[path] for path, n in n_frames.items())
+
+
+def _counted(counts: Counter[int] | Counter[str], phrase: str) -> str:
+    return ", ".join(f"{n} {phrase.format(value)}" for value, n in counts.most_common())

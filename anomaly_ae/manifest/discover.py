@@ -1,0 +1,345 @@
+"""A folder, a CSV or a list of paths becomes a manifest."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from anomaly_ae.errors import DataError, UnreadableImageError, UsageError
+from anomaly_ae.manifest.table import (
+    CHANNEL_SEPARATOR,
+    TABLE_SUFFIXES,
+    Manifest,
+    make_sample,
+    read_manifest_csv,
+    read_table,
+)
+from anomaly_ae.readers import count_frames, looks_like_image
+from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Sample
+
+# Folder names, compared in lower case.
+NORMAL_FOLDERS = frozenset({"normal", "good", "ok"})
+ANOMALOUS_FOLDERS = frozenset({"anomalous", "anomaly", "abnormal", "bad", "nok", "ng", "defect", "defective"})
+SPLIT_FOLDERS = {
+    "train": "train",
+    "val": "validation",
+    "validation": "validation",
+    "calibration": "calibration",
+    "test": "test",
+}
+MASK_FOLDER = "ground_truth"
+GROUP_FILES = ("groups.tsv", "groups.csv")
+
+# A damaged header may claim thousands of millions of frames, and each becomes a row.
+_MAX_FRAMES = 100_000
+_N_EXAMPLES = 3
+
+
+class _Place(NamedTuple):
+    """What the folder says about an image."""
+
+    split: str = ""
+    label: str = ""
+    defect: str = ""
+
+
+class _Listing(NamedTuple):
+    """What lies below a folder, as sorted paths relative to it."""
+
+    images: list[PurePosixPath]
+    masks: list[PurePosixPath]
+    n_others: int
+
+
+def load_manifest(data: Path, group_regex: str | None = None) -> Manifest:
+    """Turn a folder, a manifest CSV or one image file into a manifest.
+
+    Parameters
+    ----------
+    data : Path
+        A folder (MVTec layout, ``normal/`` and ``anomalous/``, or flat), a ``.csv`` / ``.tsv``, or one image.
+    group_regex : str, optional
+        Searched in each relative path; its first capturing group (or the whole match) becomes the group.
+
+    Returns
+    -------
+    Manifest
+        One sample per image, or per frame of a file with several.
+
+    Raises
+    ------
+    DataError
+        Nothing there, no image, a damaged table, a path that `group_regex` does not match.
+    UsageError
+        `group_regex` is no regular expression.
+    """
+    if data.is_dir():
+        manifest = _from_folder(data)
+    elif data.suffix.lower() in TABLE_SUFFIXES and data.exists():
+        manifest = read_manifest_csv(data)
+    else:
+        manifest = manifest_from_paths([data])
+    return manifest if group_regex is None else _group_by_regex(manifest, group_regex)
+
+
+def manifest_from_paths(paths: Sequence[Path]) -> Manifest:
+    """List images to be scored: files as given, folders with everything below them.
+
+    A file that is named is always listed, image or not: what cannot be read becomes a failure, not a gap.
+
+    Raises
+    ------
+    DataError
+        A path does not exist, or there is no image at all.
+    """
+    names: set[str] = set()
+    n_others = n_masks = 0
+    for path in paths:
+        if path.is_dir():
+            listing = _list_folder(path)
+            n_others, n_masks = n_others + listing.n_others, n_masks + len(listing.masks)
+            names |= {(path / image).as_posix() for image in listing.images}
+        elif path.exists():
+            names.add(path.as_posix())
+        else:
+            raise DataError(f"{path} does not exist", "it is neither a file nor a folder", "check the path")
+    if not names:
+        raise _no_images(", ".join(str(path) for path in paths) or "an empty list", n_others)
+    samples = tuple(sample for name in sorted(names) for sample in _samples(Path(), name, _Place(), None))
+    notes = _ignored_notes(n_others, n_masks, "masks")
+    return Manifest(Path(), samples, notes, "flat")
+
+
+def _from_folder(root: Path) -> Manifest:
+    listing = _list_folder(root)
+    if not listing.images:
+        raise _no_images(str(root), listing.n_others)
+    layout, place_of = _layout(root, listing.images)
+    places = {image: place_of(image.parts) for image in listing.images}
+    masks = {_mask_key(mask): mask for mask in listing.masks}
+    samples: list[Sample] = []
+    for image, place in places.items():
+        if place is not None:
+            mask = next((masks[key] for key in _mask_keys(image, place) if key in masks), None)
+            samples += _samples(root, image.as_posix(), place, root / mask if mask else None)
+    if not samples:
+        raise _no_images(f"the folders of {root} that the layout {layout} knows", listing.n_others)
+    notes = _ignored_notes(listing.n_others, len(listing.masks) - len({s.mask for s in samples if s.mask}))
+    notes += _outside_notes([image for image, place in places.items() if place is None])
+    return _with_group_file(Manifest(root, tuple(samples), notes, layout))
+
+
+def _samples(root: Path, path: str, place: _Place, mask: Path | None) -> list[Sample]:
+    """One sample per frame. The mask of a file with several frames would be ambiguous: it is left out."""
+    if CHANNEL_SEPARATOR in path:
+        why = f"'{CHANNEL_SEPARATOR}' in a path separates the channels of one sample"
+        raise DataError(f"the file name {path!r} cannot be used", why, "rename the file")
+    n_frames = _n_frames(root / path)
+    return [
+        make_sample(
+            root,
+            path,
+            frame=frame,
+            n_frames_listed=n_frames,
+            mask=mask if n_frames == 1 else None,
+            split=place.split,
+            label=place.label,
+            defect=place.defect,
+        )
+        for frame in range(n_frames)
+    ]
+
+
+def _n_frames(file: Path) -> int:
+    try:
+        n_frames = count_frames(file)
+    except UnreadableImageError:  # it is listed all the same, and becomes a failure when it is read
+        return 1
+    if n_frames > _MAX_FRAMES:
+        what = f"{file} claims to hold {n_frames} frames"
+        raise DataError(what, f"at most {_MAX_FRAMES} are read", "remove the file, or cut it into pieces")
+    return n_frames
+
+
+def _list_folder(root: Path) -> _Listing:
+    images: list[PurePosixPath] = []
+    masks: list[PurePosixPath] = []
+    n_others = 0
+    for file in _files_below(root):
+        name = PurePosixPath(file.relative_to(root).as_posix())
+        if name.name.lower() in GROUP_FILES and len(name.parts) == 1:
+            continue
+        if not looks_like_image(file):
+            n_others += 1
+        elif MASK_FOLDER in (part.lower() for part in name.parts[:-1]):
+            masks.append(name)
+        else:
+            images.append(name)
+    beside = _masks_beside_images(images)
+    return _Listing(sorted(set(images) - beside, key=str), sorted([*masks, *beside], key=str), n_others)
+
+
+def _masks_beside_images(images: Sequence[PurePosixPath]) -> set[PurePosixPath]:
+    """``000_mask.png`` next to ``000.png`` is no image: a flat folder would train on it."""
+    known = {_without_suffix(image) for image in images}
+    ending = [image for image in images if image.stem.endswith("_mask")]
+    return {image for image in ending if _without_suffix(image).removesuffix("_mask") in known}
+
+
+def _files_below(folder: Path, ancestors: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Yield files and broken links; hidden names are skipped, and links that lead back to a folder above."""
+    real = folder.resolve()
+    if real in ancestors:
+        return
+    try:
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError as error:
+        what = f"the folder {folder} cannot be listed"
+        raise DataError(what, error.strerror or str(error), "check its permissions") from error
+    for entry in entries:
+        if entry.is_dir():
+            yield from _files_below(Path(entry.path), ancestors | {real})
+        elif entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists()):
+            yield Path(entry.path)
+
+
+def _layout(root: Path, images: Iterable[PurePosixPath]) -> tuple[str, Callable[[tuple[str, ...]], _Place | None]]:
+    folders = {image.parts[0].lower() for image in images if len(image.parts) > 1}
+    if folders & SPLIT_FOLDERS.keys():
+        return "mvtec", _place_in_mvtec
+    if folders & (NORMAL_FOLDERS | ANOMALOUS_FOLDERS):
+        return "normal/anomalous", _place_by_label
+    _refuse_deeper_layout(root, images)
+    return "flat", lambda parts: _Place()
+
+
+def _place_in_mvtec(parts: tuple[str, ...]) -> _Place | None:
+    """``test/good/000.png`` is normal; every other name of the second folder is the name of a defect."""
+    split = SPLIT_FOLDERS.get(parts[0].lower())
+    if split is None or len(parts) == 1:
+        return None
+    if len(parts) == 2:
+        return _Place(split)
+    if parts[1].lower() in NORMAL_FOLDERS:
+        return _Place(split, NORMAL_LABEL)
+    return _Place(split, ANOMALOUS_LABEL, parts[1])
+
+
+def _place_by_label(parts: tuple[str, ...]) -> _Place | None:
+    folder = parts[0].lower() if len(parts) > 1 else ""
+    if folder in NORMAL_FOLDERS:
+        return _Place(label=NORMAL_LABEL)
+    if folder in ANOMALOUS_FOLDERS:
+        return _Place(label=ANOMALOUS_LABEL, defect=parts[1] if len(parts) > 2 else "")
+    return None
+
+
+def _refuse_deeper_layout(root: Path, images: Iterable[PurePosixPath]) -> None:
+    """A folder of several data sets, read as flat, would train on every defect in it."""
+    words = SPLIT_FOLDERS.keys() | NORMAL_FOLDERS | ANOMALOUS_FOLDERS
+    for image in images:
+        for depth, part in enumerate(image.parts[:-1]):
+            if part.lower() in words:
+                inner = root.joinpath(*image.parts[:depth])
+                what = f"{root} is no data set, but {inner} in it is one"
+                why = f"there is a folder {part!r} further down, and its images must not all count as normal"
+                raise DataError(what, why, f"give {inner}, or a CSV")
+
+
+def _without_suffix(path: PurePosixPath) -> str:
+    return path.with_suffix("").as_posix()
+
+
+def _mask_key(mask: PurePosixPath) -> str:
+    top, *rest = PurePosixPath(_without_suffix(mask)).parts
+    return PurePosixPath(MASK_FOLDER if top.lower() == MASK_FOLDER else top, *rest).as_posix()
+
+
+def _mask_keys(image: PurePosixPath, place: _Place) -> list[str]:
+    """Names, without suffix, under which the mask of an image may lie.
+
+    ``test/crack/000.png`` has ``ground_truth/crack/000_mask.png``, or the same without ``_mask``; so has
+    ``anomalous/crack/000.png``, which also may keep its first folder. Training images have none.
+    """
+    whole = PurePosixPath(_without_suffix(image))
+    inner = PurePosixPath(*whole.parts[1:])
+    if place.split:
+        tails = [inner] if place.split == "test" else []
+    else:
+        tails = [whole, inner] if place.label == ANOMALOUS_LABEL else [whole]
+    in_folder = [f"{MASK_FOLDER}/{tail}{ending}" for tail in tails for ending in ("_mask", "")]
+    return [*in_folder, f"{whole}_mask"]
+
+
+def _no_images(where: str, n_others: int) -> DataError:
+    why = f"files of other kinds there: {n_others}" if n_others else "nothing is there"
+    return DataError(
+        f"no image in {where}", why, "check the path; layouts: train/good + test/<type>, normal/ + anomalous/"
+    )
+
+
+def _ignored_notes(n_others: int, n_masks: int, masks: str = "masks without an image") -> tuple[str, ...]:
+    counts = ((n_others, "files that are no images"), (n_masks, masks))
+    return tuple(f"ignored {what}: {n}" for n, what in counts if n)
+
+
+def _outside_notes(outside: Sequence[PurePosixPath]) -> tuple[str, ...]:
+    if not outside:
+        return ()
+    folders = sorted({f"{image.parts[0]}/" if len(image.parts) > 1 else "the top folder" for image in outside})
+    return (f"ignored images in {', '.join(folders)}, names that say neither split nor label: {len(outside)}",)
+
+
+def _with_group_file(manifest: Manifest) -> Manifest:
+    """Take the groups from ``groups.tsv`` or ``groups.csv`` (columns path, group), when there is one."""
+    file = next((manifest.root / name for name in GROUP_FILES if (manifest.root / name).is_file()), None)
+    if file is None:
+        return manifest
+    groups = _read_groups(file)
+    paths = {sample.path for sample in manifest.samples}
+    samples = tuple(replace(s, group=groups.get(s.path, s.group)) for s in manifest.samples)
+    counts = (
+        (len(groups.keys() - paths), "rows without an image"),
+        (len(paths - groups.keys()), "images without a row (each its own group)"),
+    )
+    notes = tuple(f"{file.name}: {what}: {n}" for n, what in counts if n)
+    return replace(manifest, samples=samples, notes=manifest.notes + notes)
+
+
+def _read_groups(file: Path) -> dict[str, str]:
+    groups: dict[str, str] = {}
+    for number, cells in read_table(file, ("path", "file")):
+        path = PurePosixPath((cells.get("path") or cells.get("file", "")).replace("\\", "/")).as_posix()
+        group = cells.get("group", "")
+        if not group:
+            raise DataError(f"{file}, row {number} names no group", "columns: path, group", "fill the cell")
+        if groups.setdefault(path, group) != group:
+            what = f"{file}, row {number} puts {path} in group {group!r}"
+            raise DataError(what, f"an earlier row says {groups[path]!r}", "keep one of the rows")
+    return groups
+
+
+def _group_by_regex(manifest: Manifest, group_regex: str) -> Manifest:
+    try:
+        pattern = re.compile(group_regex)
+    except re.error as error:
+        raise UsageError(f"{group_regex!r} is no regular expression", str(error), "example: 'part(\\d+)'") from error
+    samples = tuple(replace(s, group=_match(pattern, s.path)) for s in manifest.samples)
+    sizes = Counter(sample.group for sample in samples)
+    examples = ", ".join(repr(group) for group in sorted(sizes)[:_N_EXAMPLES])
+    note = f"group from {group_regex!r}: {len(sizes)} groups, such as {examples}"
+    return replace(manifest, samples=samples, notes=(*manifest.notes, note))
+
+
+def _match(pattern: re.Pattern[str], path: str) -> str:
+    found = pattern.search(path)
+    group = found.group(1 if pattern.groups else 0) if found else None
+    if not group:
+        what = f"the group pattern {pattern.pattern!r} finds nothing in {path!r}"
+        raise DataError(what, "every image needs a group", "widen the pattern, or use groups.tsv")
+    return group

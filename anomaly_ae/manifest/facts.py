@@ -1,0 +1,155 @@
+"""One image of a manifest reduced to a handful of numbers: a scan never holds the images themselves."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from anomaly_ae.errors import AnomalyAEError
+from anomaly_ae.readers import pixel_sha256, read_channels, read_mask
+from anomaly_ae.records import Image, Sample
+
+# Statistics of larger images are taken on every n-th row; they only answer whether grey separates the labels.
+_MAX_VALUES = 4_000_000
+_MAX_WORKERS = 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MaskFacts:
+    """What a mask file is: ``problem`` says why it cannot be used, "" if it can."""
+
+    problem: str = ""
+    is_empty: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageFacts:
+    """What was read from one image.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Spatial shape, e.g. (height, width).
+    depth : str
+        "8 bit", or the dtype where bits say nothing.
+    n_frames : int
+        Frames in the file, whatever the manifest lists.
+    sha256 : str
+        Of the pixels, not of the file.
+    mean, deviation : float
+        Of the grey values inside `valid`, in the file's own numbers.
+    sharpness : float
+        Mean absolute difference of neighbours in a row over the deviation; 0 for a constant image.
+    """
+
+    shape: tuple[int, ...]
+    n_channels: int
+    was_grey_rgb: bool
+    depth: str
+    n_frames: int
+    sha256: str
+    mean: float
+    deviation: float
+    sharpness: float
+    n_pixels: int
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inspected:
+    """One row after reading: `facts`, or the reason why there are none."""
+
+    sample: Sample
+    facts: ImageFacts | None = None
+    reason: str = ""
+    mask: MaskFacts | None = None
+    valid: MaskFacts | None = None
+
+
+def inspect_all(samples: Sequence[Sample], progress: Callable[[int, int], None] | None = None) -> list[Inspected]:
+    """Read every image once, several at a time; at most one image per worker is in memory.
+
+    `progress` is called as ``progress(n_done, n_total)`` in the calling thread.
+    """
+    executor = ThreadPoolExecutor(min(_MAX_WORKERS, os.cpu_count() or 1))
+    inspected = []
+    try:
+        for one in executor.map(inspect, samples):
+            inspected.append(one)
+            if progress is not None:
+                progress(len(inspected), len(samples))
+    finally:  # Ctrl-C does not wait for the rest of the data set
+        executor.shutdown(wait=True, cancel_futures=True)
+    return inspected
+
+
+def inspect(sample: Sample) -> Inspected:
+    """Read one image with its masks. What cannot be read has a reason and never raises."""
+    if not all(file.exists() for file in sample.files):
+        return Inspected(sample, reason="the file does not exist")
+    try:
+        image = read_channels(sample.files, sample.frame)
+        facts = _facts(image, sum(file.stat().st_size for file in sample.files))
+    except (AnomalyAEError, OSError) as error:
+        return Inspected(sample, reason=_reason(error, sample.files[0]))
+    mask, valid = (_inspect_mask(path, image.spatial_shape) for path in (sample.mask, sample.valid))
+    return Inspected(sample, facts, mask=mask, valid=valid)
+
+
+def _facts(image: Image, n_bytes: int) -> ImageFacts:
+    mean, deviation, sharpness = _grey_statistics(image)
+    bits = image.bits_stored
+    return ImageFacts(
+        shape=image.spatial_shape,
+        n_channels=image.n_channels,
+        was_grey_rgb=image.was_grey_rgb,
+        depth=str(image.pixels.dtype) if bits is None else f"{bits} bit",
+        n_frames=image.n_frames,
+        sha256=pixel_sha256(image),
+        mean=mean,
+        deviation=deviation,
+        sharpness=sharpness,
+        n_pixels=math.prod(image.spatial_shape),
+        n_bytes=n_bytes,
+    )
+
+
+def _grey_statistics(image: Image) -> tuple[float, float, float]:
+    step = math.ceil(image.pixels.size / _MAX_VALUES)
+    rows = image.pixels[:, ::step].astype(np.float64)  # (C, H / step, W): each row stays whole
+    inside = rows if image.valid is None else rows[:, image.valid[::step]]
+    if inside.size == 0:
+        return math.nan, math.nan, math.nan
+    deviation = float(inside.std())
+    steps = float(np.abs(np.diff(rows, axis=-1)).mean()) if rows.shape[-1] > 1 else 0.0
+    return float(inside.mean()), deviation, steps / deviation if deviation > 0 else 0.0
+
+
+def _inspect_mask(path: Path | None, shape: tuple[int, ...]) -> MaskFacts | None:
+    if path is None:
+        return None
+    if not path.exists():
+        return MaskFacts("does not exist")
+    try:
+        mask = read_mask(path)
+    except (AnomalyAEError, OSError) as error:
+        return MaskFacts(f"cannot be read: {_reason(error, path)}")
+    if mask.shape != shape:
+        return MaskFacts(f"is {_text(mask.shape)} px, its image {_text(shape)} px")
+    return MaskFacts(is_empty=not mask.any())
+
+
+def _reason(error: Exception, file: Path) -> str:
+    """Say why, without the name that the report shows anyway."""
+    text = f"{error.what}: {error.why}" if isinstance(error, AnomalyAEError) else str(error)
+    return " ".join(text.removeprefix(f"{file}: ").removesuffix(": ").split())
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(n) for n in shape)
