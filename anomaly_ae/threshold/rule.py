@@ -1,0 +1,303 @@
+"""From calibration scores to a threshold with a stated promise, and from a score to a decision.
+
+Split conformal prediction: the threshold is a rank statistic of the scores of normal images that took no part
+in training. Nothing is assumed about the shape of the scores, only that calibration and future normal images
+(with groups: groups) are exchangeable.
+Ranks use fractions: in floats ``(n + 1) * rate`` may miss a whole one.
+
+References
+----------
+Vovk, Gammerman, Shafer: Algorithmic Learning in a Random World, 2005 (conformal p-values).
+Lee, Barber, Willett: Distribution-free inference with hierarchical data, arXiv:2306.06342 (groups).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from anomaly_ae.errors import DataError, ModelFileError, UsageError
+from anomaly_ae.records import Decision
+from anomaly_ae.threshold.rates import (
+    Share,
+    check_reachable,
+    conformal_rank,
+    parse_confidence,
+    parse_rate,
+    percent_text,
+)
+
+_FloatArray = npt.NDArray[np.float64]
+_IntArray = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """A threshold and where it comes from; ``score >= value`` is anomalous.
+
+    Attributes
+    ----------
+    value : float
+        In the unit of the scores.
+    rule : str
+        "false_alarm_rate" (from calibration scores) or "manual".
+    rate : str
+        The asked false-alarm rate as an exact fraction, e.g. "1/100"; empty for "manual".
+    confidence : str or None
+        The asked confidence as an exact fraction; None = the promise holds on average over calibrations.
+    n : int
+        Number of calibration scores.
+    n_groups : int or None
+        Number of groups they came in; None = taken as independent.
+    rank : int or None
+        k: the threshold lies just above the k-th smallest score (with groups and confidence: group maximum).
+        None where the rule has no single rank (groups without confidence, manual).
+    promise : str
+        What is promised, in one sentence.
+    """
+
+    value: float
+    rule: str
+    rate: str
+    confidence: str | None
+    n: int
+    n_groups: int | None
+    rank: int | None
+    promise: str
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise UsageError(f"a threshold of {self.value}", "it must be a finite number")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Threshold:
+        """Read what `as_json` wrote; anything else raises `ModelFileError`."""
+        try:
+            _check_json(data)
+            return cls(**data)
+        except UsageError as error:
+            raise ModelFileError("the stored threshold is damaged", str(error), "calibrate again") from error
+
+
+_JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "value": (float,),
+    "rule": (str,),
+    "rate": (str,),
+    "confidence": (str, type(None)),
+    "n": (int,),
+    "n_groups": (int, type(None)),
+    "rank": (int, type(None)),
+    "promise": (str,),
+}
+
+
+def _check_json(data: Mapping[str, Any]) -> None:
+    odd = sorted(map(str, set(data) ^ set(_JSON_TYPES)))
+    if odd:
+        raise UsageError("unknown or missing keys", ", ".join(odd))
+    wrong = [key for key, types in _JSON_TYPES.items() if type(data[key]) not in types]  # a bool is no int
+    wrong += [key for key, value in data.items() if type(value) is int and value < 0]
+    if wrong:
+        raise UsageError("values of the wrong type or sign", ", ".join(wrong))
+    if data["rule"] == "false_alarm_rate":
+        parse_rate(data["rate"])
+    elif data["rule"] != "manual":
+        raise UsageError("unknown rule", data["rule"][:40])
+    if data["confidence"] is not None:
+        parse_confidence(data["confidence"])
+
+
+def decide(score: float, threshold: Threshold | float) -> Decision:
+    """Return the decision for one score.
+
+    A score that is no measurement (NaN; minus infinity, the maximum over no pixels) is never NORMAL.
+
+    >>> decide(0.4, 0.5).name, decide(0.5, 0.5).name, decide(float("nan"), 0.5).name
+    ('NORMAL', 'ANOMALOUS', 'NOT_INSPECTED')
+    """
+    limit = threshold.value if isinstance(threshold, Threshold) else float(threshold)
+    if not math.isfinite(limit):
+        raise UsageError(f"a threshold of {limit}", "it must be a finite number")
+    if math.isnan(score) or score == -math.inf:
+        return Decision.NOT_INSPECTED
+    return Decision.ANOMALOUS if score >= limit else Decision.NORMAL
+
+
+def conformal_threshold(
+    scores: npt.ArrayLike, rate: Share, groups: npt.ArrayLike | None = None, confidence: Share | None = None
+) -> Threshold:
+    """Return the threshold that normal images reach with the asked rate.
+
+    Without ``confidence`` the rate holds on average over calibrations: the threshold is the midpoint between
+    the k-th smallest score and the next distinct larger one, ``k = n + 1 - floor((n + 1) * rate)``.
+    With ``confidence`` at most ``1 - confidence`` of all calibrations exceed the rate: k is the smallest rank
+    with ``P(Beta(n + 1 - k, k) <= rate) >= confidence``.
+
+    With ``groups`` both promises are for a new image of a new group. On average: every group counts once,
+    whatever its size. With confidence: the rule above on the largest score of each group (conservative).
+
+    Without confidence, or with 2/3 and more, ``score >= threshold`` implies ``p_values(score) <= rate``
+    (as floats).
+
+    Parameters
+    ----------
+    scores : array, (n,)
+        Scores of normal images (or units) that took no part in training.
+    rate, confidence : str, float or Fraction
+        See `parse_rate`, `parse_confidence`.
+    groups : array, (n,), optional
+        Which group (patient, part, batch) each score belongs to.
+
+    Raises
+    ------
+    CalibrationError
+        There are too few scores, or groups, for the rate.
+    DataError
+        A score is NaN or infinite, or ``groups`` has another length.
+    """
+    asked, sure = parse_rate(rate), None if confidence is None else parse_confidence(confidence)
+    values = _checked_scores(scores)
+    codes = None if groups is None else _group_codes(groups, values.size)
+    n_groups = None if codes is None else _n_groups(codes)
+    check_reachable(values.size, n_groups, asked, sure)
+    if codes is not None and sure is None:
+        rank, lower = None, _grouped_quantile(values, codes, asked)
+    else:
+        values = np.sort(values if codes is None else _group_maxima(values, codes))
+        rank = conformal_rank(values.size, asked, sure)
+        lower = float(values[rank - 1])
+    return Threshold(
+        value=_midpoint_above(lower, values),
+        rule="false_alarm_rate",
+        rate=str(asked),
+        confidence=None if sure is None else str(sure),
+        n=np.size(scores),
+        n_groups=n_groups,
+        rank=rank,
+        promise=_promise(asked, sure, np.size(scores), n_groups),
+    )
+
+
+def manual_threshold(value: float) -> Threshold:
+    """Return a threshold set by hand, which promises nothing."""
+    promise = "Set by hand: no false-alarm rate is promised."
+    return Threshold(float(value), "manual", "", None, n=0, n_groups=None, rank=None, promise=promise)
+
+
+def p_values(
+    scores: npt.ArrayLike, calibration_scores: npt.ArrayLike, groups: npt.ArrayLike | None = None
+) -> _FloatArray:
+    """Return conformal p-values: how usual a score at least this high is among normal images.
+
+    ``(1 + number of calibration scores >= score) / (n + 1)``; with ``groups`` (of the calibration scores)
+    ``(1 + sum over groups of the share of its scores >= score) / (G + 1)``. Float64, in the shape of
+    ``scores``, never 0. NaN and minus infinity, which are no measurements, give NaN.
+
+    >>> p_values([0.5, 9.0], [1.0, 2.0, 3.0])
+    array([1.  , 0.25])
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    calibration = _checked_scores(calibration_scores)
+    codes = np.arange(calibration.size) if groups is None else _group_codes(groups, calibration.size)
+    weights, total = _image_weights(codes)
+    order = np.argsort(calibration)
+    tail = accumulate((weights[i] for i in order[::-1].tolist()), initial=total)  # whole numbers: exact
+    # Entry i: p of a score above i calibration scores. Whole numbers divide with correct rounding, so
+    # p <= rate holds between the floats whenever it holds between the fractions.
+    p_by_position = np.array([t / (total * (_n_groups(codes) + 1)) for t in tail])[::-1]  # (n + 1,)
+    p = p_by_position[np.searchsorted(calibration[order], values, side="left")]
+    return np.where(values > -np.inf, p, np.nan)
+
+
+def display_value(score: float, threshold: float, median: float) -> float:
+    """Return a score on the display scale: 0 = a typical normal (the calibration median), 1 = the threshold.
+
+    At least 1 exactly when ``score >= threshold``. Without a distance between the two, the value is 0 or 1.
+
+    >>> display_value(3.0, threshold=5.0, median=1.0)
+    0.5
+    """
+    if math.isnan(score):
+        return math.nan
+    half_distance = threshold / 2 - median / 2  # halves: no overflow
+    if half_distance <= 0:
+        return float(score >= threshold)
+    value = (score / 2 - median / 2) / half_distance
+    return max(value, 1.0) if score >= threshold else min(value, math.nextafter(1.0, 0.0))
+
+
+def _checked_scores(scores: npt.ArrayLike) -> _FloatArray:
+    values = np.asarray(scores, dtype=np.float64)
+    if values.ndim != 1:
+        raise UsageError(f"calibration scores of shape {values.shape}", "one score per image is expected")
+    n_bad = int(np.count_nonzero(~np.isfinite(values)))
+    if n_bad:
+        what = f"{n_bad} of {values.size} calibration scores are NaN or infinite"
+        raise DataError(what, "no threshold can be set on them", "look for damaged images, or train again")
+    return values
+
+
+def _group_codes(groups: npt.ArrayLike, n: int) -> _IntArray:
+    """Return group numbers 0 .. G - 1, shape (n,)."""
+    names = np.asarray(groups, dtype=str)
+    if names.shape != (n,):
+        raise DataError(f"groups of shape {names.shape} for {n} calibration scores", "one each is expected")
+    return np.unique(names, return_inverse=True)[1].reshape(n)
+
+
+def _n_groups(codes: _IntArray) -> int:
+    return int(codes.max(initial=-1)) + 1
+
+
+def _group_maxima(values: _FloatArray, codes: _IntArray) -> _FloatArray:
+    maxima = np.full(_n_groups(codes), -np.inf)
+    np.maximum.at(maxima, codes, values)
+    return maxima
+
+
+def _image_weights(codes: _IntArray) -> tuple[list[int], int]:
+    """Return whole numbers, one per image, equal within a group, and their sum, the same in every group."""
+    sizes = np.bincount(codes).tolist()
+    total = math.lcm(*sizes)
+    return [total // sizes[code] for code in codes.tolist()], total
+
+
+def _grouped_quantile(values: _FloatArray, codes: _IntArray, rate: Fraction) -> float:
+    """Return the smallest score q with sum over groups of share_g(score <= q) >= (G + 1) * (1 - rate)."""
+    weights, total = _image_weights(codes)
+    limit = math.ceil(total * (_n_groups(codes) + 1) * (1 - rate))
+    order = np.argsort(values).tolist()
+    reached = accumulate(weights[i] for i in order)
+    return next(float(values[i]) for i, weight in zip(order, reached, strict=True) if weight >= limit)
+
+
+def _midpoint_above(lower: float, scores: _FloatArray) -> float:
+    """Return the midpoint between ``lower`` and the next larger score; the next float when there is none."""
+    next_float = math.nextafter(lower, math.inf)
+    above = float(scores[scores > lower].min(initial=math.inf))
+    if above == math.inf:
+        return next_float
+    middle = lower / 2 + above / 2  # halves: no overflow
+    return min(max(middle, next_float), above)  # neighbouring floats: the middle may round onto the lower one
+
+
+def _promise(rate: Fraction, confidence: Fraction | None, n: int, n_groups: int | None) -> str:
+    if confidence is None:
+        text = f"False-alarm rate {percent_text(rate)} on average over calibrations"
+    else:
+        text = f"False-alarm rate at most {percent_text(rate)}, with {percent_text(confidence)} confidence"
+    if n_groups is None:
+        return f"{text}; images are taken as independent ({n} images)."
+    rule = "every group counts once" if confidence is None else "set on the largest score of each group"
+    return f"{text}, for a new image of a new group ({n_groups} groups; {rule})."
