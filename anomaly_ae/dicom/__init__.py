@@ -1,0 +1,8 @@
+"""DICOM images in. The only user of pydicom, which is imported on first use.
+
+`shared` lies here because this is the first reader in the order of modules; the other readers import it too.
+"""
+
+from anomaly_ae.dicom.read import count_dicom_frames, is_dicom, read_dicom
+
+__all__ = ["count_dicom_frames", "is_dicom", "read_dicom"]

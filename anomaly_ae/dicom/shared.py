@@ -1,0 +1,170 @@
+"""What every image reader shares: limits, opening a file, a decoder's failure as one clear error."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from anomaly_ae.errors import AnomalyAEError, UnreadableImageError
+from anomaly_ae.records import PixelArray
+
+MAX_PIXELS = 2**28
+"""Most samples (height x width x channels) of one image: 268 million, 512 MiB at 16 bits."""
+
+COPY_AGAIN = "copy the file again from where it came, or leave it out"
+
+
+def check_size(name: str, shape: Sequence[int]) -> None:
+    """Refuse an empty image and one too large to be true, before memory is taken for it.
+
+    Parameters
+    ----------
+    name : str
+        What the message calls the image.
+    shape : sequence of int
+        Declared lengths of all axes.
+
+    Raises
+    ------
+    UnreadableImageError
+        An axis shorter than 1, or more than `MAX_PIXELS` samples.
+    """
+    text = " x ".join(str(length) for length in shape)
+    if min(shape) < 1:
+        raise UnreadableImageError(f"{name}: declares {text} samples", "an axis is empty", COPY_AGAIN)
+    if math.prod(shape) > MAX_PIXELS:
+        raise UnreadableImageError(
+            f"{name}: declares {text} samples",
+            f"more than the {MAX_PIXELS:,} that one image may have",
+            "cut the image into parts or reduce it; a damaged header can also be the cause",
+        )
+
+
+def check_frame(name: str, frame: int, n_frames: int) -> None:
+    """Refuse a frame that the file does not have; frames count from 0.
+
+    Raises
+    ------
+    UnreadableImageError
+        `frame` is negative or not below `n_frames`.
+    """
+    if not 0 <= frame < n_frames:
+        raise UnreadableImageError(
+            f"{name}: has no frame {frame}",
+            f"the file holds {n_frames} frame{'s' if n_frames != 1 else ''}",
+            f"ask for 0 to {n_frames - 1}" if n_frames > 0 else COPY_AGAIN,
+        )
+
+
+def file_head(path: Path, name: str, n_bytes: int = 512) -> bytes:
+    """Return the first bytes of a file; a file that cannot be opened or is empty is one clear error.
+
+    Raises
+    ------
+    UnreadableImageError
+        Missing, a folder, not permitted, not readable, or empty.
+    """
+    try:
+        if path.is_dir():
+            raise UnreadableImageError(f"{name}: is a folder", "one image file was expected", "name a file in it")
+        with path.open("rb") as file:
+            head = file.read(n_bytes)
+    except FileNotFoundError as error:
+        raise UnreadableImageError(
+            f"{name}: no such file", "", "check the path; paths in a CSV are relative to it"
+        ) from error
+    except PermissionError as error:
+        raise UnreadableImageError(
+            f"{name}: may not be read", "permission denied", "change the file's permissions"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UnreadableImageError(f"{name}: cannot be opened", one_line(error)) from error
+    if not head:
+        raise UnreadableImageError(f"{name}: is empty", "0 bytes", COPY_AGAIN)
+    return head
+
+
+@contextmanager
+def decoding(name: str, kind: str, quote: bool = True) -> Iterator[None]:
+    """Keep a decoder's warnings in, and turn whatever it raises into one `UnreadableImageError`.
+
+    Parameters
+    ----------
+    name : str
+        What messages call the image.
+    kind : str
+        What is decoded: "PNG file".
+    quote : bool
+        Whether the library's own message is shown, on one line. False where it may hold header values: then
+        only the kind of the exception is named, and the exception is not chained.
+
+    Raises
+    ------
+    UnreadableImageError
+        In place of any exception that is not one of ours.
+    """
+    try:
+        with _silence():
+            yield
+    except AnomalyAEError:
+        raise
+    except MemoryError as error:
+        raise UnreadableImageError(
+            f"{name}: not enough memory to decode this {kind}", "", "free memory or reduce the image"
+        ) from error
+    except Exception as error:
+        why = one_line(error) if quote else f"{type(error).__module__}.{type(error).__name__}"
+        what = f"{name}: damaged or unsupported {kind}"
+        raise UnreadableImageError(what, why, COPY_AGAIN) from (error if quote else None)
+
+
+def native(pixels: PixelArray) -> PixelArray:
+    """Return the same numbers in this machine's byte order."""
+    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+
+
+def one_line(error: BaseException, n_characters: int = 200) -> str:
+    """Return an exception's message on one line of limited length.
+
+    >>> one_line(OSError("cannot\\n  identify"))
+    'cannot identify'
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= n_characters else text[: n_characters - 3] + "..."
+
+
+_silence_lock = threading.Lock()
+_inside: set[object] = set()
+_undo = ExitStack()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    # `warnings.catch_warnings` alone is not safe in threads: left in another order than entered, it
+    # changes the filters for good. So the first one in saves them, and the last one out restores them.
+    token = object()
+    with _silence_lock:
+        if not _inside:
+            _enter_silence()
+        _inside.add(token)
+    try:
+        yield
+    finally:
+        with _silence_lock:
+            _inside.remove(token)
+            if not _inside:
+                _undo.close()
+
+
+def _enter_silence() -> None:
+    _undo.enter_context(warnings.catch_warnings())
+    warnings.simplefilter("ignore")
+    for name in ("pydicom", "tifffile"):  # pydicom logs header values; tifffile writes to stderr unasked
+        logger = logging.getLogger(name)
+        _undo.callback(setattr, logger, "disabled", logger.disabled)
+        logger.disabled = True

@@ -1,0 +1,144 @@
+"""From stored DICOM numbers to measured ones: modality LUT, inversion, padding, spacing."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from anomaly_ae.errors import UnreadableImageError
+from anomaly_ae.records import BoolArray, Image, PixelArray
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+
+def n_frames_of(header: Dataset) -> int:
+    """Return NumberOfFrames; an image without it, or with none, has one frame."""
+    return int(header.get("NumberOfFrames") or 1)
+
+
+def colour_image(stored: PixelArray, header: Dataset, frame: int, name: str) -> Image:
+    """Make an Image of decoded RGB samples or palette indices, (H, W, 3) or (H, W)."""
+    if header.PhotometricInterpretation == "PALETTE COLOR":
+        from pydicom.pixels.processing import apply_color_lut
+
+        n_entries, first, _ = header.RedPaletteColorLookupTableDescriptor
+        rgb = apply_color_lut(np.clip(stored, first, first + (n_entries or 2**16) - 1), header)
+        bits = rgb.dtype.itemsize * 8
+    else:
+        rgb, bits = stored, int(header.BitsStored)
+    pixels = np.ascontiguousarray(np.moveaxis(rgb[..., :3], -1, 0))  # (3, H, W)
+    return Image(pixels, None, _spacing_mm(header, frame), name, n_frames_of(header), bits)
+
+
+def grey_image(stored: PixelArray, header: Dataset, frame: int, name: str) -> Image:
+    """Make an Image of decoded grey values, (H, W); what is done to them is written at `read_dicom`."""
+    is_float = stored.dtype.kind == "f"
+    if is_float:
+        values, ends, bits = stored, None, None  # float pixel data has no modality LUT and no stored range
+    elif header.get("ModalityLUTSequence"):
+        values, ends, bits = _look_up(stored, header)
+    else:
+        values, ends = _rescale(stored, header, frame)
+        bits = int(header.BitsStored) if values.dtype.kind in "iu" else None
+    if header.PhotometricInterpretation == "MONOCHROME1":
+        values = _invert(values, ends, name)
+    valid = None if is_float else _valid(stored, header)
+    return Image(values[np.newaxis], valid, _spacing_mm(header, frame), name, n_frames_of(header), bits)
+
+
+def _look_up(stored: PixelArray, header: Dataset) -> tuple[PixelArray, tuple[float, float], int]:
+    """Modality LUT (PS3.3 C.11.1.1): below its first input the first entry, above the last the last."""
+    item = header.ModalityLUTSequence[0]
+    n_entries, first, bits = item.LUTDescriptor
+    first -= 2**16 if header.PixelRepresentation == 1 and first >= 2**15 else 0  # SS written as US
+    n_entries = n_entries or 2**16
+    data = item.LUTData
+    if isinstance(data, bytes):  # OW; entries of 8 bits may be packed two to a word
+        is_big_endian = header.original_encoding[1] is False
+        data = np.frombuffer(data, "u1" if len(data) < 2 * n_entries else ">u2" if is_big_endian else "<u2")
+    table = np.asarray(data)[:n_entries].astype(np.uint8 if bits <= 8 else np.uint16)
+    index = np.clip(stored.astype(np.int64) - first, 0, len(table) - 1)
+    return table[index], (0, 2**bits - 1), bits
+
+
+def _rescale(stored: PixelArray, header: Dataset, frame: int) -> tuple[PixelArray, tuple[float, float]]:
+    """Return the rescaled values, and the two ends of the stored range rescaled likewise."""
+    slope = _of_frame(header, frame, "PixelValueTransformationSequence", "RescaleSlope")
+    intercept = _of_frame(header, frame, "PixelValueTransformationSequence", "RescaleIntercept")
+    slope, intercept = float(1 if slope is None else slope), float(0 if intercept is None else intercept)
+    low, high = (end * slope + intercept for end in _stored_range(header))
+    if slope == 1 and intercept == 0:
+        return stored, (low, high)
+    if slope.is_integer() and intercept.is_integer():
+        values = stored.astype(np.int64) * int(slope) + int(intercept)
+        return _narrowed(values, low, high), (low, high)
+    # float32 holds 24 bits: enough for 16 stored bits and the rounding of the slope, not for more.
+    dtype = np.float32 if header.BitsStored <= 16 else np.float64
+    return (stored * slope + intercept).astype(dtype), (low, high)
+
+
+def _stored_range(header: Dataset) -> tuple[int, int]:
+    n_values = 2 ** int(header.BitsStored)
+    return (-n_values // 2, n_values // 2 - 1) if header.PixelRepresentation == 1 else (0, n_values - 1)
+
+
+def _narrowed(values: PixelArray, low: float, high: float) -> PixelArray:
+    """Cast int64 values to the dtype that holds the device's whole range and every value."""
+    low, high = min(low, high, values.min()), max(low, high, values.max())
+    for dtype in (np.int16, np.int32):
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return values.astype(dtype)
+    return values
+
+
+def _invert(values: PixelArray, ends: tuple[float, float] | None, name: str) -> PixelArray:
+    if ends is None:
+        raise UnreadableImageError(
+            f"{name}: unsupported DICOM colours", "MONOCHROME1 with float pixels has no range to invert in"
+        )
+    total = ends[0] + ends[1]
+    if values.dtype.kind == "f":
+        return (total - values).astype(values.dtype)
+    inverted = int(total) - values.astype(np.int64)
+    info = np.iinfo(values.dtype)
+    fits = info.min <= inverted.min() and inverted.max() <= info.max
+    return inverted.astype(values.dtype) if fits else _narrowed(inverted, *ends)
+
+
+def _valid(stored: PixelArray, header: Dataset) -> BoolArray | None:
+    value, limit = header.get("PixelPaddingValue"), header.get("PixelPaddingRangeLimit")
+    if not isinstance(value, int):
+        return None
+    ends = [_as_stored(end, header) for end in (value, limit if isinstance(limit, int) else value)]
+    valid: BoolArray = (stored < min(ends)) | (stored > max(ends))
+    return None if valid.all() else valid
+
+
+def _as_stored(value: int, header: Dataset) -> int:
+    """Read a padding value in the sign of the pixels: files hold it as US where SS is due."""
+    n_values = 1 << int(header.BitsAllocated)
+    if header.PixelRepresentation == 1 and value >= n_values // 2:
+        return value - n_values
+    return value
+
+
+def _spacing_mm(header: Dataset, frame: int) -> tuple[float, float] | None:
+    spacing = _of_frame(header, frame, "PixelMeasuresSequence", "PixelSpacing") or header.get("ImagerPixelSpacing")
+    if not spacing or len(spacing) != 2:
+        return None
+    row_mm, column_mm = (float(length) for length in spacing)
+    is_length = all(math.isfinite(length) and length > 0 for length in (row_mm, column_mm))
+    return (row_mm, column_mm) if is_length else None
+
+
+def _of_frame(header: Dataset, frame: int, sequence: str, attribute: str) -> Any:
+    """Attribute of this frame, else of all frames (functional groups, PS3.3 C.7.6.16), else of the image."""
+    for groups, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
+        items = header.get(groups) or []
+        macro = items[index].get(sequence) if index < len(items) else None
+        if macro and attribute in macro[0]:
+            return macro[0].get(attribute)
+    return header.get(attribute)

@@ -1,0 +1,28 @@
+"""Images in: one Image of a file, several files, an array, a Pillow picture or a DICOM data set."""
+
+from anomaly_ae.dicom.shared import MAX_PIXELS
+from anomaly_ae.readers.arrays import Axes
+from anomaly_ae.readers.hashes import image_sha256, pixel_sha256
+from anomaly_ae.readers.read import (
+    IMAGE_SUFFIXES,
+    count_frames,
+    image_from,
+    looks_like_image,
+    read_channels,
+    read_image,
+    read_mask,
+)
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "Axes",
+    "count_frames",
+    "image_from",
+    "image_sha256",
+    "looks_like_image",
+    "pixel_sha256",
+    "read_channels",
+    "read_image",
+    "read_mask",
+]

@@ -1,0 +1,297 @@
+"""From a path, several paths, an array, a picture or a data set to one Image; masks; frames."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anomaly_ae.dicom import count_dicom_frames, is_dicom, read_dicom
+from anomaly_ae.dicom.shared import check_frame, decoding, file_head
+from anomaly_ae.errors import DataError, UnreadableImageError, UsageError
+from anomaly_ae.readers.arrays import Axes, channels_first, check_dtype, finish, read_npy
+from anomaly_ae.readers.pillow import from_pillow, read_with_pillow
+from anomaly_ae.readers.tiff import count_tiff_frames, read_tiff
+from anomaly_ae.records import BoolArray, Image
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy", ".dcm", ".dicom", ".ima"})
+"""Lower-case suffixes that a folder scan takes as images."""
+
+_DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
+_MAGIC = (
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x93NUMPY", "NPY"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+)
+_BMP_HEADER_SIZES = frozenset({12, 40, 52, 56, 64, 108, 124})
+_FOREIGN = (
+    (b"GIF8", "a GIF"),
+    (b"RIFF", "a WebP"),
+    (b"\0\0\0\x0cjP", "a JPEG 2000"),
+    (b"%PDF", "a PDF"),
+    (b"PK", "a ZIP"),
+    (b"\x1f\x8b", "a gzip"),
+)
+_LOSSY_MASK_LEVEL = 127  # JPEG blurs the 0 and 255 of a mask; above the middle is defect
+
+
+def read_image(path: str | Path, frame: int = 0) -> Image:
+    """Read one frame of an image file, in the file's own numbers.
+
+    The format is found by content; the suffix matters only for DICOM files without preamble. No intensity is
+    rescaled, reduced in depth or windowed, except as formats define their values: modality LUT and
+    MONOCHROME1 (see `anomaly_ae.dicom.read_dicom`), TIFF "white is zero".
+
+    Parameters
+    ----------
+    path : path
+        PNG (1 to 16 bits), JPEG, BMP, TIFF, NPY or DICOM.
+    frame : int
+        Counted from 0: a page of a TIFF, a frame of a DICOM file. All others have one.
+
+    Returns
+    -------
+    Image
+        ``pixels``: (C, H, W) in the file's dtype and native byte order; 1-bit and boolean pixels as uint8 0/1; a
+        palette as RGB; three equal channels as one, with ``was_grey_rgb``. ``valid``: False where alpha, a
+        transparent colour or DICOM padding say so; None where nothing does. Orientation tags are applied.
+
+    Raises
+    ------
+    UnreadableImageError
+        Missing, not permitted, empty, truncated, damaged, too large, in an unsupported format, without `frame`,
+        with NaN or infinite values, or wholly transparent. Nothing else is raised, whatever the file holds.
+    """
+    return _with_valid_pixels(_read(Path(path), str(path), frame))
+
+
+def read_channels(files: Sequence[str | Path], frame: int = 0) -> Image:
+    """Read several files as the channels of one sample.
+
+    Parameters
+    ----------
+    files : sequence of path
+        On one pixel grid. A file with three channels gives three.
+    frame : int
+        The same of every file.
+
+    Returns
+    -------
+    Image
+        ``pixels``: (sum of channels, H, W) in the smallest dtype that holds all. ``valid``: where all files are.
+
+    Raises
+    ------
+    UnreadableImageError
+        A file is unreadable, or height, width or pixel spacing differ.
+    """
+    images = [_read(Path(file), str(file), frame) for file in files]
+    if not images:
+        raise UsageError("no files given", "a sample needs at least one file")
+    if len(images) == 1:
+        return _with_valid_pixels(images[0])
+    for image in images[1:]:
+        _check_same_grid(images[0], image)
+    pixels = np.concatenate([image.pixels for image in images])  # (C, H, W)
+    masks = [image.valid for image in images if image.valid is not None]
+    bits = [image.bits_stored for image in images if image.bits_stored is not None]
+    return _with_valid_pixels(
+        Image(
+            pixels,
+            np.logical_and.reduce(masks) if masks else None,
+            next((image.spacing_mm for image in images if image.spacing_mm), None),
+            "|".join(image.source for image in images),
+            min(image.n_frames for image in images),
+            max(bits) if len(bits) == len(images) and pixels.dtype.kind in "iu" else None,
+        )
+    )
+
+
+def image_from(source: Any, axes: Axes | None = None, frame: int = 0) -> Image:
+    """Make an Image of whatever holds one.
+
+    Parameters
+    ----------
+    source : path, array, PIL.Image.Image, pydicom Dataset or Image
+        It is not changed; arrays are copied.
+    axes : "HW", "HWC", "CHW" or None
+        Order of an array's axes. None: two axes are HW; three are HWC if the last has at most 4 entries, else CHW
+        if the first has; anything else is an error. A fourth channel is a channel, not transparency.
+    frame : int
+        Of a path or Dataset, counted from 0.
+
+    Returns
+    -------
+    Image
+        As `read_image`; an Image unchanged.
+
+    Raises
+    ------
+    UnreadableImageError
+        As `read_image`.
+    UsageError
+        `source` is of another kind, or `axes` do not fit.
+    """
+    if isinstance(source, Image):
+        return source
+    if isinstance(source, str | Path):
+        return read_image(source, frame)
+    if isinstance(source, np.ndarray):
+        check_dtype(source.dtype, "array")
+        return finish(Image(channels_first(source, axes, "array").copy()))
+    if _is_instance(source, "PIL.Image", "Image"):
+        with decoding("PIL image", "picture"):
+            return _with_valid_pixels(from_pillow(source, "PIL image"))
+    if _is_instance(source, "pydicom.dataset", "Dataset"):
+        return _with_valid_pixels(finish(read_dicom(source, frame)))
+    raise UsageError(
+        f"cannot make an image of a {type(source).__name__}",
+        "a path, a numpy array, a PIL image or a pydicom Dataset is taken",
+        "pass a tensor as tensor.cpu().numpy()",
+    )
+
+
+def read_mask(path: str | Path, shape: tuple[int, int] | None = None) -> BoolArray:
+    """Read a defect mask: any pixel that is not zero, in any channel, is defect.
+
+    JPEG files blur the edges of a mask: there a pixel is defect above 127. Transparent pixels are no defect.
+
+    Parameters
+    ----------
+    path : path
+        Any format of `read_image`, with one frame.
+    shape : (height, width) or None
+        What the mask must measure.
+
+    Returns
+    -------
+    bool array, (H, W)
+
+    Raises
+    ------
+    UnreadableImageError
+        As `read_image`, or several frames.
+    DataError
+        The mask has another shape than `shape`.
+    """
+    path, name = Path(path), str(path)
+    image = _read(path, name, 0)
+    if image.n_frames > 1:
+        raise UnreadableImageError(f"{name}: {image.n_frames} frames", "a mask has one", "save one mask per image")
+    is_lossy = _kind(path, name) == "JPEG"
+    is_defect = image.pixels > _LOSSY_MASK_LEVEL if is_lossy else image.pixels != 0
+    mask: BoolArray = np.logical_and(is_defect.any(axis=0), True if image.valid is None else image.valid)
+    if shape is not None and mask.shape != tuple(shape):
+        raise DataError(
+            f"{name}: mask {_by(mask.shape)}, image {_by(shape)} (height x width)",
+            "a mask lies pixel on pixel on its image",
+            "export the mask in the size of the image",
+        )
+    return mask
+
+
+def count_frames(path: str | Path) -> int:
+    """Return the number of frames of an image file; only headers are read.
+
+    Raises
+    ------
+    UnreadableImageError
+        The file is not an image, or its header is damaged.
+    """
+    path, name = Path(path), str(path)
+    match _kind(path, name):
+        case "DICOM":
+            return count_dicom_frames(path)
+        case "TIFF":
+            return count_tiff_frames(path, name)
+    return 1
+
+
+def looks_like_image(path: str | Path) -> bool:
+    """Whether a folder scan takes the file: by suffix, or by the DICOM magic where the suffix says nothing.
+
+    Many archives name DICOM files by a number or a UID, so a suffix of digits says nothing. Hidden files (the
+    "._" companions of macOS) and DICOMDIR are not images.
+
+    >>> looks_like_image("part.PNG"), looks_like_image("._part.png"), looks_like_image("notes.txt")
+    (True, False, False)
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if path.name.startswith(".") or path.name.upper() == "DICOMDIR":
+        return False
+    if suffix in IMAGE_SUFFIXES:
+        return True
+    if suffix and not suffix[1:].isdigit():
+        return False
+    try:
+        return is_dicom(file_head(path, path.name))
+    except UnreadableImageError:
+        return False
+
+
+def _read(path: Path, name: str, frame: int) -> Image:
+    kind = _kind(path, name)
+    if kind == "DICOM":
+        return finish(read_dicom(name, frame))
+    if kind == "TIFF":
+        return read_tiff(path, name, frame)
+    check_frame(name, frame, 1)
+    return read_npy(path, name) if kind == "NPY" else read_with_pillow(path, kind, name)
+
+
+def _kind(path: Path, name: str) -> str:
+    """Format by content: PNG, JPEG, BMP, TIFF, NPY or DICOM."""
+    head = file_head(path, name)
+    if is_dicom(head):  # before TIFF: a DICOM preamble may hold a TIFF header (PS3.10, 7.1)
+        return "DICOM"
+    for magic, kind in _MAGIC:
+        if head.startswith(magic):
+            return kind
+    if head.startswith(b"BM") and int.from_bytes(head[14:18], "little") in _BMP_HEADER_SIZES:
+        return "BMP"
+    # Without preamble a DICOM file starts with an element of group 2 or 8.
+    if path.suffix.lower() in _DICOM_SUFFIXES or head[:2] in (b"\x02\0", b"\x08\0", b"\0\x08"):
+        return "DICOM"
+    foreign = next((f"it is {what} file" for magic, what in _FOREIGN if head.startswith(magic)), "")
+    raise UnreadableImageError(
+        f"{name}: is not an image that can be read",
+        foreign or "its content is none of PNG, JPEG, BMP, TIFF, NPY, DICOM",
+        "convert it to PNG or TIFF, or leave it out",
+    )
+
+
+def _is_instance(source: Any, module: str, name: str) -> bool:
+    # If the package was never imported, nobody can hold an object of it.
+    return module in sys.modules and isinstance(source, getattr(sys.modules[module], name))
+
+
+def _with_valid_pixels(image: Image) -> Image:
+    if image.valid is not None and not image.valid.any():
+        raise UnreadableImageError(
+            f"{image.source}: no valid pixel",
+            "alpha, the transparent colour or DICOM padding cover the whole image",
+            "remove the alpha channel, or leave the image out",
+        )
+    return image
+
+
+def _check_same_grid(first: Image, other: Image) -> None:
+    why, fix = "channels of one sample lie on one pixel grid", "resample the files onto one grid"
+    if first.spatial_shape != other.spatial_shape:
+        sizes = f"{_by(first.spatial_shape)} and {_by(other.spatial_shape)} (height x width)"
+        raise UnreadableImageError(f"{first.source} and {other.source} measure {sizes}", why, fix)
+    if first.spacing_mm and other.spacing_mm and not np.allclose(first.spacing_mm, other.spacing_mm, rtol=1e-3):
+        spacings = f"{_by(first.spacing_mm)} and {_by(other.spacing_mm)} mm"
+        raise UnreadableImageError(f"{first.source} and {other.source} have pixels of {spacings}", why, fix)
+
+
+def _by(lengths: Sequence[float]) -> str:
+    return "x".join(f"{length:g}" for length in lengths)
