@@ -1,0 +1,37 @@
+"""A finished RUN, written for people: heatmap pictures and one self-contained page.
+
+================  =========================================================================
+`colour`          the absolute colour scale: 0 = a typical normal, 1 = the threshold
+`pictures`        small pictures of a run: thumbnails, details, ``pictures.npz``
+`heatmap`         one image with its anomaly map as a PNG of full resolution
+`run`             the RUN folder -> `Run`
+`words`           figures as text: percentages, intervals, the sentence at the top of the page
+`figures`         ROC, precision-recall, histogram, outlines as inline SVG
+`html`            `Run` -> ``report.html`` (with ``template.html.j2``, ``report.css``, ``report.js``)
+================  =========================================================================
+"""
+
+from anomaly_ae.report.colour import colormap, decode_display, encode_display, overlay_lut
+from anomaly_ae.report.heatmap import write_heatmap
+from anomaly_ae.report.html import write_report
+from anomaly_ae.report.pictures import (
+    MAX_GALLERY_IMAGES,
+    PictureWriter,
+    thumbnail,
+    thumbnail_map,
+    thumbnail_side_px,
+)
+
+__all__ = [
+    "MAX_GALLERY_IMAGES",
+    "PictureWriter",
+    "colormap",
+    "decode_display",
+    "encode_display",
+    "overlay_lut",
+    "thumbnail",
+    "thumbnail_map",
+    "thumbnail_side_px",
+    "write_heatmap",
+    "write_report",
+]

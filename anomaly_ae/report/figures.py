@@ -1,0 +1,286 @@
+"""Curves, histogram and outlines as inline SVG, without a style of their own: colours come from ``report.css``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from markupsafe import Markup
+
+Floats = npt.NDArray[np.float64]
+Points = tuple[Floats, Floats]
+
+_N_BINS = 44
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """A plot area in SVG units, and the data range it shows."""
+
+    x_low: float
+    x_high: float
+    y_high: float
+    left: float
+    top: float
+    width: float
+    height: float
+
+    def x(self, value: float) -> float:
+        """Return the horizontal place of a value, kept inside."""
+        share = (value - self.x_low) / (self.x_high - self.x_low)
+        return self.left + min(max(share, 0.0), 1.0) * self.width
+
+    def y(self, value: float) -> float:
+        """Return the vertical place of a value."""
+        return self.top + (1 - value / self.y_high) * self.height
+
+
+def roc_points(normal: Floats, anomalous: Floats) -> Points:
+    """Return false-alarm rate and sensitivity at every distinct score, from (0, 0) to (1, 1).
+
+    >>> x, y = roc_points(np.array([0.0, 1.0]), np.array([1.0, 2.0]))
+    >>> x.tolist(), y.tolist()
+    ([0.0, 0.0, 0.5, 1.0], [0.0, 0.5, 1.0, 1.0])
+    """
+    false_alarms, found = _counts_at_thresholds(normal, anomalous)
+    return np.r_[0.0, false_alarms / normal.size], np.r_[0.0, found / anomalous.size]
+
+
+def pr_points(normal: Floats, anomalous: Floats) -> Points:
+    """Return recall and precision at every distinct score, as the steps of which average precision is the area.
+
+    >>> x, y = pr_points(np.array([0.0, 1.0]), np.array([1.0, 2.0]))
+    >>> x.tolist(), y.tolist()
+    ([0.0, 0.5, 0.5, 1.0, 1.0, 1.0], [1.0, 1.0, 0.6666666666666666, 0.6666666666666666, 0.5, 0.5])
+    """
+    false_alarms, found = _counts_at_thresholds(normal, anomalous)
+    recall, precision = found / anomalous.size, found / (found + false_alarms)
+    return np.repeat(np.r_[0.0, recall], 2)[1:-1], np.repeat(precision, 2)
+
+
+def _counts_at_thresholds(normal: Floats, anomalous: Floats) -> Points:
+    """Count the scores at or above each distinct score, the highest first."""
+    thresholds = np.unique(np.r_[normal, anomalous])[::-1]
+    counts = [scores.size - np.searchsorted(np.sort(scores), thresholds, side="left") for scores in (normal, anomalous)]
+    return counts[0].astype(np.float64), counts[1].astype(np.float64)
+
+
+def curve_svg(
+    title: str,
+    axis_titles: tuple[str, str],
+    curves: Sequence[tuple[str, Points]],
+    chance: tuple[float, float],
+    operating_point: tuple[float, float] | None,
+) -> Markup:
+    """Draw ROC or precision-recall curves in the unit square.
+
+    Parameters
+    ----------
+    title : str
+        What the picture is called where it cannot be seen.
+    axis_titles : tuple of str
+        Horizontal, vertical.
+    curves : sequence of (name, (x, y))
+        The first is drawn solid, others dashed.
+    chance : tuple of float
+        Left and right end of the line that guessing would give.
+    operating_point : tuple of float or None
+        Where the threshold in force lies.
+    """
+    axes = Axes(0, 1, 1, left=56, top=10, width=300, height=300)
+    parts = [_grid(axes, _ticks(0, 1), _ticks(0, 1)), _axis_titles(axes, *axis_titles)]
+    parts.append(_line(axes, np.array([0.0, 1.0]), np.array(chance), "chance"))
+    for i, (name, (x, y)) in enumerate(curves):
+        parts.append(_line(axes, x, y, f"curve curve-{i}"))
+        parts.append(
+            _legend(axes.left + axes.width - 12, axes.top + axes.height - 14 - 18 * i, f"curve curve-{i}", name)
+        )
+    if operating_point is not None:
+        x_point, y_point = axes.x(operating_point[0]), axes.y(operating_point[1])
+        parts.append(f'<circle class="point" cx="{x_point:.1f}" cy="{y_point:.1f}" r="5"/>')
+    return _svg(title, 366, 352, parts)
+
+
+def histogram_svg(
+    title: str,
+    classes: Sequence[tuple[str, str, Floats]],
+    calibration: Floats,
+    threshold: float,
+    median: float | None,
+) -> Markup:
+    """Draw the scores of each class, with the threshold and the outline of the calibration normals.
+
+    Bars are shares of their own class, so that classes of different size can be compared. Scores far above the
+    threshold are counted in the last bar.
+
+    Parameters
+    ----------
+    title : str
+        What the picture is called where it cannot be seen.
+    classes : sequence of (name, CSS class, scores)
+    calibration : float array
+        Scores of the calibration normals; may be empty.
+    threshold, median : float
+        Drawn as lines; the median of the calibration normals may be missing.
+    """
+    everything = np.concatenate([*(scores for _, _, scores in classes), calibration, [threshold]])
+    edges, is_cut = _bin_edges(everything, threshold)
+    named = [*classes, ("calibration normals", "calibration", calibration)]
+    shares = [(name, css, _shares(scores, edges)) for name, css, scores in named if scores.size]
+    y_high = max([share.max() for _, _, share in shares], default=1.0) * 1.06
+    axes = Axes(float(edges[0]), float(edges[-1]), float(y_high), left=56, top=44, width=674, height=226)
+    ticks = _ticks(axes.x_low, axes.x_high)
+    parts = [_grid(axes, ticks, _ticks(0, axes.y_high, 4), y_percent=True)]
+    parts.append(_axis_titles(axes, "score", "share of the class"))
+    for i, (name, css, share) in enumerate(shares):
+        parts.append(_steps(axes, edges, share, css))
+        parts.append(_legend(axes.left + axes.width - 10, axes.top + 16 + 20 * i, f"bar {css}", name))
+    if is_cut:
+        parts.append(_text(axes.left + axes.width, axes.top + axes.height + 34, "and above →", "tick", "end"))
+    if median is not None:
+        parts.append(_marker(axes, median, "median", "typical normal (0)", rise=8))
+    parts.append(_marker(axes, threshold, "limit", "threshold (1)", rise=26))  # a line higher: the two may be close
+    parts.append(_marker(axes, threshold, "what-if", "", rise=0, identifier="what-if-line"))
+    data = f'data-low="{axes.x_low!r}" data-high="{axes.x_high!r}" data-left="{axes.left}" data-width="{axes.width}"'
+    return _svg(title, 746, 312, parts, data)
+
+
+def interval_svg(value: float | None, low: float | None, high: float | None, start: float) -> Markup:
+    """Draw a value in [start, 1] with its interval, as a mark on a short line; nothing where there is no value."""
+    if value is None:
+        return Markup("")
+    axes = Axes(start, 1, 1, left=4, top=0, width=112, height=16)
+    parts = ['<line class="track" x1="4" x2="116" y1="8" y2="8"/>']
+    if low is not None and high is not None:
+        parts.append(f'<line class="range" x1="{axes.x(low):.1f}" x2="{axes.x(high):.1f}" y1="8" y2="8"/>')
+    parts.append(f'<circle class="mark" cx="{axes.x(value):.1f}" cy="8" r="3.5"/>')
+    return Markup(f'<svg class="spark" viewBox="0 0 120 16" aria-hidden="true">{"".join(parts)}</svg>')  # noqa: S704
+
+
+def outline_path(inside: npt.NDArray[Any]) -> str:
+    """Return the border of a region as SVG path data, along the edges of pixels.
+
+    Parameters
+    ----------
+    inside : bool array, (H, W)
+
+    >>> outline_path(np.array([[True]]))
+    'M0 0h1M0 1h1M0 0v1M1 0v1'
+    """
+    padded = np.pad(np.asarray(inside, dtype=bool), 1)
+    across = padded[1:, 1:-1] != padded[:-1, 1:-1]  # (H + 1, W): edges between a pixel and the one above
+    along = (padded[1:-1, 1:] != padded[1:-1, :-1]).T  # (W + 1, H): edges between a pixel and the one to its left
+    horizontal = [f"M{start} {line}h{length}" for line, start, length in _runs(across)]
+    vertical = [f"M{line} {start}v{length}" for line, start, length in _runs(along)]
+    return "".join(horizontal + vertical)
+
+
+def _runs(lines: npt.NDArray[np.bool_]) -> Iterable[tuple[int, int, int]]:
+    """Yield line, start and length of each run of True along the second axis."""
+    steps = np.diff(np.pad(lines, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    line, start = np.nonzero(steps == 1)
+    _, end = np.nonzero(steps == -1)
+    return zip(line.tolist(), start.tolist(), (end - start).tolist(), strict=True)
+
+
+def _bin_edges(scores: Floats, threshold: float) -> tuple[Floats, bool]:
+    """Return bin edges of which one is the threshold, and whether some scores lie beyond the last."""
+    low, high = float(scores.min()), float(scores.max())
+    middle = float(np.median(scores))
+    limit = max(threshold + 2 * (threshold - low), middle + 2 * (middle - low))
+    is_cut = high > limit > threshold
+    high = limit if is_cut else high
+    width = (high - low) / _N_BINS or 1.0
+    n_below = math.ceil((threshold - low) / width)
+    n_above = max(1, math.ceil((high - threshold) / width))
+    steps = np.arange(-max(n_below, 1), n_above + 1, dtype=np.float64)
+    return threshold + width * steps, is_cut
+
+
+def _shares(scores: Floats, edges: Floats) -> Floats:
+    """Return each bin's share; scores outside are counted in the first and last bin."""
+    inside = np.clip(scores, edges[0], edges[-1])
+    # Half-open bins, as in ``score >= threshold``; only the last one is closed.
+    return np.histogram(inside, bins=edges)[0] / scores.size
+
+
+def _ticks(low: float, high: float, n: int = 6) -> list[float]:
+    """Return about ``n`` round numbers in the range.
+
+    >>> _ticks(0, 1)
+    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    """
+    raw = (high - low) / n
+    size = 10.0 ** math.floor(math.log10(raw))
+    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw * 0.999)
+    return [round(i * step, 12) for i in range(math.ceil(low / step), math.floor(high / step + 1e-9) + 1)]
+
+
+def _grid(axes: Axes, x_ticks: list[float], y_ticks: list[float], y_percent: bool = False) -> str:
+    parts = []
+    bottom, right = axes.top + axes.height, axes.left + axes.width
+    for tick in x_ticks:
+        x = axes.x(tick)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{axes.top}" y2="{bottom}"/>')
+        parts.append(_text(x, bottom + 16, f"{tick:g}", "tick", "middle"))
+    for tick in y_ticks:
+        y = axes.y(tick)
+        parts.append(f'<line class="grid" x1="{axes.left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        label = f"{100 * tick:g} %" if y_percent else f"{tick:g}"
+        parts.append(_text(axes.left - 6, y + 4, label, "tick", "end"))
+    return "".join(parts)
+
+
+def _axis_titles(axes: Axes, horizontal: str, vertical: str) -> str:
+    bottom = axes.top + axes.height
+    below = _text(axes.left + axes.width / 2, bottom + 36, horizontal, "axis", "middle")
+    beside = _text(0, 0, vertical, "axis", "middle")
+    return f'{below}<g transform="translate(13 {axes.top + axes.height / 2}) rotate(-90)">{beside}</g>'
+
+
+def _line(axes: Axes, x: Floats, y: Floats, css: str) -> str:
+    x_px = [f"{axes.x(v):.1f}" for v in x]
+    y_px = [f"{axes.y(v):.1f}" for v in y]
+    points = dict.fromkeys(f"{a},{b}" for a, b in zip(x_px, y_px, strict=True))  # drops repeats, keeps the order
+    return f'<polyline class="{css}" points="{" ".join(points)}"/>'
+
+
+def _steps(axes: Axes, edges: Floats, shares: Floats, css: str) -> str:
+    points = [f"{axes.x(edges[0]):.1f},{axes.y(0):.1f}"]
+    for left, right, share in zip(edges[:-1], edges[1:], shares, strict=True):
+        points += [f"{axes.x(left):.1f},{axes.y(share):.1f}", f"{axes.x(right):.1f},{axes.y(share):.1f}"]
+    points.append(f"{axes.x(edges[-1]):.1f},{axes.y(0):.1f}")
+    return f'<polygon class="bar {css}" points="{" ".join(points)}"/>'
+
+
+def _marker(axes: Axes, value: float, css: str, label: str, rise: float, identifier: str = "") -> str:
+    """Draw a vertical line that rises above the plot, with a label beside its end."""
+    x, top, bottom = axes.x(value), axes.top - rise, axes.top + axes.height
+    name = f' id="{identifier}"' if identifier else ""
+    line = f'<line class="marker {css}"{name} x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>'
+    if x > axes.left + 0.8 * axes.width:
+        return line + _text(x - 6, top + 9, label, f"label {css}", "end")
+    return line + _text(x + 6, top + 9, label, f"label {css}", "start")
+
+
+def _legend(right: float, y: float, css: str, name: str) -> str:
+    swatch = f'<line class="{css} key" x1="{right - 22:.1f}" x2="{right:.1f}" y1="{y - 4:.1f}" y2="{y - 4:.1f}"/>'
+    return swatch + _text(right - 28, y, name, "legend", "end")
+
+
+def _text(x: float, y: float, text: str, css: str, anchor: str) -> str:
+    return str(
+        Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}</text>').format(
+            css, f"{x:.1f}", f"{y:.1f}", anchor, text
+        )
+    )
+
+
+def _svg(title: str, width: int, height: int, parts: Iterable[str], attributes: str = "") -> Markup:
+    # The parts are made of numbers and of texts that _text has escaped.
+    opening = Markup('<svg class="plot" role="img" aria-label="{}" viewBox="0 0 {} {}" ').format(title, width, height)
+    return opening + Markup(f"{attributes}>{''.join(parts)}</svg>")  # noqa: S704

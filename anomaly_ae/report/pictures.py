@@ -1,0 +1,332 @@
+"""Small pictures of a run: a thumbnail and a map for each image of the gallery, details for about thirty.
+
+They are collected in one pass while images are scored, and stored in ``pictures.npz``, so that a report can be rendered
+again without the images or the model.
+"""
+
+from __future__ import annotations
+
+import heapq
+import io
+import math
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from anomaly_ae.errors import DataError
+from anomaly_ae.files import write_bytes
+from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL
+from anomaly_ae.report.colour import encode_display
+
+MAX_GALLERY_IMAGES = 2000
+"""Beyond this many images, the gallery holds those with the highest scores."""
+
+DETAIL_SIDE_PX = 320
+_N_DETAILS_PER_KIND = 10
+_GALLERY_PIXELS = MAX_GALLERY_IMAGES * 80**2  # what a page of 12 MB can hold
+_LARGEST_THUMBNAIL_PX = 192
+_BLOCK_PX = 8  # thumbnails fill whole JPEG blocks: neighbours in a sheet do not bleed into each other
+_MAX_FILE_BYTES = 2**30
+_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+
+Bytes2D = npt.NDArray[np.uint8]
+T = TypeVar("T")
+
+
+def thumbnail_side_px(n_images: int) -> int:
+    """Return the longer side of thumbnails with which a page of ``n_images`` stays under 12 MB.
+
+    >>> [thumbnail_side_px(n) for n in (1, 400, 1000, 2000, 10**6)]
+    [192, 176, 112, 80, 80]
+    """
+    side_px = math.isqrt(_GALLERY_PIXELS // min(max(n_images, 1), MAX_GALLERY_IMAGES))
+    return min(side_px // _BLOCK_PX * _BLOCK_PX, _LARGEST_THUMBNAIL_PX)
+
+
+def shrunk_shape(height: int, width: int, side_px: int) -> tuple[int, int]:
+    """Return height and width with the longer side at most ``side_px``; small images keep their size.
+
+    >>> shrunk_shape(300, 600, 80), shrunk_shape(28, 28, 80)
+    ((40, 80), (28, 28))
+    """
+    scale = min(1.0, side_px / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def picture(pixels01: npt.NDArray[Any], side_px: int) -> Bytes2D:
+    """Shrink an image by area averages, in colour where it has three channels.
+
+    Parameters
+    ----------
+    pixels01 : float array, (C, H, W)
+        In [0, 1]; channels other than 3 are averaged to grey.
+    side_px : int
+        Longer side of the result, at most.
+
+    Returns
+    -------
+    uint8 array, (h, w) or (h, w, 3)
+    """
+    image = np.clip(np.nan_to_num(np.asarray(pixels01, dtype=np.float64)), 0, 1)  # (C, H, W)
+    image = np.moveaxis(image, 0, -1) if image.shape[0] == 3 else image.mean(axis=0)
+    bytes8 = np.rint(image * 255).astype(np.uint8)  # (H, W) or (H, W, 3)
+    height, width = shrunk_shape(bytes8.shape[0], bytes8.shape[1], side_px)
+    return np.asarray(Image.fromarray(bytes8).resize((width, height), Image.Resampling.BOX))
+
+
+def thumbnail(pixels01: npt.NDArray[Any], side_px: int) -> Bytes2D:
+    """Shrink an image to a grey thumbnail by area averages.
+
+    Parameters
+    ----------
+    pixels01 : float array, (C, H, W)
+        In [0, 1].
+    side_px : int
+        Longer side of the thumbnail, at most; smaller images are not enlarged.
+
+    Returns
+    -------
+    uint8 array, (h, w)
+    """
+    small = picture(pixels01, side_px)
+    return small if small.ndim == 2 else np.rint(small @ _LUMA).astype(np.uint8)
+
+
+def thumbnail_map(display_map: npt.NDArray[Any], side_px: int) -> Bytes2D:
+    """Shrink a map by cell maxima, so that a defect of one pixel stays visible.
+
+    Parameters
+    ----------
+    display_map : float array, (H, W)
+        0 = a typical normal, 1 = the threshold.
+    side_px : int
+        Longer side of the result, at most.
+
+    Returns
+    -------
+    uint8 array, (h, w)
+        Coded by `encode_display`; of the shape that `thumbnail` gives for the same image.
+    """
+    return shrink_by_maximum(encode_display(display_map), side_px)
+
+
+def shrink_by_maximum(values: Bytes2D, side_px: int) -> Bytes2D:
+    """Cut (H, W) into cells, each pixel in exactly one, and keep each cell's maximum."""
+    height, width = shrunk_shape(values.shape[0], values.shape[1], side_px)
+    rows = np.arange(height) * values.shape[0] // height
+    columns = np.arange(width) * values.shape[1] // width
+    return np.maximum.reduceat(np.maximum.reduceat(values, rows, axis=0), columns, axis=1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Detail:
+    """One image at up to 320 px: input and reconstruction (h, w[, 3]), coded map (h, w), mask (h, w) or None."""
+
+    id: str
+    input: Bytes2D
+    map: Bytes2D
+    reconstruction: Bytes2D | None = None
+    mask: Bytes2D | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pictures:
+    """What ``pictures.npz`` holds; ``shapes`` (N, 2) is the used height and width, top left in each (s, s) square."""
+
+    ids: tuple[str, ...]
+    shapes: npt.NDArray[np.int64]
+    thumbnails: Bytes2D
+    maps: Bytes2D
+    details: tuple[Detail, ...]
+
+
+class _Largest(Generic[T]):
+    """The ``n_kept`` items of the largest keys; of equal keys, the earlier."""
+
+    def __init__(self, n_kept: int) -> None:
+        self.n_kept, self._heap, self._n_seen = n_kept, list[tuple[float, int, T]](), 0
+
+    def wants(self, key: float) -> bool:
+        return len(self._heap) < self.n_kept or key > self._heap[0][0]
+
+    def add(self, key: float, item: T) -> None:
+        self._n_seen += 1
+        heapq.heappush(self._heap, (key, -self._n_seen, item))
+        if len(self._heap) > self.n_kept:
+            heapq.heappop(self._heap)
+
+    def items(self) -> list[T]:
+        return [item for _, _, item in sorted(self._heap, key=lambda entry: entry[:2], reverse=True)]
+
+
+class PictureWriter:
+    """Collects the small pictures of a run in one pass and bounded memory.
+
+    Kept are the thumbnails of the 2,000 highest scores, and details of the ten highest normal, the ten lowest and the
+    ten highest anomalous images (without labels: the thirty highest).
+
+    Parameters
+    ----------
+    n_images : int
+        How many images will come, at most; sets the size of the thumbnails.
+    """
+
+    def __init__(self, n_images: int) -> None:
+        self.side_px = thumbnail_side_px(n_images)
+        self._gallery = _Largest[tuple[str, Bytes2D, Bytes2D]](MAX_GALLERY_IMAGES)
+        self._normal = _Largest[Detail](_N_DETAILS_PER_KIND)
+        self._missed = _Largest[Detail](_N_DETAILS_PER_KIND)
+        self._hit = _Largest[Detail](_N_DETAILS_PER_KIND)
+        self._unlabelled = _Largest[Detail](3 * _N_DETAILS_PER_KIND)
+
+    def wants_detail(self, label: str, score: float) -> bool:
+        """Whether a detail of this image would be kept as things stand: spare the reconstruction otherwise."""
+        return any(kind.wants(key) for kind, key in self._kinds(label, score))
+
+    def add(
+        self,
+        id: str,
+        label: str,
+        score: float,
+        pixels01: npt.NDArray[Any],
+        display_map: npt.NDArray[Any],
+        reconstruction01: npt.NDArray[Any] | None = None,
+        mask: npt.NDArray[Any] | None = None,
+    ) -> None:
+        """Take one scored image.
+
+        Parameters
+        ----------
+        id, label : str
+            As in ``scores.csv``; the label "normal", "anomalous" or "".
+        score : float
+            Image score.
+        pixels01, reconstruction01 : float array, (C, H, W)
+            In [0, 1]. The reconstruction may have another size, or be missing.
+        display_map : float array, (H, W)
+            0 = a typical normal, 1 = the threshold.
+        mask : array, (H, W), or None
+            Non-zero = truly anomalous.
+        """
+        if self._gallery.wants(score):
+            small = thumbnail(pixels01, self.side_px), thumbnail_map(display_map, self.side_px)
+            self._gallery.add(score, (id, *small))
+        if self.wants_detail(label, score):
+            detail = _detail(id, pixels01, display_map, reconstruction01, mask)
+            for kind, key in self._kinds(label, score):
+                kind.add(key, detail)
+
+    def write(self, path: Path) -> None:
+        """Write ``pictures.npz`` to ``path``.
+
+        Raises
+        ------
+        OutputError
+            When the file cannot be written.
+        """
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **self._arrays())
+        write_bytes(path, buffer.getvalue())
+
+    def _kinds(self, label: str, score: float) -> list[tuple[_Largest[Detail], float]]:
+        if label == ANOMALOUS_LABEL:
+            return [(self._missed, -score), (self._hit, score)]
+        return [(self._normal if label == NORMAL_LABEL else self._unlabelled, score)]
+
+    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        gallery = self._gallery.items()
+        kinds = (self._normal, self._missed, self._hit, self._unlabelled)
+        details = {detail.id: detail for kind in kinds for detail in kind.items()}
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "ids": np.array([id for id, _, _ in gallery], dtype=np.str_),
+            "thumbnail_shapes": np.array([small.shape for _, small, _ in gallery], dtype=np.int64).reshape(-1, 2),
+            "thumbnails": _stack((small for _, small, _ in gallery), self.side_px, len(gallery)),
+            "maps": _stack((codes for _, _, codes in gallery), self.side_px, len(gallery)),
+            "detail_ids": np.array(list(details), dtype=np.str_),
+        }
+        for k, detail in enumerate(details.values()):
+            arrays |= _detail_arrays(k, detail)
+        return arrays
+
+
+def _detail(
+    id: str,
+    pixels01: npt.NDArray[Any],
+    display_map: npt.NDArray[Any],
+    reconstruction01: npt.NDArray[Any] | None,
+    mask: npt.NDArray[Any] | None,
+) -> Detail:
+    shown = picture(pixels01, DETAIL_SIDE_PX)
+    rebuilt = None if reconstruction01 is None else picture(reconstruction01, DETAIL_SIDE_PX)
+    if rebuilt is not None and rebuilt.shape[:2] != shown.shape[:2]:  # the model works at another scale
+        size = (shown.shape[1], shown.shape[0])
+        rebuilt = np.asarray(Image.fromarray(rebuilt).resize(size, Image.Resampling.BILINEAR))
+    truth = None if mask is None else shrink_by_maximum((np.asarray(mask) > 0).astype(np.uint8), DETAIL_SIDE_PX)
+    return Detail(id, shown, thumbnail_map(display_map, DETAIL_SIDE_PX), rebuilt, truth)
+
+
+def _detail_arrays(k: int, detail: Detail) -> dict[str, npt.NDArray[Any]]:
+    parts = {
+        "input": detail.input,
+        "reconstruction": detail.reconstruction,
+        "map": detail.map,
+        "mask": detail.mask,
+    }
+    return {f"detail_{k}_{name}": array for name, array in parts.items() if array is not None}
+
+
+def _stack(pictures: Iterable[Bytes2D], side_px: int, n_pictures: int) -> Bytes2D:
+    """Put (h, w) pictures top left into the squares of (n_pictures, side_px, side_px)."""
+    stack = np.zeros((n_pictures, side_px, side_px), dtype=np.uint8)
+    for square, small in zip(stack, pictures, strict=True):
+        square[: small.shape[0], : small.shape[1]] = small
+    return stack
+
+
+def read_pictures(path: Path) -> Pictures:
+    """Read what `PictureWriter` wrote.
+
+    Raises
+    ------
+    DataError
+        When the file is damaged, foreign, or unpacks to more than 1 GiB.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            n_bytes = sum(entry.file_size for entry in archive.infolist())
+        if n_bytes > _MAX_FILE_BYTES:
+            raise DataError(f"{path} unpacks to {n_bytes:,} bytes", "no run has that much", "evaluate again")
+        with np.load(path, allow_pickle=False) as arrays:
+            return _from_arrays(arrays)
+    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        raise DataError(f"cannot read {path}", str(error), "evaluate again, or delete the file") from error
+
+
+def _from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> Pictures:
+    details = [
+        Detail(
+            id=str(id),
+            input=arrays[f"detail_{k}_input"],
+            map=arrays[f"detail_{k}_map"],
+            reconstruction=arrays.get(f"detail_{k}_reconstruction"),
+            mask=arrays.get(f"detail_{k}_mask"),
+        )
+        for k, id in enumerate(arrays["detail_ids"])
+    ]
+    pictures = Pictures(
+        ids=tuple(str(id) for id in arrays["ids"]),
+        shapes=arrays["thumbnail_shapes"],
+        thumbnails=arrays["thumbnails"],
+        maps=arrays["maps"],
+        details=tuple(details),
+    )
+    n_images = len(pictures.ids)
+    if any(len(a) != n_images for a in (pictures.shapes, pictures.thumbnails, pictures.maps)):
+        raise ValueError("ids, thumbnails and maps differ in number")
+    return pictures

@@ -1,0 +1,178 @@
+"""A RUN folder, read for the page."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anomaly_ae.errors import DataError
+from anomaly_ae.records import Decision
+from anomaly_ae.report.pictures import Pictures, read_pictures
+
+FORMAT = 1
+_SCORE_COLUMNS = frozenset(
+    (
+        *("format", "id", "path", "frame", "label", "defect", "unit", "group", "time_utc"),
+        *("decision", "score", "threshold", "display", "p_value", "n_regions", "largest_region_px"),
+        *("milliseconds", "image_sha256", "weights_sha256", "thresholds_sha256", "version"),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """One line of ``scores.csv`` or ``units.csv``; ``extra`` holds the manifest's own columns."""
+
+    id: str
+    label: str
+    group: str
+    decision: str
+    score: float
+    display: float
+    p_value: float
+    path: str = ""
+    frame: int = 0
+    defect: str = ""
+    unit: str = ""
+    n_regions: str = ""
+    largest_region_px: str = ""
+    extra: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """Everything the page shows. ``info`` is ``run.json``, ``metrics`` is ``metrics.json`` or None."""
+
+    folder: Path
+    info: Mapping[str, Any]
+    metrics: Mapping[str, Any] | None
+    rows: tuple[Row, ...]
+    units: tuple[Row, ...]
+    failures: tuple[Mapping[str, str], ...]
+    pictures: Pictures | None
+
+    @property
+    def noun(self) -> str:
+        """What is decided: "unit" where several images make one, else "image"."""
+        return "unit" if self.metrics and self.metrics.get("unit") else "image"
+
+    def threshold(self, noun: str) -> Mapping[str, Any]:
+        """Return the threshold of images, units or pixels with its origin; that of images where there is none."""
+        thresholds: Mapping[str, Any] = self.info["threshold"]
+        found: Mapping[str, Any] = thresholds.get(noun) or thresholds["image"]
+        return found
+
+
+def read_run(folder: Path) -> Run:
+    """Read a RUN folder.
+
+    Raises
+    ------
+    DataError
+        When the folder is no RUN, of another format, or damaged.
+    """
+    info = _read_json(folder / "run.json")
+    if not isinstance(info.get("threshold"), dict) or not info["threshold"].get("image"):
+        raise DataError(f"{folder / 'run.json'} has no image threshold", "the file is damaged", "evaluate again")
+    pictures = folder / "pictures.npz"
+    return Run(
+        folder=folder,
+        info=info,
+        metrics=_read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else None,
+        rows=tuple(_row(line, folder / "scores.csv") for line in _read_csv(folder / "scores.csv")),
+        units=tuple(_unit_row(line, folder / "units.csv") for line in _read_optional(folder / "units.csv")),
+        failures=tuple(_read_optional(folder / "failures.csv")),
+        pictures=read_pictures(pictures) if pictures.exists() else None,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}", str(error), "name a folder that score or evaluate wrote") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise DataError(
+            f"{path} is not of format {FORMAT}", "another version wrote it", "evaluate again with this version"
+        )
+    return content
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"cannot read {path}", str(error), "name a folder that score or evaluate wrote") from error
+    for number, line in enumerate(lines, start=2):
+        if None in line or None in line.values():
+            raise DataError(
+                f"{path}, line {number}", "the number of fields is not that of the header", "evaluate again"
+            )
+    return lines
+
+
+def _read_optional(path: Path) -> list[dict[str, str]]:
+    return _read_csv(path) if path.exists() else []
+
+
+def _row(line: Mapping[str, str], path: Path) -> Row:
+    try:
+        return Row(
+            id=line["id"],
+            label=line["label"],
+            group=line["group"],
+            decision=_decision(line["decision"]),
+            score=_finite(line["score"]),
+            display=_number(line["display"]),
+            p_value=_number(line["p_value"]),
+            path=line["path"],
+            frame=int(line["frame"] or 0),
+            defect=line["defect"],
+            unit=line["unit"],
+            n_regions=line["n_regions"],
+            largest_region_px=line["largest_region_px"],
+            extra={name: text for name, text in line.items() if name not in _SCORE_COLUMNS},
+        )
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{path} holds no scores", str(error), "evaluate again") from error
+
+
+def _unit_row(line: Mapping[str, str], path: Path) -> Row:
+    try:
+        return Row(
+            id=line["unit"],
+            label=line["label"],
+            group=line["group"],
+            decision=_decision(line["decision"]),
+            score=_number(line["score"]),  # a unit that was not inspected has none
+            display=_number(line["display"]),
+            p_value=_number(line["p_value"]),
+        )
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{path} holds no units", str(error), "evaluate again") from error
+
+
+def _decision(text: str) -> str:
+    """Return the word of a decision, which files give as code or word.
+
+    >>> _decision("2"), _decision("not_inspected")
+    ('anomalous', 'not_inspected')
+    """
+    return Decision(int(text)).name.lower() if text.isdecimal() else Decision[text.upper()].name.lower()
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"a score of {text}")
+    return value
+
+
+def _number(text: str) -> float:
+    return float(text) if text else math.nan

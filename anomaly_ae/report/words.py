@@ -1,0 +1,183 @@
+"""Figures as text: exact enough to be true, short enough to be read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from anomaly_ae.report.run import Run
+from anomaly_ae.threshold import parse_confidence, parse_rate, percent_text
+
+Metric = Mapping[str, Any]
+
+_SHORTCUT_AUC = 0.8
+
+
+def number(value: float | None) -> str:
+    """Return a score or threshold with four significant digits.
+
+    >>> number(5.3), number(0.000123456), number(12345.6), number(None)
+    ('5.3', '0.0001235', '12,346', '–')
+    """
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if 10_000 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def percent(share: float | None) -> str:
+    """Return a share in per cent, without the sign; never rounded to 0 or to 100.
+
+    >>> [percent(share) for share in (0.941, 0.028, 0.0004, 0.9996, 0.0, 1.0, None)]
+    ['94', '2.8', '0.04', '99.96', '0', '100', '–']
+    """
+    if share is None:
+        return "–"
+    value = 100 * share
+    nearest_end = min(value, 100 - value)
+    if nearest_end <= 0:
+        return f"{value:.0f}"
+    if nearest_end >= 10 or (value > 50 and nearest_end >= 1):
+        return f"{value:.0f}"
+    n_digits = 1 if nearest_end >= 0.1 else 1 - math.floor(math.log10(nearest_end))
+    return f"{value:.{min(n_digits, 6)}f}".rstrip("0").rstrip(".") if n_digits > 1 else f"{value:.1f}"
+
+
+def ratio(value: float | None, n_digits: int = 3) -> str:
+    """Return an area under a curve or a display value; with more digits where it would be rounded up to 1.
+
+    >>> ratio(0.9432), ratio(0.99973), ratio(1.0), ratio(None), ratio(-0.001, 2)
+    ('0.943', '0.9997', '1.000', '–', '0.00')
+    """
+    if value is None or not math.isfinite(value):
+        return "–"
+    while value < 1 <= round(value, n_digits) and n_digits < 12:
+        n_digits += 1
+    return f"{round(value, n_digits) + 0.0:.{n_digits}f}"  # + 0.0: no "-0.00"
+
+
+def asked_rate(rate: str | None) -> str:
+    """Return an asked false-alarm rate, given as a fraction, in per cent.
+
+    >>> asked_rate("1/100"), asked_rate("")
+    ('1 %', '–')
+    """
+    return percent_text(parse_rate(rate)) if rate else "–"
+
+
+def count(n: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> count(1, "normal image"), count(2000, "image")
+    ('1 normal image', '2,000 images')
+    """
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def interval(metric: Metric, form: Any) -> str:
+    """Return the metric's first interval as "[low, high]", or nothing."""
+    for limits in metric.get("intervals") or ():
+        return f"[{form(limits['low'])}, {form(limits['high'])}]"
+    return ""
+
+
+def interval_notes(metric: Metric) -> str:
+    """Return how every interval of a metric was computed, in one line."""
+    return "; ".join(
+        f"{limits['low']:.4g} to {limits['high']:.4g}: {limits['method']}, {limits['unit']}s taken as independent"
+        for limits in metric.get("intervals") or ()
+        if limits["low"] is not None and limits["high"] is not None
+    )
+
+
+def rate_with_interval(metric: Metric) -> str:
+    """Return e.g. "2.8 % [1.1, 5.7]"."""
+    return f"{percent(metric['value'])} % {interval(metric, percent)}".strip()
+
+
+def headline(run: Run) -> str:
+    """Return the one sentence that comes first."""
+    noun = run.noun
+    if run.metrics is None or not run.metrics[noun]["at_threshold"]:
+        n_flagged = sum(row.decision == "anomalous" for row in run.rows)
+        verb = "was" if n_flagged == 1 else "were"
+        return (
+            f"At the {threshold_words(run, 'image')}, {n_flagged:,} of {count(len(run.rows), 'image')} {verb} flagged."
+        )
+    at = run.metrics[noun]["at_threshold"][0]
+    found, flagged = _found(at["sensitivity"], noun), _flagged(at["false_alarm_rate"], noun)
+    return f"At the {threshold_words(run, noun)}, {found}; {flagged}."
+
+
+def threshold_words(run: Run, noun: str) -> str:
+    """Return what the threshold in force promises, as a noun phrase."""
+    threshold = run.threshold(noun)
+    if not threshold.get("rate"):
+        return f"threshold {number(threshold['value'])}, set by hand"
+    rate = percent_text(parse_rate(threshold["rate"]))
+    if threshold.get("confidence"):
+        confidence = percent_text(parse_confidence(threshold["confidence"]))
+        return f"threshold that flags at most {rate} of normal {noun}s, with {confidence} confidence"
+    return f"threshold that flags {rate} of normal {noun}s on average"
+
+
+def _found(sensitivity: Metric, noun: str) -> str:
+    n = sensitivity["n_anomalous"]
+    if sensitivity["value"] is None:
+        return f"nothing can be said about anomalous {noun}s ({sensitivity['reason'] or 'there are none'})"
+    verb = "was" if n == 1 else "were"
+    return f"{rate_with_interval(sensitivity)} of {count(n, f'anomalous {noun}')} {verb} found"
+
+
+def _flagged(false_alarm_rate: Metric, noun: str) -> str:
+    n = false_alarm_rate["n_normal"]
+    if false_alarm_rate["value"] is None:
+        return (
+            f"nothing can be said about false alarms ({false_alarm_rate['reason'] or f'there are no normal {noun}s'})"
+        )
+    n_flagged = round(false_alarm_rate["value"] * n)
+    verb = "was" if n_flagged == 1 else "were"
+    return f"{n_flagged:,} of {count(n, f'normal {noun}')} ({rate_with_interval(false_alarm_rate)}) {verb} flagged"
+
+
+def warnings(run: Run) -> Iterator[str]:
+    """Yield what makes the figures less than they seem."""
+    data = run.info.get("data") or {}
+    stated = [str(text) for text in data.get("warnings") or ()]
+    yield from stated
+    for name, auc in (data.get("shortcuts") or {}).items():
+        if auc is not None and max(auc, 1 - auc) >= _SHORTCUT_AUC and not any(name in text for text in stated):
+            yield (
+                f"Shortcut: {name} alone separates the classes with a ROC-AUC of {ratio(max(auc, 1 - auc))}. "
+                "The model may have measured that, and not the defects."
+            )
+    yield from _metric_warnings(run)
+    if run.failures:
+        verb = "was" if len(run.failures) == 1 else "were"
+        yield f"{count(len(run.failures), 'image')} could not be read and {verb} not inspected."
+
+
+def _metric_warnings(run: Run) -> Iterator[str]:
+    if run.metrics is None:
+        return
+    model_auc = run.metrics["image"]["roc_auc"]["value"]
+    for name, metric in (run.info.get("baselines") or {}).items():
+        if None not in (model_auc, metric["value"]) and metric["value"] >= model_auc:
+            yield (
+                f"The baseline “{name}” separates the images at least as well as the model "
+                f"(ROC-AUC {ratio(metric['value'])} and {ratio(model_auc)})."
+            )
+    for at in run.metrics[run.noun]["at_threshold"][:1]:
+        yield from _broken_promise(at)
+
+
+def _broken_promise(at: Mapping[str, Any]) -> Iterator[str]:
+    """Warn when the whole interval of the measured rate lies above what the calibration leads to expect."""
+    measured, band = at["false_alarm_rate"], at.get("false_alarm_band")
+    intervals = measured.get("intervals") or ()
+    if not band or not intervals or intervals[0]["low"] is None or intervals[0]["low"] <= band[1]:
+        return
+    yield (
+        f"More normals were flagged than the calibration leads to expect: {rate_with_interval(measured)}, expected "
+        f"{percent(band[0])} to {percent(band[1])} %. The normals of this data differ from those of the calibration."
+    )
