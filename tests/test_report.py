@@ -673,6 +673,23 @@ def test_what_if_line_stands_at_the_threshold(browser: Browser, page: Path) -> N
     assert limit - median == pytest.approx((THRESHOLD - MEDIAN) * per_score, abs=0.2)
 
 
+def test_what_is_unknown_is_a_dash(tmp_path: Path) -> None:
+    folder = fake_run.build(tmp_path, n_images=5)
+    unknown = dict.fromkeys(("sha256", "preset", "n_parameters", "n_train", "n_validation", "steps", "trained_utc"))
+    _change(
+        folder / "run.json", lambda info: info["model"].update(unknown, working_scale=None, smallest_defect_px=None)
+    )
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "None" not in re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+
+
+def test_a_run_of_volumes_has_no_pictures_and_a_page(tmp_path: Path) -> None:
+    folder = fake_run.build(tmp_path, n_images=5, pictures=False)
+    PictureWriter(5).write(folder / "pictures.npz")
+    assert len(read_pictures(folder / "pictures.npz").ids) == 0
+    assert "test/good" in write_report(folder).read_text(encoding="utf-8")
+
+
 def test_two_renderings_are_the_same(page: Path) -> None:
     before = page.read_bytes()
     assert write_report(page.parent).read_bytes() == before

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
+from anomaly_ae.metrics import precision_recall_curve, roc_curve
+
 Floats = npt.NDArray[np.float64]
 Points = tuple[Floats, Floats]
 
@@ -40,14 +42,14 @@ class Axes:
 
 
 def roc_points(normal: Floats, anomalous: Floats) -> Points:
-    """Return false-alarm rate and sensitivity at every distinct score, from (0, 0) to (1, 1).
+    """Return false-alarm rate and sensitivity, from (0, 0) to (1, 1).
 
     >>> x, y = roc_points(np.array([0.0, 1.0]), np.array([1.0, 2.0]))
     >>> x.tolist(), y.tolist()
     ([0.0, 0.0, 0.5, 1.0], [0.0, 0.5, 1.0, 1.0])
     """
-    false_alarms, found = _counts_at_thresholds(normal, anomalous)
-    return np.r_[0.0, false_alarms / normal.size], np.r_[0.0, found / anomalous.size]
+    false_alarm_rate, sensitivity, _ = roc_curve(*_labels_and_scores(normal, anomalous))
+    return false_alarm_rate, sensitivity
 
 
 def pr_points(normal: Floats, anomalous: Floats) -> Points:
@@ -57,16 +59,12 @@ def pr_points(normal: Floats, anomalous: Floats) -> Points:
     >>> x.tolist(), y.tolist()
     ([0.0, 0.5, 0.5, 1.0, 1.0, 1.0], [1.0, 1.0, 0.6666666666666666, 0.6666666666666666, 0.5, 0.5])
     """
-    false_alarms, found = _counts_at_thresholds(normal, anomalous)
-    recall, precision = found / anomalous.size, found / (found + false_alarms)
-    return np.repeat(np.r_[0.0, recall], 2)[1:-1], np.repeat(precision, 2)
+    precision, recall, _ = precision_recall_curve(*_labels_and_scores(normal, anomalous))
+    return np.repeat(recall[::-1], 2)[1:-1], np.repeat(precision[-2::-1], 2)
 
 
-def _counts_at_thresholds(normal: Floats, anomalous: Floats) -> Points:
-    """Count the scores at or above each distinct score, the highest first."""
-    thresholds = np.unique(np.r_[normal, anomalous])[::-1]
-    counts = [scores.size - np.searchsorted(np.sort(scores), thresholds, side="left") for scores in (normal, anomalous)]
-    return counts[0].astype(np.float64), counts[1].astype(np.float64)
+def _labels_and_scores(normal: Floats, anomalous: Floats) -> tuple[npt.NDArray[np.bool_], Floats]:
+    return np.repeat([False, True], [normal.size, anomalous.size]), np.r_[normal, anomalous]
 
 
 def curve_svg(

@@ -64,6 +64,7 @@ def render(run: Run) -> str:
         percent=words.percent,
         ratio=words.ratio,
         count=words.count,
+        whole=words.whole,
         asked_rate=words.asked_rate,
         interval=words.interval,
         interval_notes=words.interval_notes,
