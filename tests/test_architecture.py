@@ -19,13 +19,17 @@ PACKAGE = Path(__file__).resolve().parent.parent / "anomaly_ae"
 # A module imports only from modules that stand before it here.
 ORDER = (
     "errors", "version", "files", "records", "config", "metrics", "dicom", "nifti", "readers", "manifest", "synthetic",
-    "prepare", "baselines", "model", "corruption", "scoring", "threshold", "regions", "modelfile", "loading",
-    "detector", "training", "residuals", "fitting", "report", "evaluation", "cli", "__init__", "__main__",
+    "prepare", "baselines", "model", "corruption", "scoring", "threshold", "calibration", "regions", "modelfile",
+    "listener", "loading", "detector", "training", "residuals", "survey", "fitting", "progress", "results", "report",
+    "keeping", "evaluation", "demo", "cli", "__init__", "__main__",
 )  # fmt: skip
 
 # Seconds to import each; so only these modules may, and never while `anomaly-ae --help` is shown.
 HEAVY = {
-    "torch": {"model", "corruption", "scoring", "modelfile", "loading", "detector", "training", "residuals", "fitting"},
+    "torch": {
+        *("model", "corruption", "scoring", "modelfile", "loading", "detector", "training", "residuals", "fitting"),
+        "demo",
+    },
     "monai": {"model", "training"},
     "pydicom": {"dicom"},
     "highdicom": {"dicom"},

@@ -23,7 +23,12 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_arguments: Any, **_keywords: Any) -> NoReturn:
         raise _NetworkUsed
 
-    for name in ("socket", "create_connection", "create_server", "getaddrinfo", "gethostbyname"):
+    class NoSocket(socket.socket):  # a class, because packages derive their own from it when they are imported
+        def __init__(self, *_arguments: Any, **_keywords: Any) -> None:
+            raise _NetworkUsed
+
+    monkeypatch.setattr(socket, "socket", NoSocket)
+    for name in ("create_connection", "create_server", "getaddrinfo", "gethostbyname"):
         monkeypatch.setattr(socket, name, refuse)
 
 
@@ -35,6 +40,8 @@ def run(*arguments: str | Path) -> None:
 def test_the_block_works() -> None:
     with pytest.raises(_NetworkUsed):
         socket.create_connection(("127.0.0.1", 9))
+    with pytest.raises(_NetworkUsed):
+        socket.socket()
 
 
 @pytest.mark.slow
