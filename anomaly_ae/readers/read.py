@@ -158,7 +158,7 @@ def image_from(source: Any, axes: Axes | None = None, frame: int = 0) -> Image:
     )
 
 
-def read_mask(path: str | Path, shape: tuple[int, int] | None = None) -> BoolArray:
+def read_mask(path: str | Path, shape: tuple[int, ...] | None = None) -> BoolArray:
     """Read a defect mask: any pixel that is not zero, in any channel, is defect.
 
     JPEG files blur the edges of a mask: there a pixel is defect above 127. Transparent pixels are no defect.

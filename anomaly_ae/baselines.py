@@ -1,0 +1,59 @@
+"""What any detector has to beat: mean grey, and the residual of a principal component analysis of the same normals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from anomaly_ae.prepare import resample
+from anomaly_ae.records import FloatArray, PixelArray
+
+SIDE_PX = 64
+N_COMPONENTS = 30
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PcaBaseline:
+    """Principal components of small grey images of the training normals.
+
+    Attributes
+    ----------
+    mean : float32 array, (SIDE_PX ** d,)
+    components : float32 array, (n_components, SIDE_PX ** d)
+        Orthonormal rows.
+    """
+
+    mean: FloatArray
+    components: FloatArray
+
+    def score(self, grey: FloatArray) -> float:
+        """Return the mean squared residual of one small grey image, as from `small_grey`."""
+        centred = grey - self.mean
+        residual = centred - self.components.T @ (self.components @ centred)
+        return float(np.mean(residual.astype(np.float64) ** 2))
+
+
+def fit_pca(greys: Sequence[FloatArray]) -> PcaBaseline:
+    """Fit the baseline on small grey images of the training normals: at most `N_COMPONENTS` components."""
+    images = np.stack(greys).astype(np.float64)  # (n, pixels)
+    mean = images.mean(axis=0)
+    n_components = min(N_COMPONENTS, len(images) - 1)
+    _, _, rows = np.linalg.svd(images - mean, full_matrices=False)
+    return PcaBaseline(mean.astype(np.float32), rows[:n_components].astype(np.float32))
+
+
+def small_grey(pixels: PixelArray, limits: FloatArray) -> FloatArray:
+    """Return the channel mean in units of the intensity limits, shrunk to `SIDE_PX` per axis and flattened.
+
+    Parameters
+    ----------
+    pixels : array, (C, *spatial)
+    limits : array, (C, 2)
+    """
+    spread = [1] * (pixels.ndim - 1)
+    low, high = limits[:, 0].reshape(-1, *spread), limits[:, 1].reshape(-1, *spread)
+    small = resample(pixels, (SIDE_PX,) * (pixels.ndim - 1))
+    grey: FloatArray = ((small - low) / (high - low)).mean(axis=0).astype(np.float32).ravel()
+    return grey

@@ -1,0 +1,274 @@
+"""The configuration: small frozen sections, each used by one module, with validated ranges.
+
+A configuration is a TOML file; a preset is one of the files in ``configs/``. Unknown keys are refused with the
+nearest known one, because a misspelt option that is silently ignored is a wrong result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from anomaly_ae.errors import ConfigError
+
+PRESETS = ("default", "fast", "texture", "object", "radiograph", "smoke")
+
+
+def _number(default: float, low: float, high: float, text: str) -> Any:
+    return field(default=default, metadata={"range": (low, high), "help": text})
+
+
+def _choice(default: str, choices: tuple[str, ...], text: str) -> Any:
+    return field(default=default, metadata={"choices": choices, "help": text})
+
+
+def _switch(default: bool, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, slots=True)
+class IntensityConfig:
+    """How the file's numbers become [0, 1]; used by ``scoring.IntensityScale``."""
+
+    policy: str = _choice(
+        "percentile",
+        ("percentile", "range", "dtype", "volume_percentile", "window"),
+        "percentile and range: of the training pixels; dtype: all stored bits; volume_percentile: of each "
+        "image or volume; window: low and high given here",
+    )
+    low_percentile: float = _number(0.1, 0, 49, "percentile that becomes 0")
+    high_percentile: float = _number(99.9, 51, 100, "percentile that becomes 1")
+    low: float | None = field(default=None, metadata={"help": "value that becomes 0 (policy window)"})
+    high: float | None = field(default=None, metadata={"help": "value that becomes 1 (policy window)"})
+    headroom: float = _number(1.0, 0, 10, "values are clamped to [-headroom, 1 + headroom]")
+
+
+@dataclass(frozen=True, slots=True)
+class GeometryConfig:
+    """Working scale; used by ``prepare``."""
+
+    max_side_px: int = _number(512, 32, 8192, "longer sides are shrunk to this; smaller images stay as they are")
+    min_side_px: int = _number(64, 16, 512, "shorter sides below this are enlarged to it")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The network; used by ``model.build_autoencoder``."""
+
+    architecture: str = _choice("unet", ("unet", "bottleneck"), "unet repairs; bottleneck is the textbook baseline")
+    spatial_dims: int = _number(2, 2, 3, "2 for images, 3 for volumes")
+    n_channels: int = _number(1, 1, 64, "channels of the images; set by fit")
+    unshuffle: int = _number(2, 1, 4, "side of the pixel blocks that the stem turns into channels")
+    width: int = _number(24, 4, 256, "channels of the finest level")
+    depth: int = _number(3, 1, 5, "number of times the resolution is halved after the stem")
+    latent_channels: int = _number(16, 1, 1024, "latent size per position (bottleneck only)")
+
+
+@dataclass(frozen=True, slots=True)
+class CorruptionConfig:
+    """What is done to normal images in training; used by ``corruption.corrupt``."""
+
+    shape_probability: float = _number(0.9, 0, 1, "share of images that receive foreign shapes")
+    max_shapes: int = _number(4, 1, 16, "largest number of shapes per image")
+    min_size_px: float = _number(1.0, 0.5, 64, "smallest half axis of a shape")
+    max_size_share: float = _number(0.35, 0.02, 1, "largest half axis as a share of the image side")
+    coarse_noise_probability: float = _number(0.3, 0, 1, "share of images with coarse noise (Kascenas et al., 2022)")
+    coarse_noise_sd: float = _number(0.2, 0, 1, "deviation of the coarse noise")
+    gaussian_noise_sd: float = _number(0.05, 0, 1, "deviation of the noise that is added on top and kept")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingConfig:
+    """The loop; used by ``training``."""
+
+    steps: int = _number(2500, 1, 1_000_000, "number of optimiser steps: the budget, the same on CPU and GPU")
+    batch_size: int = _number(16, 1, 4096, "crops per step")
+    crop_px: int = _number(96, 16, 2048, "side of the training crops; smaller images are used whole")
+    learning_rate: float = _number(2e-3, 1e-7, 1, "peak of the one-cycle schedule")
+    weight_decay: float = _number(1e-4, 0, 1, "of AdamW")
+    l1: float = _number(1.0, 0, 100, "weight of the mean absolute error")
+    l2: float = _number(0.0, 0, 100, "weight of the mean squared error")
+    ssim: float = _number(0.2, 0, 100, "weight of 1 - SSIM")
+    damage_weight: float = _number(10.0, 0, 1000, "additional weight of the loss where the input was damaged")
+    repair: bool = _switch(True, "corrupt the input and ask for the clean image; false: plain reconstruction")
+    flip: bool = _switch(False, "mirrored images are as normal as the originals")
+    rotate: bool = _switch(False, "images turned by 90 degrees are as normal as the originals")
+    ema_decay: float = _number(0.995, 0, 0.99999, "of the running mean of the weights")
+    validate_every: int = _number(250, 1, 100_000, "steps between validations and checkpoints")
+    patience: int = _number(6, 1, 1000, "validations without improvement before training stops")
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringConfig:
+    """From two images to one number; used by ``scoring``."""
+
+    l1: float = _number(0.5, 0, 100, "weight of the absolute error")
+    l2: float = _number(0.0, 0, 100, "weight of the squared error")
+    ssim: float = _number(0.0, 0, 100, "weight of 1 - SSIM")
+    gms: float = _number(0.5, 0, 100, "weight of the multi-scale gradient-magnitude similarity")
+    smooth_sd_px: float = _number(2.0, 0, 50, "Gaussian smoothing of the error map, at working scale")
+    standardise: str = _choice(
+        "auto",
+        ("auto", "global", "context", "position"),
+        "auto: position where images share one grid, else context",
+    )
+    pooling: str = _choice("max", ("max", "top_share", "quantile"), "how a map becomes one score")
+    top_share: float = _number(0.001, 1e-6, 1, "share of the valid pixels that top_share averages")
+    quantile: float = _number(0.999, 0.5, 1, "for pooling quantile")
+    window_px: int = _number(1024, 128, 8192, "larger images are mapped window by window of this side")
+
+
+@dataclass(frozen=True, slots=True)
+class SplitConfig:
+    """How the normals are cut by group into train, validation and calibration; used by ``manifest``."""
+
+    validation_share: float = _number(0.1, 0.01, 0.5, "early stop and residual statistics")
+    calibration_share: float = _number(0.2, 0.05, 0.8, "thresholds and p-values only")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All sections, and the one seed."""
+
+    preset: str = "default"
+    seed: int = _number(0, 0, 2**31 - 1, "every random draw derives from it")
+    intensity: IntensityConfig = field(default_factory=IntensityConfig)
+    geometry: GeometryConfig = field(default_factory=GeometryConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+
+
+def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a preset by name, or a TOML file, and apply ``section.key=value`` overrides.
+
+    Raises
+    ------
+    ConfigError
+        Unknown preset, key or value out of range.
+
+    >>> load_config("smoke", ["training.steps=3"]).training.steps
+    3
+    """
+    values = _read_toml(source)
+    for override in overrides:
+        _apply_override(values, override)
+    return config_from_dict(values)
+
+
+def config_from_dict(values: Mapping[str, Any]) -> Config:
+    """Build a configuration from nested dictionaries; every key and range is checked."""
+    config: Config = _build(Config, values, "")
+    _check_combinations(config)
+    return config
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """Return nested dictionaries that `config_from_dict` accepts."""
+    return dataclasses.asdict(config)
+
+
+def with_values(config: Config, **sections: Mapping[str, Any]) -> Config:
+    """Return a copy with some keys of some sections replaced: ``with_values(c, model={"n_channels": 3})``."""
+    values = config_to_dict(config)
+    for section, keys in sections.items():
+        values[section] = {**values[section], **keys}
+    return config_from_dict(values)
+
+
+def preset_path(name: str) -> Path:
+    """Return the TOML file of a preset: inside the package when installed, beside it in a checkout."""
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset '{name}'", "", f"one of: {', '.join(PRESETS)}; or give a file.toml")
+    package = Path(__file__).resolve().parent
+    folder = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+    return folder / f"{name}.toml"
+
+
+def _read_toml(source: str | Path) -> dict[str, Any]:
+    is_file = isinstance(source, Path) or str(source).endswith(".toml")
+    path = Path(source) if is_file else preset_path(str(source))
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}", str(error.strerror), "check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no valid TOML", str(error), "mend that line") from error
+    return {"preset": path.stem, **values}
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    section, _, name = key.strip().partition(".")
+    if not separator:
+        raise ConfigError(f"'{override}' is no setting", "", "write section.key=value, e.g. training.steps=500")
+    if name:
+        values.setdefault(section, {})[name] = _parse_value(text.strip())
+    else:
+        values[section] = _parse_value(text.strip())
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word is a string: scoring.pooling=max
+
+
+def _build(section: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
+    known = {f.name: f for f in dataclasses.fields(section)}
+    hints = get_type_hints(section)
+    checked: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            raise _unknown_key(prefix + key, [prefix + name for name in known])
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{prefix}{key} is a section", f"found {value!r}", f"write {key}.NAME=VALUE")
+            checked[key] = _build(hints[key], value, f"{prefix}{key}.")
+        else:
+            checked[key] = _check_value(prefix + key, value, hints[key], known[key].metadata)
+    return section(**checked)
+
+
+def _unknown_key(key: str, known: list[str]) -> ConfigError:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    fix = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+    return ConfigError(f"unknown setting '{key}'", "", fix)
+
+
+def _check_value(key: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
+    accepted = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if float in accepted and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) not in accepted:
+        names = " or ".join(t.__name__ for t in accepted if t is not type(None))
+        raise ConfigError(f"{key} = {value!r}", f"expected {names}, found {type(value).__name__}")
+    if "range" in metadata:
+        low, high = metadata["range"]
+        if not low <= value <= high:
+            raise ConfigError(f"{key} = {value}", f"outside of [{low}, {high}]", metadata["help"])
+    if "choices" in metadata and value not in metadata["choices"]:
+        raise ConfigError(f"{key} = {value!r}", "unknown", f"one of: {', '.join(metadata['choices'])}")
+    return value
+
+
+def _check_combinations(config: Config) -> None:
+    intensity = config.intensity
+    low, high = intensity.low, intensity.high
+    if intensity.policy == "window" and (low is None or high is None or low >= high):
+        raise ConfigError("intensity policy 'window'", f"needs low < high, found {low} and {high}")
+    for name, section in (("training", config.training), ("scoring", config.scoring)):
+        weights = [getattr(section, key) for key in ("l1", "l2", "ssim", "gms") if hasattr(section, key)]
+        if not any(weights):
+            raise ConfigError(f"all error weights of {name} are 0", "nothing would be measured", "set one, e.g. l1 = 1")
+    if config.split.validation_share + config.split.calibration_share > 0.9:
+        raise ConfigError("validation_share + calibration_share above 0.9", "too little is left for training")

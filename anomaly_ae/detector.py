@@ -1,0 +1,376 @@
+"""The fitted detector: scores images, and is kept in one safe file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anomaly_ae.baselines import PcaBaseline, small_grey
+from anomaly_ae.calibration import CalibrationScores, Thresholds
+from anomaly_ae.config import Config, config_from_dict, config_to_dict
+from anomaly_ae.errors import AnomalyAEError, ModelFileError, UsageError
+from anomaly_ae.loading import ImageStore, in_order, read_sample, torch_pixels
+from anomaly_ae.manifest import manifest_from_paths
+from anomaly_ae.modelfile import read_tensors, tensors_sha256, write_tensors
+from anomaly_ae.prepare import Geometry, Prepared, prepare, to_image_grid
+from anomaly_ae.readers import Axes, image_from, image_sha256, pixel_sha256
+from anomaly_ae.records import Failure, FloatArray, Image, Sample, Score
+from anomaly_ae.regions import find_regions
+from anomaly_ae.scoring import (
+    AnomalyMapper,
+    MapFunction,
+    image_score,
+    intensity_limits,
+    map_in_windows,
+    to_device,
+)
+from anomaly_ae.threshold import decide, display_value, p_values
+from anomaly_ae.version import __version__
+
+CALIBRATION_ARRAYS = tuple(f.name for f in fields(CalibrationScores))
+
+Source = Any
+"""A path, numpy array, PIL image, pydicom dataset, `Image` or `Sample`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Input:
+    """One image, read and ready to be mapped."""
+
+    sample: Sample
+    image: Image
+    prepared: Prepared
+    sha256: str
+
+
+class Detector:
+    """A fitted autoencoder with its calibration: the one object that pipelines hold.
+
+    ``Detector.load("parts.safetensors").score("part.png")``. Scoring changes nothing in it.
+
+    Parameters
+    ----------
+    mapper : AnomalyMapper
+        In evaluation mode.
+    config : Config
+    geometry : Geometry
+    provenance : mapping
+        What it was made from, as plain JSON values: counts, seed, preset and its reason, data hashes, dates.
+    scores : CalibrationScores or None
+        None between training and calibration.
+    thresholds : Thresholds or None
+    baseline : PcaBaseline or None
+    device : torch.device
+    """
+
+    def __init__(
+        self,
+        mapper: AnomalyMapper,
+        config: Config,
+        geometry: Geometry,
+        provenance: Mapping[str, Any],
+        device: torch.device,
+        baseline: PcaBaseline,
+        scores: CalibrationScores | None = None,
+        thresholds: Thresholds | None = None,
+    ) -> None:
+        to_device(mapper, device, config.model.spatial_dims)
+        self.mapper = mapper.eval()
+        self.config, self.geometry, self.device = config, geometry, device
+        self.provenance = dict(provenance)
+        self.baseline = baseline
+        self.scores, self.thresholds = scores, thresholds
+        self.map_function: MapFunction = self.mapper
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Hash of every number that can change a score."""
+        return tensors_sha256(self.mapper.state_dict())
+
+    @property
+    def calibrated(self) -> tuple[CalibrationScores, Thresholds]:
+        """The calibration; a model without one decides nothing."""
+        if self.scores is None or self.thresholds is None:
+            raise ModelFileError("this model has no thresholds", "it was not calibrated", "run anomaly-ae calibrate")
+        return self.scores, self.thresholds
+
+    def score(self, source: Source, axes: Axes | None = None) -> Score:
+        """Score one image.
+
+        Parameters
+        ----------
+        source : path, array, PIL image, pydicom dataset, Image or Sample
+            Arrays are (H, W), (H, W, C) or (C, H, W), in the numbers of the camera (never rescaled before).
+        axes : {"HW", "HWC", "CHW"} or None
+            Axes of an array; None decides where the shape is unambiguous.
+
+        Returns
+        -------
+        Score
+
+        Raises
+        ------
+        UnreadableImageError, IncompatibleImageError, DataError
+        """
+        started = time.perf_counter()
+        return self._score(self._read(source, axes), started)
+
+    def score_many(self, sources: Iterable[Source]) -> Iterator[Score | Failure]:
+        """Score any number of images: decoded in parallel, in order, in bounded memory.
+
+        Yields
+        ------
+        Score, or Failure for what could not be read or mapped
+        """
+        for result, _ in self.inspect_many(sources):
+            yield result
+
+    def inspect_many(self, sources: Iterable[Source]) -> Iterator[tuple[Score, Image] | tuple[Failure, None]]:
+        """Do what `score_many` does, and yield the image beside its score."""
+
+        def read(source: Source) -> tuple[_Input, float]:
+            started = time.perf_counter()
+            return self._read(source, None), time.perf_counter() - started
+
+        for source, result in in_order(sources, read):
+            if isinstance(result, AnomalyAEError):
+                yield _failure(source, result), None
+                continue
+            parts, seconds = result
+            try:
+                yield self._score(parts, time.perf_counter() - seconds), parts.image
+            except AnomalyAEError as error:
+                yield _failure(source, error), None
+
+    def measure_many(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, tuple[float, float] | AnomalyAEError]]:
+        """Yield image score and largest valid pixel of the map, without any threshold: what calibration needs."""
+        for sample, image in in_order(samples, read_sample):
+            if isinstance(image, AnomalyAEError):
+                yield sample, image
+                continue
+            try:
+                yield sample, self._measure(image)
+            except AnomalyAEError as error:
+                yield sample, error
+
+    def store(self, samples: Sequence[Sample]) -> ImageStore:
+        """Decode samples into a store for training; close it after use."""
+        read = in_order(samples, lambda sample: self.prepare(read_sample(sample)))
+        return ImageStore(((p, self.limits_of(p)) for p in _all_or_raise(read)), len(samples), self.device)
+
+    def anomaly_map(self, prepared: Prepared) -> FloatArray:
+        """Return the anomaly map on the image's own grid: float32 (*spatial), in deviations of normal images."""
+        with torch.inference_mode():
+            raw, valid, limits = self._tensors(prepared)
+            window, margin = self.config.scoring.window_px, self.mapper.margin_px
+            working = map_in_windows(self.map_function, raw, valid, limits, window, margin)
+        return to_image_grid(working[0, 0].cpu().numpy(), prepared)
+
+    def reconstruct(self, source: Source) -> tuple[FloatArray, FloatArray]:
+        """Return the scaled input and its reconstruction at working scale: float32 (C, *working), about [0, 1]."""
+        prepared = self._read(source, None).prepared
+        with torch.inference_mode():
+            x, x_hat = self.mapper.reconstruct(*self._tensors(prepared))
+        inner = tuple(slice(0, side) for side in prepared.inner_shape)
+        return x[0].cpu().numpy()[:, *inner], x_hat[0].cpu().numpy()[:, *inner]
+
+    def display(self, values: FloatArray) -> FloatArray:
+        """Return a map in display units: 0 = typical normal image, 1 = the pixel threshold."""
+        scores, thresholds = self.calibrated
+        median = float(np.median(scores.pixel))
+        span = thresholds.pixel.value - median
+        return ((values - median) / (span if span > 0 else 1.0)).astype(np.float32)
+
+    def limits_of(self, prepared: Prepared) -> FloatArray:
+        """Return the values that become 0 and 1 for this image: float64 (C, 2)."""
+        if self.config.intensity.policy == "volume_percentile":
+            return intensity_limits(prepared.pixels, prepared.valid, self.config.intensity)
+        limits: FloatArray = self.mapper.get_buffer("limits").cpu().numpy()
+        return limits
+
+    def baseline_scores(self, image: Image) -> dict[str, float]:
+        """Return what trivial detectors say: mean grey, and the PCA residual of the same training normals."""
+        grey = small_grey(image.pixels, self.mapper.get_buffer("limits").cpu().numpy())
+        return {"mean grey": float(grey.mean()), "PCA residual": self.baseline.score(grey)}
+
+    def in_unit_range(self, image: Image) -> FloatArray:
+        """Return the image for display: float32 (C, *spatial) in [0, 1] between the intensity limits."""
+        limits = self.limits_of(self.prepare(image)).reshape(image.n_channels, 2, *[1] * len(image.spatial_shape))
+        scaled = (image.pixels - limits[:, 0]) / (limits[:, 1] - limits[:, 0])
+        shown: FloatArray = np.nan_to_num(scaled, posinf=1, neginf=0).clip(0, 1).astype(np.float32)
+        return shown
+
+    def prepare(self, image: Image) -> Prepared:
+        """Bring an image to the model's working scale."""
+        return prepare(image, self.geometry, self.config.model.n_channels)
+
+    def describe(self) -> list[str]:
+        """Say in words what the model is, what it was made from, and what its thresholds promise."""
+        made, (scores, thresholds) = self.provenance, self.calibrated
+        counts = ", ".join(f"{count} {name}" for name, count in made["n_images"].items())
+        return [
+            f"{made.get('file', 'model')}: {self.config.model.architecture} with {made['n_parameters']:,} parameters",
+            f"preset {made['preset']}: {made['preset_reason']}",
+            f"trained {made['trained_utc']} on {made['device']}, seed {self.config.seed}, {made['steps']} steps",
+            f"normal images: {counts}",
+            f"channels: {self.config.model.n_channels}; intensity policy: {self.config.intensity.policy}",
+            f"scale: {made.get('working_scale')}",
+            f"residuals standardised by {self.config.scoring.standardise}; pooling {self.config.scoring.pooling}",
+            f"image threshold {thresholds.image.value:.6g}: {thresholds.image.promise}",
+            f"unit threshold {thresholds.unit.value:.6g}: {thresholds.unit.promise}",
+            f"pixel threshold {thresholds.pixel.value:.6g}: {thresholds.pixel.promise}",
+            f"calibration: {len(scores.image)} images, median score {scores.median:.6g}",
+            f"weights {self.weights_sha256}",
+            f"file {made.get('file_sha256')}",
+        ]
+
+    def with_thresholds(self, scores: CalibrationScores, thresholds: Thresholds) -> Detector:
+        """Return the same detector with another calibration: no score changes."""
+        return Detector(
+            self.mapper, self.config, self.geometry, self.provenance, self.device, self.baseline, scores, thresholds
+        )
+
+    def save(self, path: str | Path) -> str:
+        """Write the model file atomically; return its SHA-256."""
+        scores, thresholds = self.calibrated
+        tensors = {f"mapper.{name}": t.cpu() for name, t in self.mapper.state_dict().items()}
+        tensors["baseline.mean"] = torch.from_numpy(self.baseline.mean)
+        tensors["baseline.components"] = torch.from_numpy(self.baseline.components)
+        for name in CALIBRATION_ARRAYS:
+            values = getattr(scores, name)
+            if values is not None:
+                tensors[f"calibration.{name}"] = torch.from_numpy(values)
+        values = {
+            "version": __version__,
+            "config": config_to_dict(self.config),
+            "geometry": asdict(self.geometry),
+            "grid": self.mapper.standardise.grid,
+            "thresholds": thresholds.as_json(),
+            "provenance": self.provenance,
+        }
+        return write_tensors(Path(path), tensors, values, "model")
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto") -> Detector:
+        """Read a model file.
+
+        Parameters
+        ----------
+        device : str
+            "auto" (a GPU when there is one), "cpu", "cuda", "cuda:1".
+
+        Raises
+        ------
+        ModelFileError
+            Missing, damaged, foreign, or of another format. Nothing in the file is ever executed.
+        """
+        tensors, values, digest = read_tensors(Path(path), "model")
+        try:
+            config = config_from_dict(values["config"])
+            mapper = AnomalyMapper(config, tuple(values["grid"]) if values["grid"] else None)
+            mapper.load_state_dict(_below(tensors, "mapper."))
+            calibration = {name: t.numpy() for name, t in _below(tensors, "calibration.").items()}
+            scores = CalibrationScores(**{name: calibration.get(name) for name in CALIBRATION_ARRAYS})  # type: ignore[arg-type]
+            baseline = PcaBaseline(tensors["baseline.mean"].numpy(), tensors["baseline.components"].numpy())
+            thresholds = Thresholds.from_json(values["thresholds"])
+            provenance = {**values["provenance"], "file": Path(path).name, "file_sha256": digest}
+            geometry = Geometry(**values["geometry"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ModelFileError(f"{path} does not hold a whole model", reason, "fit again") from error
+        return cls(mapper, config, geometry, provenance, choose_device(device), baseline, scores, thresholds)
+
+    def _read(self, source: Source, axes: Axes | None) -> _Input:
+        if isinstance(source, (str, Path)):
+            source = manifest_from_paths([Path(source)]).samples[0]
+        if isinstance(source, Sample):
+            image = read_sample(source)
+            return _Input(source, image, self.prepare(image), image_sha256(source.files))
+        image = source if isinstance(source, Image) else image_from(source, axes=axes)
+        name = image.source
+        sample = Sample(id=name, path=name, files=(), unit=name, group=name)
+        return _Input(sample, image, self.prepare(image), pixel_sha256(image))
+
+    def _score(self, source: _Input, started: float) -> Score:
+        scores, thresholds = self.calibrated
+        sample, image = source.sample, source.image
+        anomaly_map = self.anomaly_map(source.prepared)
+        value = image_score(anomaly_map, image.valid, self.config.scoring)
+        found = find_regions(anomaly_map, thresholds.pixel.value, image.valid, image.spacing_mm)
+        return Score(
+            id=sample.id,
+            path=sample.path,
+            frame=sample.frame,
+            unit=sample.unit,
+            group=sample.group,
+            time_utc=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            decision=decide(value, thresholds.image),
+            score=value,
+            threshold=thresholds.image.value,
+            display=display_value(value, thresholds.image.value, scores.median),
+            p_value=float(p_values([value], scores.image, scores.image_group)[0]),
+            regions=found,
+            milliseconds=(time.perf_counter() - started) * 1000,
+            image_sha256=source.sha256,
+            weights_sha256=self.weights_sha256,
+            thresholds_sha256=thresholds.sha256,
+            version=__version__,
+            anomaly_map=anomaly_map,
+        )
+
+    def _measure(self, image: Image) -> tuple[float, float]:
+        anomaly_map = self.anomaly_map(self.prepare(image))
+        inside = anomaly_map if image.valid is None else anomaly_map[image.valid]
+        return image_score(anomaly_map, image.valid, self.config.scoring), float(inside.max())
+
+    def _tensors(self, prepared: Prepared) -> tuple[Tensor, Tensor, Tensor]:
+        raw = torch_pixels(prepared.pixels)[None].to(self.device)  # (1, C, *working)
+        valid = torch.from_numpy(prepared.valid)[None, None].to(self.device)
+        limits = torch.from_numpy(self.limits_of(prepared))[None].to(self.device)
+        return raw, valid, limits
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return the device to work on: ``auto`` takes a GPU when there is one.
+
+    Raises
+    ------
+    UsageError
+        The named device does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"no device '{name}' here", reason, "use --device cpu, or a torch built for it") from error
+    return device
+
+
+def _all_or_raise(results: Iterable[tuple[Sample, Prepared | AnomalyAEError]]) -> Iterator[Prepared]:
+    for _, result in results:
+        if isinstance(result, AnomalyAEError):
+            raise result
+        yield result
+
+
+def _failure(source: Source, error: AnomalyAEError) -> Failure:
+    if isinstance(source, Sample):
+        return Failure(source.id, source.path, source.frame, source.unit, source.group, str(error))
+    name = str(source) if isinstance(source, (str, Path)) else getattr(source, "source", "array")
+    return Failure(name, name, 0, name, name, str(error))
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

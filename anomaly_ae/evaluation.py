@@ -1,0 +1,346 @@
+"""`score` and `evaluate`: samples through the detector into a RUN folder; figures from its scores.
+
+A RUN is written into ``RUN.partial`` and renamed when it is whole, so that a folder with the final name is complete.
+The format of every file: docs/reference/results.md.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from anomaly_ae.detector import Detector
+from anomaly_ae.errors import DataError, OutputError
+from anomaly_ae.files import cannot_write
+from anomaly_ae.keeping import MapKeeper, keep_pictures
+from anomaly_ae.listener import Listener
+from anomaly_ae.manifest import Manifest
+from anomaly_ae.records import (
+    ANOMALOUS_LABEL,
+    NORMAL_LABEL,
+    Decision,
+    Failure,
+    Sample,
+    Score,
+)
+from anomaly_ae.report import PictureWriter, write_report
+from anomaly_ae.results import FORMAT, baseline_figures, run_metrics, unit_rows, write_json, write_tables
+from anomaly_ae.version import __version__
+
+N_REGIONS_IN_ROW = 50
+FIGURES = (("ROC-AUC", "roc_auc"), ("average precision", "average_precision"))
+RATES = (("sensitivity", "sensitivity"), ("false-alarm rate", "false_alarm_rate"))
+HEATMAPS = ("none", "anomalous", "all")
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What a run keeps besides tables and report.
+
+    Attributes
+    ----------
+    maps : bool
+        Anomaly maps as float32 TIFF, on the grid of each image.
+    heatmaps : {"none", "anomalous", "all"}
+        Pictures at full resolution: of no image, of those decided anomalous, of all.
+    by : tuple of str
+        Columns of the manifest that figures are broken down by.
+    overwrite : bool
+        Replace an existing RUN.
+    """
+
+    maps: bool = False
+    heatmaps: str = "anomalous"
+    by: tuple[str, ...] = ()
+    overwrite: bool = False
+
+
+@dataclass(slots=True)
+class RunResult:
+    """What a finished run found; the same as in its files."""
+
+    folder: Path
+    n_scored: int
+    failures: list[Failure]
+    n_anomalous: int
+    metrics: dict[str, Any] | None
+    aborted: bool = False
+
+    def lines(self) -> list[str]:
+        """Say in words what was found."""
+        lines = [f"{self.n_scored} images scored, {self.n_anomalous} anomalous"]
+        if self.failures:
+            lines.append(f"{len(self.failures)} could not be read; failures.csv names them and says why:")
+            lines += [f"  {failure.path}: {failure.reason}" for failure in self.failures[:5]]
+        if self.metrics:
+            lines += [_figure_line(name, self.metrics["image"][key]) for name, key in FIGURES]
+            rates = self.metrics["image"]["at_threshold"][0]
+            lines += [_figure_line(name, rates[key]) for name, key in RATES]
+        return lines
+
+
+@dataclass(slots=True)
+class _Collected:
+    """What is kept of every image while a run goes on: one row."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    seen_in_fit: int = 0
+    aborted: bool = False
+
+
+def score(
+    detector: Detector, manifest: Manifest, out: Path, options: RunOptions, listener: Listener | None = None
+) -> RunResult:
+    """Score every image of a manifest into a RUN folder: tables, heatmaps, report; no figures."""
+    return _run(detector, manifest, manifest.samples, out, options, listener or Listener(), "score")
+
+
+def evaluate(
+    detector: Detector, manifest: Manifest, out: Path, options: RunOptions, listener: Listener | None = None
+) -> RunResult:
+    """Score the labelled test images of a manifest and measure: the same RUN, with ``metrics.json``.
+
+    Test rows are those of split "test"; where there are no splits, all labelled rows.
+
+    Raises
+    ------
+    DataError
+        No labelled test image.
+    """
+    samples = test_samples(manifest)
+    return _run(detector, manifest, samples, out, options, listener or Listener(), "evaluate")
+
+
+def test_samples(manifest: Manifest) -> tuple[Sample, ...]:
+    """Return the rows that figures are computed on."""
+    labelled = [s for s in manifest.samples if s.label]
+    has_splits = any(s.split for s in labelled)
+    samples = tuple(s for s in labelled if s.split == "test" or not has_splits)
+    if not samples:
+        raise DataError(
+            f"no labelled test images in {manifest.root}",
+            "figures need images that are known to be normal or anomalous",
+            "give a folder with test/good and test/<defect>, or a CSV with label and split; or use score",
+        )
+    return samples
+
+
+def _run(
+    detector: Detector,
+    manifest: Manifest,
+    samples: Sequence[Sample],
+    out: Path,
+    options: RunOptions,
+    listener: Listener,
+    command: str,
+) -> RunResult:
+    started = time.perf_counter()
+    with _new_folder(out, options.overwrite) as folder:
+        keeper = MapKeeper(folder, samples) if command == "evaluate" else None
+        collected = _score_all(detector, samples, folder, options, listener, keeper)
+        if not collected.rows:
+            raise DataError(
+                f"none of {len(samples)} images could be scored",
+                collected.failures[0].reason if collected.failures else "there are none",
+                "see the reason, and check the folder",
+            )
+        scores, thresholds = detector.calibrated
+        incomplete = {f.unit: f.group for f in collected.failures}
+        units = unit_rows(collected.rows, incomplete, scores, thresholds)
+        failures = [{"path": f.path, "reason": f.reason, "unit": f.unit, "group": f.group} for f in collected.failures]
+        write_tables(folder, collected.rows, units, failures)
+        metrics = None
+        if keeper:
+            listener.progress("measuring", 0, 1, "")
+            metrics = {
+                "format": FORMAT,
+                "model": {"name": detector.provenance.get("file"), "sha256": detector.provenance.get("file_sha256")},
+                "data": manifest.root.name,
+                "counts": _counts(collected, units),
+                "seconds": round(time.perf_counter() - started, 2),
+                **run_metrics(collected.rows, units, thresholds, options.by),
+                "pixel": keeper.metrics(),
+                "baselines": baseline_figures(collected.rows),
+            }
+            write_json(folder / "metrics.json", metrics)
+        if keeper:
+            keeper.close()
+        info = _run_info(detector, manifest, collected, command, time.perf_counter() - started)
+        write_json(folder / "run.json", info)
+        write_report(folder)
+    n_anomalous = sum(row["decision"] == Decision.ANOMALOUS for row in collected.rows)
+    return RunResult(out, len(collected.rows), collected.failures, n_anomalous, metrics, collected.aborted)
+
+
+def _score_all(
+    detector: Detector,
+    samples: Sequence[Sample],
+    folder: Path,
+    options: RunOptions,
+    listener: Listener,
+    keeper: MapKeeper | None,
+) -> _Collected:
+    """Take every image through the detector; a first Ctrl-C ends the run with what there is."""
+    collected = _Collected()
+    pictures = PictureWriter(len(samples))
+    known = {h for part in detector.provenance.get("image_hashes", {}).values() for h in part}
+    inspected = zip(samples, detector.inspect_many(samples), strict=True)
+    try:
+        for done, (sample, (result, image)) in enumerate(inspected, start=1):
+            listener.progress("scoring", done, len(samples), "")
+            if isinstance(result, Failure) or image is None:
+                collected.failures.append(result)  # type: ignore[arg-type]
+                continue
+            collected.rows.append({**_row(sample, result), "baselines": detector.baseline_scores(image)})
+            collected.seen_in_fit += result.image_sha256[:16] in known
+            keep_pictures(detector, sample, result, image, folder, options.heatmaps, options.maps, pictures)
+            if keeper:
+                keeper.keep(sample, result, image)
+    except KeyboardInterrupt:
+        collected.aborted = True
+        listener.say(f"stopped after {len(collected.rows)} of {len(samples)} images: writing what there is")
+    pictures.write(folder / "pictures.npz")
+    return collected
+
+
+def _row(sample: Sample, result: Score) -> dict[str, Any]:
+    """Return one line of ``scores.jsonl``; ``scores.csv`` has the same without the regions."""
+    return {
+        "format": FORMAT,
+        "id": result.id,
+        "path": result.path,
+        "frame": result.frame,
+        "label": sample.label,
+        "defect": sample.defect,
+        "unit": result.unit,
+        "group": result.group,
+        "time_utc": result.time_utc,
+        "decision": int(result.decision),
+        "score": result.score,
+        "threshold": result.threshold,
+        "display": result.display,
+        "p_value": result.p_value,
+        "n_regions": len(result.regions),
+        "largest_region_px": max((r.area_px for r in result.regions), default=0),
+        "milliseconds": round(result.milliseconds, 1),
+        "image_sha256": result.image_sha256,
+        "weights_sha256": result.weights_sha256,
+        "thresholds_sha256": result.thresholds_sha256,
+        "version": result.version,
+        "extra": dict(sample.extra),
+        "regions": [region.as_json() for region in result.regions[:N_REGIONS_IN_ROW]],
+    }
+
+
+def _run_info(
+    detector: Detector, manifest: Manifest, collected: _Collected, command: str, seconds: float
+) -> dict[str, Any]:
+    """Return ``run.json``: what the report needs to be drawn again, and the thresholds to be set again."""
+    scores, thresholds = detector.calibrated
+    provenance = detector.provenance
+    n_images = provenance.get("n_images", {})
+    baselines = baseline_figures(collected.rows)
+    return {
+        "format": FORMAT,
+        "tool": "anomaly_ae",
+        "version": __version__,
+        "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "aborted": collected.aborted,
+        "seconds": round(seconds, 2),
+        "device": detector.device.type,
+        "seed": detector.config.seed,
+        "model": {
+            "name": provenance.get("file", "in memory"),
+            "sha256": provenance.get("file_sha256"),
+            "weights_sha256": detector.weights_sha256,
+            "preset": provenance.get("preset"),
+            "preset_reason": provenance.get("preset_reason"),
+            "architecture": detector.config.model.architecture,
+            "n_parameters": provenance.get("n_parameters"),
+            "n_train": n_images.get("train"),
+            "n_validation": n_images.get("validation"),
+            "n_calibration": len(scores.image),
+            "steps": provenance.get("steps"),
+            "trained_utc": provenance.get("trained_utc"),
+            "working_scale": provenance.get("working_scale"),
+            "smallest_defect_px": detector.geometry.smallest_defect_px,
+            "standardise": detector.config.scoring.standardise,
+            "error_measures": detector.mapper.compare.weights,
+        },
+        "threshold": thresholds.as_json(),
+        "calibration": {**scores.as_json(), "median": scores.median},
+        "data": {
+            "name": manifest.root.name,
+            "warnings": list(_warnings(collected, baselines)),
+            "shortcuts": {"mean grey": baselines["mean grey"]["value"]},
+        },
+        "baselines": baselines,
+    }
+
+
+def _figure_line(name: str, metric: Mapping[str, Any]) -> str:
+    if metric["value"] is None:
+        return f"{name}: {metric['reason']}"
+    first = next(iter(metric["intervals"]), None)
+    interval = f" [{first['low']:.3f}, {first['high']:.3f}]" if first else ""
+    return f"{name} {metric['value']:.3f}{interval}"
+
+
+def _counts(collected: _Collected, units: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    labels = Counter(row["label"] for row in collected.rows)
+    return {
+        "normal": labels[NORMAL_LABEL],
+        "anomalous": labels[ANOMALOUS_LABEL],
+        "failed": len(collected.failures),
+        "groups": len({row["group"] for row in collected.rows}),
+        "units": len(units),
+        "seen_in_fit": collected.seen_in_fit,
+    }
+
+
+def _warnings(collected: _Collected, baselines: Mapping[str, Any]) -> Iterator[str]:
+    area = baselines["mean grey"]["value"]
+    if area is not None and not 0.2 <= area <= 0.8:
+        yield f"mean grey alone separates the classes: {area:.2f}"
+    if collected.seen_in_fit:
+        yield f"{collected.seen_in_fit} of these images were used in fit: figures are too good"
+    if collected.aborted:
+        yield "the run was stopped before all images were scored"
+
+
+@contextmanager
+def _new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
+    """Yield ``out.partial``; rename it to ``out`` when the run is whole, remove it when it failed."""
+    refuse_existing(out, overwrite)
+    partial = out.with_name(out.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        if out.exists():
+            shutil.rmtree(out)
+        partial.rename(out)
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_existing(out: Path, overwrite: bool) -> None:
+    """Raise `OutputError` where a result would be replaced without being asked to."""
+    if not out.exists() or overwrite:
+        if out.is_dir() and any(out.iterdir()) and not (out / "run.json").exists():
+            raise OutputError(f"{out} is no run", "it would be replaced with all it holds", "choose another --out")
+        return
+    raise OutputError(
+        f"{out} exists already", "results are not replaced unasked", "choose another --out, or --overwrite"
+    )

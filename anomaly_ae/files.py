@@ -1,0 +1,74 @@
+"""Writing files so that a crash, a full disk or a power cut never leaves half of one under the final name."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from anomaly_ae.errors import OutputError
+
+T = TypeVar("T")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name in the same folder; on success sync it and move it to ``path``.
+
+    Raises
+    ------
+    OutputError
+        The folder cannot be created or written, or the disk is full. The previous file is untouched then.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        retried(lambda: temporary.replace(path))
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a whole UTF-8 file atomically, with ``\\n`` line ends on every system."""
+    write_bytes(path, content.encode("utf-8"))
+
+
+def cannot_write(path: Path, error: OSError) -> OutputError:
+    """Turn an `OSError` of writing into a message with a cure."""
+    return OutputError(
+        f"cannot write {path}",
+        error.strerror or str(error),
+        "free some space or choose another folder; an older file of this name is unchanged",
+    )
+
+
+def retried(action: Callable[[], T], attempts: int = 10) -> T:
+    """Repeat an action that Windows refuses while a virus scanner or an indexer holds the file open."""
+    for attempt in range(attempts):
+        try:
+            return action()
+        except PermissionError:
+            if os.name != "nt" or attempt == attempts - 1:
+                raise
+            time.sleep(0.05 * (attempt + 1))
+    raise AssertionError("unreachable")
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as handle:
+        os.fsync(handle.fileno())

@@ -1,0 +1,265 @@
+"""`fit`: from a manifest to a calibrated detector; `calibrate`: new thresholds for an existing one.
+
+What is learned from which images: weights, intensity limits, preset and alignment from `train`; early stop and
+residual statistics from `validation`; thresholds, and nothing else, from `calibration`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anomaly_ae.baselines import PcaBaseline, fit_pca, small_grey
+from anomaly_ae.calibration import calibration_scores, thresholds_from
+from anomaly_ae.config import Config, config_to_dict, load_config, with_values
+from anomaly_ae.detector import Detector, choose_device
+from anomaly_ae.errors import AnomalyAEError, DataError
+from anomaly_ae.listener import Listener
+from anomaly_ae.manifest import Manifest, split_normals
+from anomaly_ae.model import size_multiple
+from anomaly_ae.prepare import Geometry, choose_geometry, working_shape
+from anomaly_ae.readers import image_sha256
+from anomaly_ae.records import ANOMALOUS_LABEL, FloatArray, Sample
+from anomaly_ae.residuals import learn_residuals
+from anomaly_ae.scoring import AnomalyMapper
+from anomaly_ae.survey import Survey, choose_preset, dataset_limits, readable_parts, survey_images
+from anomaly_ae.threshold import Share, check_reachable, reachable_text
+from anomaly_ae.training import Progress, TrainingData, train
+
+
+def fit(
+    manifest: Manifest,
+    config: Config | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    seed: int = 0,
+    rate: Share | None = None,
+    confidence: Share | None = None,
+    checkpoint: Path | None = None,
+    listener: Listener | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Detector:
+    """Train on the normal images of a manifest and calibrate.
+
+    Parameters
+    ----------
+    config : Config or None
+        None picks a preset from the data and says why.
+    overrides : sequence of str
+        ``section.key=value``, applied to the picked preset (only with ``config=None``).
+    rate, confidence : see `threshold.conformal_threshold`
+        An asked-for rate that the calibration normals cannot support is refused before training.
+    checkpoint : Path or None
+        Where the state of the training is kept; an existing one is continued.
+
+    Returns
+    -------
+    Detector
+
+    Raises
+    ------
+    DataError, CalibrationError, ConfigError
+    """
+    listener = listener or Listener()
+    split = (config or load_config("default", [f"seed={seed}", *overrides])).split
+    parts = split_normals(manifest.samples, split.validation_share, split.calibration_share, seed)
+    parts = readable_parts(parts, listener)
+    _announce_rates(parts["calibration"], rate, confidence, listener)
+    survey = survey_images(parts["train"], seed, listener)
+    reason = "asked for"
+    if config is None:
+        name, reason = choose_preset(survey)
+        config = load_config(name, [f"seed={seed}", *overrides])
+    config = _completed(config, survey)
+    listener.say(f"preset {config.preset}: {reason}")
+    geometry = choose_geometry(survey.shapes, config.geometry, size_multiple(config.model))
+    listener.say(geometry.describe(_typical_shape(survey.shapes)))
+    place = choose_device(device)
+    listener.say(f"training on {describe_device(place)}: {config.training.steps} steps")
+    torch.manual_seed(config.seed)
+    mapper = AnomalyMapper(config, _grid(survey, geometry, config))
+    limits = dataset_limits(survey, config)
+    mapper.get_buffer("limits").copy_(torch.from_numpy(limits))
+    detector = Detector(mapper, config, geometry, {}, place, _fit_baseline(survey, limits))
+    hashes = {name: [image_sha256(s.files)[:16] for s in samples] for name, samples in parts.items()}
+    progress = _train(detector, parts, checkpoint, hashes, listener, should_stop)
+    detector.provenance = _provenance(detector, parts, survey, progress, reason, hashes)
+    return calibrate(detector, parts["calibration"], rate, confidence, listener)
+
+
+def calibrate(
+    detector: Detector,
+    samples: Sequence[Sample],
+    rate: Share | None = None,
+    confidence: Share | None = None,
+    listener: Listener | None = None,
+) -> Detector:
+    """Set new thresholds from normal images; no score of the detector changes.
+
+    Images that cannot be read are left out and named; the promise counts those that were scored.
+    """
+    listener = listener or Listener()
+    values: list[float] = []
+    peaks: list[float] = []
+    kept: list[Sample] = []
+    for done, (sample, result) in enumerate(detector.measure_many(samples), start=1):
+        listener.progress("calibrating", done, len(samples), "")
+        if isinstance(result, AnomalyAEError):
+            listener.say(f"left out of the calibration: {result}")
+            continue
+        values.append(result[0])
+        peaks.append(result[1])
+        kept.append(sample)
+    if not kept:
+        raise DataError("no normal image could be scored for calibration", "all were unreadable", "see the lines above")
+    scores = calibration_scores(values, peaks, [s.unit for s in kept], [s.group for s in kept])
+    return detector.with_thresholds(scores, thresholds_from(scores, rate, confidence))
+
+
+def calibration_samples(manifest: Manifest) -> tuple[Sample, ...]:
+    """Return the rows that `calibrate` uses: split "calibration", or where there is none all normals outside of test.
+
+    Raises
+    ------
+    DataError
+        No such row, or anomalous ones among them.
+    """
+    marked = manifest.select(split="calibration")
+    samples = marked or tuple(s for s in manifest.samples if s.split != "test" and s.label != ANOMALOUS_LABEL)
+    if not samples or any(s.label == ANOMALOUS_LABEL for s in samples):
+        raise DataError(
+            f"no calibration images in {manifest.root}",
+            "thresholds come from normal images that were used for nothing else",
+            "give a folder of normal images, or a CSV with split = calibration",
+        )
+    return tuple(samples)
+
+
+def describe_device(device: torch.device) -> str:
+    """Say what the work runs on, and what a GPU that torch cannot use would need."""
+    if device.type == "cuda":
+        return f"the GPU ({torch.cuda.get_device_name(device)})"
+    hint = ""
+    if torch.version.cuda is None and Path("/proc/driver/nvidia/version").exists():
+        hint = "; there is an NVIDIA GPU, but this torch is built for the CPU only (docs/how-to/offline.md)"
+    return f"the CPU ({torch.get_num_threads()} threads{hint})"
+
+
+def _announce_rates(
+    samples: Sequence[Sample], rate: Share | None, confidence: Share | None, listener: Listener
+) -> None:
+    n_groups = len({s.group for s in samples})
+    groups = n_groups if n_groups < len(samples) else None
+    if rate is not None:
+        check_reachable(len(samples), groups, rate, confidence)
+    listener.say(reachable_text(len(samples), groups, confidence))
+
+
+def _completed(config: Config, survey: Survey) -> Config:
+    """Fill in what only the data tell: the number of channels, and whether standardising by position makes sense."""
+    kind = config.scoring.standardise
+    if kind == "auto":
+        kind = "position" if survey.is_aligned else "context"
+    return with_values(config, model={"n_channels": survey.n_channels}, scoring={"standardise": kind})
+
+
+def _grid(survey: Survey, geometry: Geometry, config: Config) -> tuple[int, ...] | None:
+    if config.scoring.standardise != "position":
+        return None
+    if len(set(survey.shapes)) > 1:
+        raise DataError(
+            "standardising by position needs images of one size",
+            f"the training images have {len(set(survey.shapes))} sizes",
+            "use --set scoring.standardise=context",
+        )
+    inner = working_shape(survey.shapes[0], geometry.factor)
+    return tuple(-(-side // geometry.multiple) * geometry.multiple for side in inner)
+
+
+def _train(
+    detector: Detector,
+    parts: dict[str, tuple[Sample, ...]],
+    checkpoint: Path | None,
+    hashes: dict[str, list[str]],
+    listener: Listener,
+    should_stop: Callable[[], bool],
+) -> Progress:
+    config, store = detector.config, detector.store
+    with store(parts["train"]) as train_store, store(parts["validation"]) as validation_store:
+        data = TrainingData(train_store, validation_store)
+        progress = train(
+            detector.mapper,
+            data,
+            config,
+            detector.device,
+            checkpoint,
+            report=_speedometer(config.training.steps, listener),
+            should_stop=should_stop,
+            fingerprint=_fingerprint(config, hashes),
+        )
+        if progress.stopped:
+            listener.say(f"stopped after {progress.step} of {config.training.steps} steps: {progress.stopped}")
+        learn_residuals(detector.mapper, data, config, detector.device, listener.progress)
+    return progress
+
+
+def _speedometer(n_steps: int, listener: Listener) -> Callable[[int, float, int], None]:
+    """Return the callback of the training loop: progress with loss and images per second."""
+    started, seen = time.perf_counter(), 0
+
+    def report(step: int, loss: float, n_images: int) -> None:
+        nonlocal seen
+        seen += n_images
+        speed = seen / max(time.perf_counter() - started, 1e-9)
+        listener.progress("training", step, n_steps, f"loss {loss:.4f}, {speed:.0f} images/s")
+
+    return report
+
+
+def _provenance(
+    detector: Detector,
+    parts: dict[str, tuple[Sample, ...]],
+    survey: Survey,
+    progress: Progress,
+    reason: str,
+    hashes: dict[str, list[str]],
+) -> dict[str, Any]:
+    """Return what the model file says of its making; no path and no name of an image or patient."""
+    return {
+        "trained_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": detector.device.type,
+        "torch": str(torch.__version__),
+        "seed": detector.config.seed,
+        "preset": detector.config.preset,
+        "preset_reason": reason,
+        "n_images": {name: len(part) for name, part in parts.items()},
+        "n_groups": {name: len({s.group for s in part}) for name, part in parts.items()},
+        "image_hashes": hashes,
+        "steps": progress.step,
+        "stopped": progress.stopped,
+        "validation_loss": progress.best_loss,
+        "history": progress.history,
+        "n_parameters": sum(p.numel() for p in detector.mapper.autoencoder.parameters()),
+        "working_scale": detector.geometry.describe(_typical_shape(survey.shapes)),
+    }
+
+
+def _fit_baseline(survey: Survey, limits: FloatArray) -> PcaBaseline:
+    return fit_pca([small_grey(thumbnail, limits) for thumbnail in survey.thumbnails])
+
+
+def _fingerprint(config: Config, hashes: dict[str, list[str]]) -> str:
+    text = json.dumps([config_to_dict(config), hashes], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _typical_shape(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    return sorted(shapes)[len(shapes) // 2]

@@ -1,0 +1,206 @@
+"""Decoding in parallel, in order, in bounded memory; and the store of training images that crops are cut from."""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from anomaly_ae.errors import AnomalyAEError
+from anomaly_ae.files import cannot_write
+from anomaly_ae.prepare import Prepared
+from anomaly_ae.readers import read_channels, read_mask
+from anomaly_ae.records import FloatArray, Image, PixelArray, Sample
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+SHARE_OF_MEMORY = 0.25
+"""Training images that need more than this share of the free memory are kept in a file that is mapped instead."""
+
+WIDER: dict[str, type[np.generic]] = {
+    "uint16": np.int32,
+    "uint32": np.int64,
+    "uint64": np.float64,
+    "float16": np.float32,
+}
+"""Types that torch cannot calculate with, and the next one that holds all their values."""
+
+
+def n_workers() -> int:
+    """Return how many threads decode: reading and decompressing leave the interpreter lock."""
+    return max(1, min(8, os.cpu_count() or 1))
+
+
+def read_sample(sample: Sample) -> Image:
+    """Read one manifest row: its channels, its frame, and its ``valid`` mask if it names one.
+
+    Raises
+    ------
+    UnreadableImageError, DataError
+    """
+    image = replace(read_channels(sample.files, sample.frame), source=sample.id)
+    if sample.valid is None:
+        return image
+    mask = read_mask(sample.valid, image.spatial_shape)
+    return replace(image, valid=mask if image.valid is None else mask & image.valid)
+
+
+def in_order(items: Iterable[S], work: Callable[[S], T], lookahead: int = 0) -> Iterator[tuple[S, T | AnomalyAEError]]:
+    """Apply ``work`` to items in threads; yield ``(item, result)`` in order, expected errors as values.
+
+    At most ``lookahead`` results (default: twice the threads) wait in memory.
+    """
+    threads = n_workers()
+    source = iter(items)
+
+    def safely(item: S) -> T | AnomalyAEError:
+        try:
+            return work(item)
+        except AnomalyAEError as error:
+            return error
+
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[tuple[S, Future[T | AnomalyAEError]]] = deque()
+        try:
+            for item in islice(source, lookahead or 2 * threads):
+                waiting.append((item, pool.submit(safely, item)))
+            while waiting:
+                item, future = waiting.popleft()
+                yield item, future.result()
+                for upcoming in islice(source, 1):
+                    waiting.append((upcoming, pool.submit(safely, upcoming)))
+        finally:  # the consumer may stop early
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def torch_pixels(pixels: PixelArray) -> Tensor:
+    """Return the same numbers in a type that torch calculates with; never fewer bits."""
+    wider = WIDER.get(pixels.dtype.name)
+    native = pixels.astype(wider) if wider else pixels
+    return torch.from_numpy(np.array(native, order="C"))
+
+
+class ImageStore:
+    """Prepared images, decoded once: on the GPU or in memory when they fit, else in a file that is mapped.
+
+    Parameters
+    ----------
+    images : iterable of (Prepared, limits)
+        With the intensity limits (C, 2) of each image.
+    n_images : int
+        How many there will be, to know before the first is kept whether all fit.
+    device : torch.device
+    """
+
+    def __init__(self, images: Iterable[tuple[Prepared, FloatArray]], n_images: int, device: torch.device) -> None:
+        self.device = device
+        self._spill: _Spill | None = None
+        self._raw: list[Tensor] = []
+        self._valid: list[Tensor | None] = []
+        limits: list[FloatArray] = []
+        for prepared, limit in images:
+            raw = torch_pixels(prepared.pixels)
+            if not self._raw and raw.nbytes * n_images > SHARE_OF_MEMORY * free_memory_bytes():
+                self._spill = _Spill()
+            self._raw.append(self._spill.keep(raw) if self._spill else raw)
+            self._valid.append(None if prepared.valid.all() else torch.from_numpy(prepared.valid[np.newaxis].copy()))
+            limits.append(limit)
+        self.limits = torch.from_numpy(np.stack(limits))  # (n, C, 2)
+        self._dtype = functools.reduce(torch.promote_types, {raw.dtype for raw in self._raw})
+        self._move_to_gpu()
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+    def __enter__(self) -> ImageStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Forget the images and remove the mapped file, if there is one."""
+        self._raw.clear()
+        if self._spill is not None:
+            self._spill.close()
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the images were too many for the memory."""
+        return self._spill is not None
+
+    def image(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return ``raw (C, *S)`` and ``valid (1, *S)`` of one image."""
+        raw, valid = self._raw[index], self._valid[index]
+        inside = torch.ones(1, *raw.shape[1:], dtype=torch.bool, device=raw.device) if valid is None else valid
+        return raw, inside.to(raw.device)
+
+    def crop_shape(self, crop_px: int, multiple: int) -> tuple[int, ...]:
+        """Return the largest crop that fits every image and is at most ``crop_px``, a multiple of ``multiple``."""
+        smallest = np.min([tuple(raw.shape[1:]) for raw in self._raw], axis=0)
+        return tuple(max(multiple, int(min(crop_px, side)) // multiple * multiple) for side in smallest)
+
+    def crops(self, n: int, crop_shape: Sequence[int], generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw crops from random images: raw (n, C, *crop), valid (n, 1, *crop), limits (n, C, 2), on the device."""
+        indices = torch.randint(0, len(self), (n,), generator=generator)
+        where = torch.rand(n, len(crop_shape), generator=generator)
+        raws, valids = [], []
+        for index, share in zip(indices.tolist(), where.tolist(), strict=True):
+            raw, valid = self.image(index)
+            room = [side - crop + 1 for side, crop in zip(raw.shape[1:], crop_shape, strict=True)]
+            starts = [int(s * r) for s, r in zip(share, room, strict=True)]
+            cut = [slice(start, start + crop) for start, crop in zip(starts, crop_shape, strict=True)]
+            raws.append(raw[:, *cut].to(self._dtype))
+            valids.append(valid[:, *cut])
+        return (
+            torch.stack(raws).to(self.device),
+            torch.stack(valids).to(self.device),
+            self.limits[indices].to(self.device),
+        )
+
+    def _move_to_gpu(self) -> None:
+        n_bytes = sum(raw.nbytes for raw in self._raw)
+        if self.device.type == "cuda" and n_bytes < SHARE_OF_MEMORY * torch.cuda.mem_get_info(self.device)[0]:
+            self._raw = [raw.to(self.device) for raw in self._raw]
+            self._valid = [None if valid is None else valid.to(self.device) for valid in self._valid]
+
+
+class _Spill:
+    """A temporary file that holds images one after the other; the system keeps in memory what it can."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="anomaly_ae_", ignore_cleanup_errors=True)
+        self._path = Path(self._folder.name) / "images.raw"
+        self._size = 0
+
+    def keep(self, raw: Tensor) -> Tensor:
+        """Write a tensor and return its mapped twin."""
+        array = raw.numpy()
+        try:
+            with self._path.open("ab") as handle:
+                array.tofile(handle)
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+        start, self._size = self._size, self._size + array.nbytes
+        mapped = np.memmap(self._path, dtype=array.dtype, mode="c", offset=start, shape=array.shape)
+        return torch.from_numpy(mapped)
+
+    def close(self) -> None:
+        self._folder.cleanup()
+
+
+def free_memory_bytes() -> int:
+    """Return the memory that is free now, as far as the system tells (4 GiB where it does not)."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows, macOS
+        return 4 * 2**30

@@ -1,0 +1,186 @@
+"""Geometry there and back: from the image's own grid to the working scale of the model, and maps back again.
+
+One factor for the whole data set keeps a pixel at working scale the same physical size in every image; the
+aspect ratio never changes. Nothing here touches intensities other than by interpolation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from anomaly_ae.config import GeometryConfig
+from anomaly_ae.errors import IncompatibleImageError
+from anomaly_ae.records import BoolArray, FloatArray, Image, PixelArray
+
+SMALLEST_DEFECT_PX = 3.0
+"""What survives at working scale: narrower structures are averaged into their surroundings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The working scale of a model.
+
+    Attributes
+    ----------
+    factor : float
+        Working pixels per image pixel.
+    multiple : int
+        Spatial sides at working scale are padded to a multiple of this.
+    """
+
+    factor: float
+    multiple: int
+
+    @property
+    def smallest_defect_px(self) -> float:
+        """Smallest defect, in pixels of the image, that survives at working scale."""
+        return SMALLEST_DEFECT_PX / min(self.factor, 1.0)
+
+    def describe(self, shape: Sequence[int]) -> str:
+        """Say in one line what happens to an image of this spatial shape.
+
+        >>> Geometry(0.5, 16).describe((1000, 800))
+        '1000 x 800 px are mapped at 500 x 400 (factor 0.5): defects from about 6 px on survive'
+        """
+        there = " x ".join(str(side) for side in shape)
+        work = " x ".join(str(side) for side in working_shape(shape, self.factor))
+        how = "as they are" if self.factor == 1 else f"at {work} (factor {self.factor:.3g})"
+        return f"{there} px are mapped {how}: defects from about {self.smallest_defect_px:.3g} px on survive"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """An image at working scale, with what is needed to go back.
+
+    Attributes
+    ----------
+    pixels : array, (C, *working)
+        The file's numbers, interpolated where the scale changes; sides are multiples of ``geometry.multiple``.
+    valid : bool array, (*working)
+        False in the padding and where the image's own mask says so.
+    image_shape, inner_shape : tuple of int
+        Spatial shape of the source, and at working scale before padding.
+    image_valid : bool array, (*image_shape), or None
+        The mask on the image's own grid.
+    """
+
+    pixels: PixelArray
+    valid: BoolArray
+    image_shape: tuple[int, ...]
+    inner_shape: tuple[int, ...]
+    image_valid: BoolArray | None
+    spacing_mm: tuple[float, ...] | None
+
+
+def choose_geometry(shapes: Sequence[tuple[int, ...]], config: GeometryConfig, multiple: int) -> Geometry:
+    """Choose the working scale of a data set from the spatial shapes of its training images.
+
+    The rule: images whose longer side (median) is at most ``max_side_px`` stay as they are; longer ones are
+    shrunk to it; images whose shorter side (median) is below ``min_side_px`` are enlarged to it.
+
+    >>> choose_geometry([(3000, 4000)], GeometryConfig(), 16).factor
+    0.128
+    >>> choose_geometry([(300, 300)], GeometryConfig(), 16).factor
+    1.0
+    """
+    longer = float(np.median([max(shape) for shape in shapes]))
+    shorter = float(np.median([min(shape) for shape in shapes]))
+    factor = min(1.0, config.max_side_px / longer)
+    if shorter * factor < config.min_side_px:
+        factor = config.min_side_px / shorter
+    return Geometry(factor, multiple)
+
+
+def working_shape(shape: Sequence[int], factor: float) -> tuple[int, ...]:
+    """Return the spatial shape at working scale, before padding."""
+    return tuple(max(1, round(side * factor)) for side in shape)
+
+
+def prepare(image: Image, geometry: Geometry, n_channels: int) -> Prepared:
+    """Bring an image to the working scale.
+
+    Raises
+    ------
+    IncompatibleImageError
+        The image has another number of channels than the model.
+    """
+    if image.was_grey_rgb and n_channels == 3:  # a colourless picture in a colour set
+        image = replace(image, pixels=np.repeat(image.pixels, 3, axis=0))
+    if image.n_channels != n_channels:
+        raise IncompatibleImageError(
+            f"{image.source} has {image.n_channels} channel(s)",
+            f"the model was trained on {n_channels}",
+            "score images of the kind that the model was trained on",
+        )
+    inner = working_shape(image.spatial_shape, geometry.factor)
+    pixels, valid = image.pixels, image.valid
+    if inner != image.spatial_shape:
+        pixels, valid = _resample_valid(pixels, valid, inner)
+    padding = [(0, -side % geometry.multiple) for side in inner]
+    inside = np.ones(inner, bool) if valid is None else valid
+    return Prepared(
+        pixels=np.pad(pixels, [(0, 0), *padding], mode="edge"),
+        valid=np.pad(inside, padding),
+        image_shape=image.spatial_shape,
+        inner_shape=inner,
+        image_valid=image.valid,
+        spacing_mm=image.spacing_mm,
+    )
+
+
+def to_image_grid(working_map: FloatArray, prepared: Prepared) -> FloatArray:
+    """Bring a map of shape (*working) back to the image's own grid, float32; 0 outside the image's mask."""
+    inner = working_map[tuple(slice(0, side) for side in prepared.inner_shape)]
+    result: FloatArray = resample(inner[np.newaxis], prepared.image_shape)[0]
+    if prepared.image_valid is not None:
+        result[~prepared.image_valid] = 0
+    return result
+
+
+def resample(pixels: PixelArray, shape: Sequence[int]) -> FloatArray:
+    """Resample ``(C, *spatial)`` to ``(C, *shape)``, float32: linear when enlarging, area-weighted when shrinking."""
+    result = np.asarray(pixels, dtype=np.float32)
+    for axis, side in enumerate(shape, start=1):
+        if result.shape[axis] != side:
+            result = _resample_axis(result, axis, side)
+    return np.ascontiguousarray(result)
+
+
+def _resample_valid(
+    pixels: PixelArray, valid: BoolArray | None, shape: tuple[int, ...]
+) -> tuple[FloatArray, BoolArray | None]:
+    """Resample so that pixels outside the mask (padding, NaN) never leak into those inside."""
+    if valid is None:
+        return resample(pixels, shape), None
+    weight = resample(valid[np.newaxis], shape)
+    summed = resample(np.where(valid, pixels, 0), shape)
+    return summed / np.maximum(weight, 1e-6), weight[0] > 0.5
+
+
+def _resample_axis(pixels: FloatArray, axis: int, side: int) -> FloatArray:
+    moved = np.moveaxis(pixels, axis, 0)
+    flat = moved.reshape(moved.shape[0], -1)
+    result = _axis_weights(moved.shape[0], side) @ flat  # (side, rest)
+    return np.moveaxis(np.asarray(result, np.float32).reshape(side, *moved.shape[1:]), 0, axis)
+
+
+@lru_cache(maxsize=64)
+def _axis_weights(n_in: int, n_out: int) -> Any:
+    """Return a sparse (n_out, n_in) matrix of triangular weights as wide as the coarser grid's pixel."""
+    from scipy.sparse import csr_matrix
+
+    scale = n_in / n_out
+    half_width = max(scale, 1.0)
+    centres = (np.arange(n_out) + 0.5) * scale - 0.5
+    first = np.ceil(centres - half_width).astype(int)
+    columns = first[:, None] + np.arange(int(2 * half_width) + 2)  # (n_out, taps)
+    weights = np.maximum(0, 1 - np.abs(columns - centres[:, None]) / half_width)
+    weights /= weights.sum(axis=1, keepdims=True)
+    rows = np.repeat(np.arange(n_out), columns.shape[1])
+    inside = np.clip(columns, 0, n_in - 1).ravel()  # the edge pixel is continued outside
+    return csr_matrix((weights.ravel().astype(np.float32), (rows, inside)), shape=(n_out, n_in))

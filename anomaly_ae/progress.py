@@ -1,0 +1,64 @@
+"""How long work shows itself: a bar on a terminal, plain lines elsewhere, nothing for what takes under two seconds."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from anomaly_ae.listener import Listener
+
+QUIET_SECONDS = 2.0
+LINE_EVERY_SECONDS = 20.0
+
+
+class TerminalProgress:
+    """Turns a `Listener`'s calls into text on standard error; results go to standard output."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stderr.isatty()
+        self._stage, self._started, self._shown, self._has_bar = "", 0.0, 0.0, False
+
+    def listener(self) -> Listener:
+        """Return the callbacks."""
+        return Listener(say=self.say, progress=self.progress)
+
+    def say(self, line: str) -> None:
+        """Write a whole line."""
+        self._end_bar()
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+
+    def progress(self, stage: str, done: int, total: int, detail: str) -> None:
+        """Show how far a stage is."""
+        now = time.monotonic()
+        if stage != self._stage:
+            self._end_bar()
+            self._stage, self._started, self._shown = stage, now, now
+        pause = 0.1 if self._is_terminal else LINE_EVERY_SECONDS
+        if now - self._started < QUIET_SECONDS or (now - self._shown < pause and done < total):
+            return
+        self._shown = now
+        self._draw(done, total, detail, now - self._started)
+
+    def _draw(self, done: int, total: int, detail: str, seconds: float) -> None:
+        left = seconds / max(done, 1) * (total - done)
+        text = f"{self._stage}: {done} of {total}, {_duration(left)} left" + (f" ({detail})" if detail else "")
+        if self._is_terminal:
+            filled = int(24 * done / max(total, 1))
+            sys.stderr.write(f"\r\033[K[{'#' * filled}{'.' * (24 - filled)}] {text}")
+            self._has_bar = True
+            if done >= total:
+                self._end_bar()
+        else:
+            sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+    def _end_bar(self) -> None:
+        if self._has_bar:
+            sys.stderr.write("\n")
+            self._has_bar = False
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

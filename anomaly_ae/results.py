@@ -1,0 +1,270 @@
+"""The tables and figures of a RUN, from its rows: works on saved scores, without images, model or torch.
+
+The format of every file: docs/reference/results.md.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anomaly_ae.calibration import CalibrationScores, Thresholds, thresholds_from
+from anomaly_ae.errors import DataError
+from anomaly_ae.files import write_text
+from anomaly_ae.metrics import average_precision, found_rate_band, rates_at_threshold, roc_auc
+from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
+from anomaly_ae.threshold import Share, Threshold, decide, display_value, p_values
+
+FORMAT = 1
+SCORE_COLUMNS = [
+    *("format", "id", "path", "frame", "label", "defect", "unit", "group", "time_utc", "decision", "score"),
+    *("threshold", "display", "p_value", "n_regions", "largest_region_px", "milliseconds"),
+    *("image_sha256", "weights_sha256", "thresholds_sha256", "version"),
+]
+UNIT_COLUMNS = [
+    *("format", "unit", "group", "label", "decision", "score", "threshold", "display", "p_value", "n_images"),
+]
+BASELINES = ("mean grey", "PCA residual")
+
+Row = Mapping[str, Any]
+"""One line of ``scores.jsonl``, or of ``units.csv``."""
+
+
+def decide_rows(rows: Sequence[Row], scores: CalibrationScores, thresholds: Thresholds) -> list[dict[str, Any]]:
+    """Return the rows with decisions, display values and p-values for these thresholds."""
+    limit, median = thresholds.image, scores.median
+    values = np.array([row["score"] for row in rows], np.float64)
+    p = p_values(values, scores.image, scores.image_group)
+    return [
+        {
+            **row,
+            "decision": int(decide(row["score"], limit)),
+            "threshold": limit.value,
+            "display": display_value(row["score"], limit.value, median),
+            "p_value": float(p_value),
+            "thresholds_sha256": thresholds.sha256,
+        }
+        for row, p_value in zip(rows, p, strict=True)
+    ]
+
+
+def unit_rows(
+    rows: Sequence[Row], incomplete: Mapping[str, str], scores: CalibrationScores, thresholds: Thresholds
+) -> list[dict[str, Any]]:
+    """Decide every unit by the largest score of its images.
+
+    Parameters
+    ----------
+    incomplete : mapping of str to str
+        Units with an unreadable image, and their groups: these are not inspected, never normal.
+    """
+    images: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        images[row["unit"]].append(row)
+    return [
+        _unit_row(unit, images.get(unit, []), incomplete, scores, thresholds.unit)
+        for unit in sorted({*images, *incomplete})
+    ]
+
+
+def _unit_row(
+    unit: str, own: Sequence[Row], incomplete: Mapping[str, str], scores: CalibrationScores, limit: Threshold
+) -> dict[str, Any]:
+    labels = {row["label"] for row in own}
+    label = ANOMALOUS_LABEL if ANOMALOUS_LABEL in labels else (labels.pop() if len(labels) == 1 else "")
+    row = {
+        "format": FORMAT,
+        "unit": unit,
+        "group": own[0]["group"] if own else incomplete[unit],
+        "label": label,
+        "decision": int(Decision.NOT_INSPECTED),
+        "score": None,
+        "threshold": limit.value,
+        "display": None,
+        "p_value": None,
+        "n_images": len(own),
+    }
+    if unit in incomplete:
+        return row
+    value = max(image["score"] for image in own)
+    return {
+        **row,
+        "decision": int(decide(value, limit)),
+        "score": value,
+        "display": display_value(value, limit.value, float(np.median(scores.unit))),
+        "p_value": float(p_values([value], scores.unit, scores.unit_group)[0]),
+    }
+
+
+def run_metrics(rows: Sequence[Row], units: Sequence[Row], thresholds: Thresholds, by: Sequence[str]) -> dict[str, Any]:
+    """Return the part of ``metrics.json`` that depends on scores and thresholds: image, unit, per_defect, by.
+
+    Raises
+    ------
+    DataError
+        A column of ``by`` that the manifest does not have.
+    """
+    labelled = [row for row in rows if row["label"]]
+    limit = thresholds.image
+    decided_units = [unit for unit in units if unit["score"] is not None and unit["label"]]
+    several = any(unit["n_images"] > 1 for unit in units)
+    return {
+        "image": figures(labelled, limit),
+        "unit": figures(decided_units, thresholds.unit) if several else None,
+        "per_defect": {name: figures(part, limit) for name, part in _per_defect(labelled)},
+        "by": {column: {value: figures(part, limit) for value, part in _by_value(labelled, column)} for column in by},
+    }
+
+
+def figures(rows: Sequence[Row], threshold: Threshold) -> dict[str, Any]:
+    """Return ranking figures and the rates at the calibrated threshold, as JSON values with intervals.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        With "label", "score" and "group".
+    """
+    labels = np.array([row["label"] == ANOMALOUS_LABEL for row in rows], bool)
+    scores = np.array([row["score"] for row in rows], np.float64)
+    groups = groups_if_any(rows)
+    rates = rates_at_threshold(labels, scores, threshold.value, groups)
+    n_normal = int((~labels).sum())
+    return {
+        "roc_auc": roc_auc(labels, scores, groups).as_json(),
+        "average_precision": average_precision(labels, scores, groups).as_json(),
+        "at_threshold": [
+            {
+                "threshold": threshold.value,
+                "rate_asked": threshold.rate,
+                "promise": threshold.promise,
+                **{name: metric.as_json() for name, metric in rates.items()},
+                "false_alarm_band": _false_alarm_band(threshold, n_normal, groups is not None),
+            }
+        ],
+    }
+
+
+def groups_if_any(rows: Sequence[Row]) -> list[str] | None:
+    """Return the groups where at least two rows share one, else None: then images are taken as independent."""
+    groups = [str(row["group"]) for row in rows]
+    return groups if len(set(groups)) < len(groups) else None
+
+
+def _false_alarm_band(threshold: Threshold, n_normal: int, has_groups: bool) -> list[float] | None:
+    """Return where the found rate would lie in 95 % of cases if the promise held; only for independent images."""
+    if has_groups or threshold.n_groups is not None or threshold.rank is None or n_normal == 0:
+        return None
+    rate = Fraction(threshold.rate)
+    return [float(end) for end in found_rate_band(threshold.n, rate, n_normal, rank=threshold.rank)]
+
+
+def _per_defect(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+    """Yield every defect type against all normal images."""
+    normals = [row for row in rows if row["label"] == NORMAL_LABEL]
+    for name in sorted({row["defect"] for row in rows if row["label"] == ANOMALOUS_LABEL and row["defect"]}):
+        yield name, normals + [r for r in rows if r["defect"] == name and r["label"] == ANOMALOUS_LABEL]
+
+
+def _by_value(rows: Sequence[Row], column: str) -> Iterator[tuple[str, list[Row]]]:
+    if not any(column in row["extra"] for row in rows):
+        known = sorted({name for row in rows for name in row["extra"]})
+        raise DataError(f"no column '{column}' in the manifest", "", f"its own columns: {', '.join(known) or 'none'}")
+    for value in sorted({row["extra"].get(column, "") for row in rows}):
+        yield value, [row for row in rows if row["extra"].get(column, "") == value]
+
+
+def baseline_figures(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the ROC-AUC of the trivial detectors on the same labelled images."""
+    labelled = [row for row in rows if row["label"]]
+    labels = np.array([row["label"] == ANOMALOUS_LABEL for row in labelled], bool)
+    groups = groups_if_any(labelled)
+    return {name: roc_auc(labels, [row["baselines"][name] for row in labelled], groups).as_json() for name in BASELINES}
+
+
+def write_tables(folder: Path, rows: Sequence[Row], units: Sequence[Row], failures: Iterable[Row]) -> None:
+    """Write ``scores.csv``, ``scores.jsonl``, ``units.csv`` and ``failures.csv``."""
+    columns = sorted({name for row in rows for name in row["extra"]} - {*SCORE_COLUMNS})
+    _write_csv(folder / "scores.csv", [*SCORE_COLUMNS, *columns], ({**row["extra"], **row} for row in rows))
+    write_text(folder / "scores.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+    _write_csv(folder / "units.csv", UNIT_COLUMNS, units)
+    _write_csv(folder / "failures.csv", ["path", "reason", "unit", "group"], failures)
+
+
+def write_json(path: Path, values: Row) -> None:
+    """Write a JSON file atomically; NaN is refused."""
+    write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
+
+
+def redecide(run: Path, rate: Share | None, confidence: Share | None) -> Thresholds:
+    """Set new thresholds in a finished run from its own calibration scores; no image, no model is needed.
+
+    Everything but the scores, the maps and the pictures is written again: tables, ``metrics.json``, ``run.json``.
+
+    Raises
+    ------
+    CalibrationError
+        The rate is out of reach.
+    DataError
+        The folder is no run.
+    """
+    info, rows = read_json(run / "run.json"), read_rows(run / "scores.jsonl")
+    scores = CalibrationScores.from_json(info["calibration"])
+    thresholds = thresholds_from(scores, rate, confidence)
+    failures = _read_csv(run / "failures.csv")
+    rows = decide_rows(rows, scores, thresholds)
+    units = unit_rows(rows, {f["unit"]: f["group"] for f in failures}, scores, thresholds)
+    if (run / "metrics.json").exists():
+        metrics = read_json(run / "metrics.json")
+        metrics |= run_metrics(rows, units, thresholds, list(metrics["by"]))
+        write_json(run / "metrics.json", metrics)
+    write_tables(run, rows, units, failures)
+    write_json(run / "run.json", {**info, "threshold": thresholds.as_json(), "what_if": True})
+    return thresholds
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a run."""
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _no_run(path, error) from error
+    if values.get("format") != FORMAT:
+        raise DataError(
+            f"{path} has format {values.get('format')}", f"this version reads format {FORMAT}", "score again"
+        )
+    return values
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read ``scores.jsonl``."""
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise _no_run(path, error) from error
+
+
+def _no_run(path: Path, error: Exception) -> DataError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return DataError(f"cannot read {path}", reason, "give a folder that score or evaluate wrote")
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+    """Write a CSV atomically: one header line, floats with all their digits, missing values empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

@@ -1,0 +1,177 @@
+"""One look at the training images before anything is learned: sizes, intensities, alignment, and the preset that fits.
+
+Nothing here sees an image of the calibration or the test part, except to find out whether it can be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from anomaly_ae.config import Config
+from anomaly_ae.errors import AnomalyAEError, DataError
+from anomaly_ae.listener import Listener
+from anomaly_ae.loading import in_order, read_sample
+from anomaly_ae.manifest import MIN_NORMALS
+from anomaly_ae.prepare import resample
+from anomaly_ae.records import FloatArray, Image, Sample
+from anomaly_ae.scoring import spread_limits
+
+ALIGNED_CORRELATION = 0.8
+"""Images share one grid when each correlates at least so with the mean of the others (median, 64 px thumbnails)."""
+
+TEXTURE_CORRELATION = 0.3
+"""Below this correlation nothing is in the same place in every image: a texture."""
+
+N_PIXELS_PER_IMAGE = 20_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Survey:
+    """What the training images are like, from one look at each.
+
+    Attributes
+    ----------
+    samples : tuple of Sample
+        The readable ones.
+    shapes : tuple
+        Spatial shape of each.
+    extremes : float64 array, (n, C, 2)
+        Smallest and largest valid value of each.
+    pixels : tuple of float64 array, (C, k)
+        A random sample of the valid pixels of each, to pool percentiles from.
+    thumbnails : tuple of float32 array, (C, 64, 64)
+        For alignment and baseline, in the file's numbers.
+    n_channels : int
+    bits_stored : int or None
+    has_spacing : bool
+        Every image states its pixel spacing in mm, as medical images do.
+    """
+
+    samples: tuple[Sample, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    extremes: FloatArray
+    pixels: tuple[FloatArray, ...]
+    thumbnails: tuple[FloatArray, ...]
+    n_channels: int
+    bits_stored: int | None
+    has_spacing: bool
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether the images share one grid: equal sizes, and the same thing in the same place."""
+        return len(set(self.shapes)) == 1 and alignment(self.thumbnails) >= ALIGNED_CORRELATION
+
+
+def readable_parts(parts: dict[str, tuple[Sample, ...]], listener: Listener) -> dict[str, tuple[Sample, ...]]:
+    """Decode every image once before hours are spent on it; leave out, and name, what cannot be read."""
+    samples = [sample for part in parts.values() for sample in part]
+    failed: set[str] = set()
+    for done, (sample, result) in enumerate(in_order(samples, lambda s: read_sample(s).pixels.shape), start=1):
+        listener.progress("reading", done, len(samples), "")
+        if isinstance(result, AnomalyAEError):
+            listener.say(f"left out: {result}")
+            failed.add(sample.id)
+    kept = {name: tuple(s for s in part if s.id not in failed) for name, part in parts.items()}
+    n_kept = sum(len(part) for part in kept.values())
+    if n_kept < MIN_NORMALS or not all(kept.values()):
+        raise DataError(
+            f"only {n_kept} of {len(samples)} normal images can be used",
+            f"at least {MIN_NORMALS} are needed, some in each of train, validation and calibration",
+            "mend or replace the files named above",
+        )
+    return kept
+
+
+def survey_images(samples: Sequence[Sample], seed: int, listener: Listener) -> Survey:
+    """Look once at every training image.
+
+    Raises
+    ------
+    DataError
+        Channel counts differ, or all images are identical.
+    """
+    generator = np.random.default_rng(seed)
+    shapes, extremes, pixels, thumbnails, infos = [], [], [], [], []
+    for done, (_, image) in enumerate(in_order(samples, read_sample), start=1):
+        listener.progress("looking at the training images", done, len(samples), "")
+        if isinstance(image, AnomalyAEError):
+            raise image  # it was readable a moment ago
+        shapes.append(image.spatial_shape)
+        extremes.append(_extremes(image))
+        pixels.append(_some_pixels(image, generator))
+        thumbnails.append(resample(image.pixels, (64,) * len(image.spatial_shape)))
+        infos.append((image.n_channels, image.bits_stored, image.spacing_mm is not None, image.was_grey_rgb))
+    channels = sorted({info[0] for info in infos})
+    if len(channels) > 1:
+        raise DataError(
+            f"training images have {' and '.join(map(str, channels))} channels",
+            "one model sees one kind of image",
+            "convert them, or make one manifest per kind",
+        )
+    if all(np.array_equal(thumbnails[0], other) for other in thumbnails):
+        raise DataError("all training images are identical", "nothing can be learned from copies", "add other images")
+    if any(info[3] for info in infos):
+        listener.say("colour files with three equal channels are treated as grey")
+    return Survey(
+        samples=tuple(samples),
+        shapes=tuple(shapes),
+        extremes=np.stack(extremes),
+        pixels=tuple(pixels),
+        thumbnails=tuple(thumbnails),
+        n_channels=channels[0],
+        bits_stored=max((info[1] for info in infos if info[1]), default=None),
+        has_spacing=all(info[2] for info in infos),
+    )
+
+
+def alignment(thumbnails: Sequence[FloatArray]) -> float:
+    """Return the median correlation of each thumbnail with the mean of the others."""
+    flat = np.stack([t.ravel() for t in thumbnails]).astype(np.float64)
+    flat -= flat.mean(axis=1, keepdims=True)
+    others = (flat.sum(axis=0) - flat) / max(1, len(flat) - 1)
+    norms = np.linalg.norm(flat, axis=1) * np.linalg.norm(others, axis=1)
+    return float(np.median((flat * others).sum(axis=1) / np.maximum(norms, 1e-12)))
+
+
+def choose_preset(survey: Survey) -> tuple[str, str]:
+    """Pick a preset from what the images are like, and say why."""
+    correlation = alignment(survey.thumbnails)
+    if survey.is_aligned:
+        return "object", f"the images share one grid (correlation with their mean {correlation:.2f})"
+    if survey.has_spacing and survey.n_channels == 1:
+        return "radiograph", "grey images that state their pixel spacing"
+    if correlation < TEXTURE_CORRELATION:
+        return "texture", f"nothing is in the same place in every image (correlation with their mean {correlation:.2f})"
+    return "default", f"objects that are not on one grid (correlation with their mean {correlation:.2f})"
+
+
+def dataset_limits(survey: Survey, config: Config) -> FloatArray:
+    """Return the file values that become 0 and 1 in every image: float64 (C, 2)."""
+    intensity, n_channels = config.intensity, survey.n_channels
+    match intensity.policy:
+        case "window":
+            limits = np.tile([float(intensity.low or 0), float(intensity.high or 1)], (n_channels, 1))
+        case "dtype":
+            top = 2.0**survey.bits_stored - 1 if survey.bits_stored else 1.0
+            limits = np.tile([0.0, top], (n_channels, 1))
+        case "range":
+            limits = np.stack([survey.extremes[:, :, 0].min(axis=0), survey.extremes[:, :, 1].max(axis=0)], axis=1)
+        case _:
+            pooled = np.concatenate(survey.pixels, axis=1)
+            limits = np.percentile(pooled, (intensity.low_percentile, intensity.high_percentile), axis=1).T
+    return spread_limits(limits)
+
+
+def _extremes(image: Image) -> FloatArray:
+    inside = image.pixels.reshape(image.n_channels, -1) if image.valid is None else image.pixels[:, image.valid]
+    return np.stack([inside.min(axis=1), inside.max(axis=1)], axis=1).astype(np.float64)
+
+
+def _some_pixels(image: Image, generator: np.random.Generator) -> FloatArray:
+    """Return at most `N_PIXELS_PER_IMAGE` random valid pixels: float64 (C, k)."""
+    inside = image.pixels.reshape(image.n_channels, -1) if image.valid is None else image.pixels[:, image.valid]
+    chosen = generator.integers(0, inside.shape[1], min(N_PIXELS_PER_IMAGE, inside.shape[1]))
+    return inside[:, chosen].astype(np.float64)

@@ -1,0 +1,280 @@
+"""Training the autoencoder: one plain loop.
+
+All randomness of a step derives from (seed, step), so a run that was interrupted, even killed, and resumed from its
+last checkpoint ends with the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor, nn
+
+from anomaly_ae.config import Config, TrainingConfig
+from anomaly_ae.corruption import corrupt
+from anomaly_ae.errors import ModelFileError
+from anomaly_ae.loading import ImageStore
+from anomaly_ae.modelfile import read_tensors, write_tensors
+from anomaly_ae.scoring import AnomalyMapper, channels_last, to_device
+
+N_VALIDATION_CROPS = 64
+N_NORM_BATCHES = 50
+VALIDATION_STEP = 2**40
+"""A step number that training never reaches: seeds the fixed validation crops and their damage."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingData:
+    """Images to learn from, and normal images that only decide when to stop."""
+
+    train: ImageStore
+    validation: ImageStore
+
+
+@dataclass(slots=True)
+class Progress:
+    """What the loop knows after a step; handed to the caller's callback and kept in checkpoints."""
+
+    step: int = 0
+    best_loss: float = float("inf")
+    n_without_improvement: int = 0
+    stopped: str = ""
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+Report = Callable[[int, float, int], None]
+"""(steps done, loss, images seen in this step)"""
+
+
+def train(
+    mapper: AnomalyMapper,
+    data: TrainingData,
+    config: Config,
+    device: torch.device,
+    checkpoint: Path | None = None,
+    report: Report | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    fingerprint: str = "",
+) -> Progress:
+    """Train ``mapper.autoencoder`` in place.
+
+    Parameters
+    ----------
+    checkpoint : Path or None
+        Where the state is kept after every validation; an existing one is continued if its fingerprint fits.
+    should_stop : callable
+        Asked after every step; when true, the best weights so far are taken.
+    fingerprint : str
+        Names configuration and data; a checkpoint of another run is refused.
+    """
+    loop = _Loop(mapper, data, config, device)
+    progress = Progress()
+    if checkpoint is not None and checkpoint.exists():
+        progress = loop.restore(checkpoint, fingerprint)
+    while progress.step < config.training.steps and not progress.stopped:
+        loss = loop.step(progress.step)
+        progress.step += 1
+        if report is not None:
+            report(progress.step, loss, config.training.batch_size)
+        is_last = progress.step == config.training.steps
+        if progress.step % config.training.validate_every == 0 or is_last:
+            loop.validate(progress, loss)
+            if checkpoint is not None:
+                loop.save(checkpoint, progress, fingerprint)
+        if should_stop():
+            progress.stopped = "asked to stop"
+    loop.finish()
+    return progress
+
+
+class _Loop:
+    """The mutable state of a training run: network, running mean of its weights, best of these, optimiser."""
+
+    def __init__(self, mapper: AnomalyMapper, data: TrainingData, config: Config, device: torch.device) -> None:
+        self.mapper, self.data, self.config, self.device = mapper, data, config, device
+        self.network = to_device(mapper.autoencoder, device, config.model.spatial_dims)
+        self.mean = copy.deepcopy(self.network).eval()
+        self.best = copy.deepcopy(self.mean.state_dict())
+        training = config.training
+        self.optimiser = torch.optim.AdamW(
+            self.network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
+        )
+        self.losses = _Losses(training, config.model.spatial_dims)
+        shapes = [store.crop_shape(training.crop_px, mapper.size_multiple) for store in (data.train, data.validation)]
+        self.crop_shape = tuple(min(sides) for sides in zip(*shapes, strict=True))
+        self.validation_batch = self._validation_batch()
+
+    def step(self, number: int) -> float:
+        """Do one optimiser step; everything random in it derives from its number."""
+        training = self.config.training
+        for group in self.optimiser.param_groups:
+            group["lr"] = training.learning_rate * one_cycle(number / training.steps)
+        x, valid = self._batch(self.data.train, number, training.batch_size)
+        damaged, target, damage = self._damage(x, number)
+        self.network.train()
+        loss = self._loss(self.network, damaged, target, self._weight(valid, damage))
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimiser.step()
+        self._update_mean(min(training.ema_decay, (1 + number) / (10 + number)))
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def validate(self, progress: Progress, loss: float) -> None:
+        """Measure the repair of the fixed validation crops; remember the best weights; count failures to improve."""
+        damaged, target, weight = self.validation_batch
+        size = self.config.training.batch_size
+        parts = zip(*(torch.split(t, size) for t in (damaged, target, weight)), strict=True)
+        chunks = [self._loss(self.mean, *part) for part in parts]
+        validation_loss = float(torch.stack(chunks).mean())
+        progress.history.append({"step": progress.step, "loss": loss, "validation_loss": validation_loss})
+        if validation_loss < progress.best_loss:
+            progress.best_loss, progress.n_without_improvement = validation_loss, 0
+            self.best = copy.deepcopy(self.mean.state_dict())
+        else:
+            progress.n_without_improvement += 1
+            if progress.n_without_improvement >= self.config.training.patience:
+                progress.stopped = "no improvement on the validation normals"
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Put the best mean weights into the mapper and re-estimate the normalisation on undamaged normals."""
+        self.network.load_state_dict(self.best)
+        layers = [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # torch's word for a plain mean over batches
+        self.network.train()
+        for number in range(N_NORM_BATCHES):
+            x, _ = self._batch(self.data.train, VALIDATION_STEP + 1 + number, self.config.training.batch_size)
+            self.network(x)
+        self.network.eval()
+
+    def save(self, path: Path, progress: Progress, fingerprint: str) -> None:
+        """Write everything that `restore` needs."""
+        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {f"mean.{k}": v for k, v in self.mean.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        for index, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{k}": v for k, v in state.items()}
+        copied = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        write_tensors(path, copied, {"progress": asdict(progress), "fingerprint": fingerprint}, "checkpoint")
+
+    def restore(self, path: Path, fingerprint: str) -> Progress:
+        """Continue from a checkpoint.
+
+        Raises
+        ------
+        ModelFileError
+            Damaged, or of a run with other data or settings.
+        """
+        tensors, values, _ = read_tensors(path, "checkpoint")
+        if values["fingerprint"] != fingerprint:
+            raise ModelFileError(
+                f"{path} belongs to another fit", "its data or settings differ", "delete it, or repeat the same command"
+            )
+        self.network.load_state_dict(_below(tensors, "network."))
+        self.mean.load_state_dict(_below(tensors, "mean."))
+        self.best = _below(tensors, "best.")
+        state = self.optimiser.state_dict()
+        for name, tensor in _below(tensors, "optimiser.").items():
+            index, key = name.split(".")
+            state["state"].setdefault(int(index), {})[key] = tensor
+        self.optimiser.load_state_dict(state)
+        return Progress(**values["progress"])
+
+    def _batch(self, store: ImageStore, number: int, size: int) -> tuple[Tensor, Tensor]:
+        """Return scaled crops (B, C, *crop) and their valid masks (B, 1, *crop)."""
+        generator = step_generator(self.config.seed, number, torch.device("cpu"))
+        raw, valid, limits = store.crops(size, self.crop_shape, generator)
+        x = self.mapper.scale(raw, valid, limits)
+        x, valid = augment(x, valid, self.config.training, generator)
+        return x.contiguous(memory_format=channels_last(self.config.model.spatial_dims)), valid
+
+    def _weight(self, valid: Tensor, damage: Tensor) -> Tensor:
+        """Weight damaged pixels more: they are few, and with equal weights the identity is a good answer."""
+        weight = valid * (1 + self.config.training.damage_weight * damage)
+        return weight / weight.mean().clamp_min(1e-6)
+
+    def _damage(self, x: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        if not self.config.training.repair:
+            return x, x, torch.zeros_like(x[:, :1])
+        generator = step_generator(self.config.seed + 1, number, self.device)
+        damaged, target, mask = corrupt(x, self.config.corruption, generator)
+        return damaged, target, mask
+
+    def _validation_batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        x, valid = self._batch(self.data.validation, VALIDATION_STEP, N_VALIDATION_CROPS)
+        damaged, target, damage = self._damage(x, VALIDATION_STEP)
+        return damaged, target, self._weight(valid, damage)
+
+    def _loss(self, network: nn.Module, damaged: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            x_hat = network(damaged)
+        return self.losses(x_hat.float(), target, weight)
+
+    @torch.no_grad()
+    def _update_mean(self, decay: float) -> None:
+        for mean, now in zip(self.mean.state_dict().values(), self.network.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(now, 1 - decay)
+
+
+class _Losses:
+    """Weighted sum of L1, L2 and SSIM losses; pixels of weight 0 take no part."""
+
+    def __init__(self, config: TrainingConfig, spatial_dims: int) -> None:
+        self.config = config
+        self.ssim: Callable[[Tensor, Tensor], Tensor] | None = None
+        if config.ssim:
+            from monai.losses import SSIMLoss
+
+            self.ssim = SSIMLoss(spatial_dims, data_range=1.0, win_size=7)
+
+    def __call__(self, x_hat: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        difference = x_hat - target
+        l1, l2 = (weight * difference.abs()).mean(), (weight * difference.square()).mean()
+        loss = self.config.l1 * l1 + self.config.l2 * l2
+        if self.ssim is not None:
+            inside = weight > 0
+            loss = loss + self.config.ssim * self.ssim(x_hat * inside, target * inside)
+        return loss
+
+
+def step_generator(seed: int, step: int, device: torch.device) -> Generator:
+    """Return the random generator of one training step.
+
+    The golden-ratio multiplier keeps neighbouring (seed, step) pairs far apart in the generator's seed space.
+    """
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**63
+    return Generator(device).manual_seed(mixed)
+
+
+def one_cycle(progress: float, warm_up: float = 0.05) -> float:
+    """Return the learning rate as a share of its peak: linear warm-up, then a half cosine down to 1 %."""
+    if progress < warm_up:
+        return max(progress, 0.002) / warm_up
+    phase = torch.tensor((progress - warm_up) / (1 - warm_up) * torch.pi)
+    return 0.01 + 0.99 * 0.5 * (1 + float(torch.cos(phase)))
+
+
+def augment(x: Tensor, valid: Tensor, config: TrainingConfig, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Mirror and turn the whole batch at random, as far as the preset says that this keeps an image normal."""
+    axes = list(range(2, x.ndim))
+    draws = torch.rand(len(axes) + 1, generator=generator).tolist()
+    if config.flip:
+        mirrored = [axis for axis, draw in zip(axes, draws, strict=False) if draw < 0.5]
+        x, valid = x.flip(mirrored), valid.flip(mirrored)
+    if config.rotate and x.shape[-1] == x.shape[-2]:
+        turns = int(draws[-1] * 4)
+        x, valid = x.rot90(turns, (-2, -1)), valid.rot90(turns, (-2, -1))
+    return x, valid
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
