@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from anomaly_ae.config import load_config
-from anomaly_ae.errors import DataError, OutputError
+from anomaly_ae.errors import DataError
 from anomaly_ae.files import write_bytes
 from anomaly_ae.listener import Listener
 from anomaly_ae.loading import in_order, read_sample, torch_pixels
@@ -28,19 +30,14 @@ def make_demo(out: Path, overwrite: bool, preset: str | None, listener: Listener
     Writes ``report.html``, ``metrics.json`` and the other files of a run, and beside the run the images in
     ``images/`` and the model in ``model.safetensors``.
     """
-    import shutil
-
     from anomaly_ae.detector import Detector
-    from anomaly_ae.evaluation import RunOptions, evaluate
+    from anomaly_ae.evaluation import RunOptions, evaluate, refuse_existing
     from anomaly_ae.fitting import fit
     from anomaly_ae.synthetic import make_dataset
 
-    if out.exists():
-        if not overwrite:
-            raise OutputError(f"{out} exists already", "", "choose another --out, or --overwrite")
-        shutil.rmtree(out)
-    work = out.with_name(out.name + ".work")
-    shutil.rmtree(work, ignore_errors=True)
+    refuse_existing(out, overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         listener.say("making images of a turned part: 200 normal ones to learn from, and a test set with defects")
         data = make_dataset(work / "images", "part", bits=16)
@@ -51,7 +48,7 @@ def make_demo(out: Path, overwrite: bool, preset: str | None, listener: Listener
         detector = fit(manifest, config, overrides=DEMO_SETTINGS, listener=listener)
         detector.save(work / "model.safetensors")
         detector = Detector.load(work / "model.safetensors")
-        result = evaluate(detector, manifest, out, RunOptions(), listener)
+        result = evaluate(detector, manifest, out, RunOptions(overwrite=overwrite), listener)
         for line in result.lines():
             listener.say(line)
         for name in ("images", "model.safetensors"):

@@ -1,12 +1,13 @@
 """`score` and `evaluate`: samples through the detector into a RUN folder; figures from its scores.
 
-A RUN is written into ``RUN.partial`` and renamed when it is whole, so that a folder with the final name is complete.
+A RUN is written into a hidden folder beside it and renamed when it is whole, so that what has the final name is complete.
 The format of every file: docs/reference/results.md.
 """
 
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -319,12 +320,13 @@ def _warnings(collected: _Collected, baselines: Mapping[str, Any]) -> Iterator[s
 
 @contextmanager
 def _new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
-    """Yield ``out.partial``; rename it to ``out`` when the run is whole, remove it when it failed."""
+    """Yield a hidden folder beside ``out``; rename it to ``out`` when the run is whole, remove it when it failed."""
     refuse_existing(out, overwrite)
-    partial = out.with_name(out.name + ".partial")
+    partial = out  # until there is one
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+        partial.chmod(0o755)
         yield partial
         if out.exists():
             shutil.rmtree(out)
@@ -332,7 +334,8 @@ def _new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     except OSError as error:
         raise cannot_write(out, error) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial != out:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def refuse_existing(out: Path, overwrite: bool) -> None:

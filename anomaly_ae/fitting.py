@@ -107,6 +107,7 @@ def calibrate(
     Images that cannot be read are left out and named; the promise counts those that were scored.
     """
     listener = listener or Listener()
+    _refuse_known(detector, samples)
     values: list[float] = []
     peaks: list[float] = []
     kept: list[Sample] = []
@@ -141,6 +142,19 @@ def calibration_samples(manifest: Manifest) -> tuple[Sample, ...]:
             "give a folder of normal images, or a CSV with split = calibration",
         )
     return tuple(samples)
+
+
+def _refuse_known(detector: Detector, samples: Sequence[Sample]) -> None:
+    """Refuse images that the detector learned from: a threshold set on them promises nothing."""
+    hashes = detector.provenance.get("image_hashes", {})
+    known = {*hashes.get("train", []), *hashes.get("validation", [])}
+    n_known = sum(image_sha256(s.files)[:16] in known for s in samples if all(f.is_file() for f in s.files))
+    if n_known:
+        raise DataError(
+            f"{n_known} of {len(samples)} calibration images were used in training",
+            "the model has learned them, so their scores are too low and the false-alarm rate would be broken",
+            "give normal images that were used for nothing else",
+        )
 
 
 def describe_device(device: torch.device) -> str:

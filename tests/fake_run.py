@@ -143,7 +143,7 @@ def _info(calibration: np.ndarray, labelled: bool, evil: bool, with_units: bool)
             "image": _threshold("image"), "unit": _threshold("unit") if with_units else None,
             "pixel": _threshold("image"),
         },
-        "calibration": {"image_scores": calibration.tolist(), "image_groups": None, "median": MEDIAN},
+        "calibration": {"image": calibration.tolist(), "image_group": None, "median": MEDIAN},
         "data": {
             "name": "magnetic_tile/final.csv",
             "warnings": [*warnings, EVIL] if evil else warnings if labelled else [],

@@ -11,13 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fake_run
 import numpy as np
 import pytest
-from browser import Browser, find_chromium
-from fake_run import EVIL, EVIL_ATTRIBUTE, MEDIAN, THRESHOLD
 from PIL import Image
 
+import fake_run
 from anomaly_ae.errors import DataError, OutputError
 from anomaly_ae.report import (
     MAX_GALLERY_IMAGES,
@@ -38,6 +36,8 @@ from anomaly_ae.report.pictures import Detail, Pictures, read_pictures
 from anomaly_ae.report.run import read_run
 from anomaly_ae.report.sheets import N_COLUMNS, detail_panels, map_sheets, thumbnail_sheets
 from anomaly_ae.report.words import headline, percent, warnings
+from browser import Browser, find_chromium
+from fake_run import EVIL, EVIL_ATTRIBUTE, MEDIAN, THRESHOLD
 
 MEGABYTE = 1_000_000
 

@@ -175,7 +175,7 @@ def _histogram(run: Run) -> Markup:
     return figures.histogram_svg(
         "Histogram of the image scores",
         [entry for entry in classes if entry[2].size],
-        np.array(calibration.get("image_scores") or [], dtype=np.float64),
+        np.array(calibration.get("image") or [], dtype=np.float64),
         threshold=run.threshold("image")["value"],
         median=calibration.get("median"),
     )
