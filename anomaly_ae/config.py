@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -210,10 +211,13 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     section, _, name = key.strip().partition(".")
     if not separator:
         raise ConfigError(f"'{override}' is no setting", "", "write section.key=value, e.g. training.steps=500")
-    if name:
-        values.setdefault(section, {})[name] = _parse_value(text.strip())
-    else:
+    if not name:
         values[section] = _parse_value(text.strip())
+        return
+    keys = values.setdefault(section, {})
+    if not isinstance(keys, dict):
+        raise ConfigError(f"'{override}' is no setting", f"{section} is no section", f"write {section}=VALUE")
+    keys[name] = _parse_value(text.strip())
 
 
 def _parse_value(text: str) -> Any:
@@ -264,8 +268,12 @@ def _check_value(key: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -
 def _check_combinations(config: Config) -> None:
     intensity = config.intensity
     low, high = intensity.low, intensity.high
-    if intensity.policy == "window" and (low is None or high is None or low >= high):
+    if intensity.policy == "window" and (low is None or high is None or not -math.inf < low < high < math.inf):
         raise ConfigError("intensity policy 'window'", f"needs low < high, found {low} and {high}")
+    geometry = config.geometry
+    if geometry.min_side_px > geometry.max_side_px:
+        found = f"min_side_px = {geometry.min_side_px}, max_side_px = {geometry.max_side_px}"
+        raise ConfigError("geometry: the smallest side is above the largest", found, "lower min_side_px")
     for name, section in (("training", config.training), ("scoring", config.scoring)):
         weights = [getattr(section, key) for key in ("l1", "l2", "ssim", "gms") if hasattr(section, key)]
         if not any(weights):
