@@ -171,7 +171,7 @@ class Detector:
         """Return the anomaly map on the image's own grid: float32 (*spatial), in deviations of normal images."""
         with torch.inference_mode():
             raw, valid, limits = self._tensors(prepared)
-            window, margin = self.config.scoring.window_px, self.mapper.margin_px
+            window, margin = self.mapper.window_px, self.mapper.margin_px
             working = map_in_windows(self.map_function, raw, valid, limits, window, margin)
         return to_image_grid(working[0, 0].cpu().numpy(), prepared)
 

@@ -5,6 +5,7 @@ No layer takes statistics over space at inference, so that a map does not depend
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -35,8 +36,8 @@ def build_autoencoder(config: ModelConfig) -> nn.Module:
 
 
 def size_multiple(config: ModelConfig) -> int:
-    """Return the number of pixels that every spatial side must be a multiple of."""
-    return int(config.unshuffle * 2**config.depth)
+    """Return the number of pixels that every spatial side must be a multiple of; 4 is the coarsest error scale."""
+    return math.lcm(config.unshuffle * 2**config.depth, 4)
 
 
 def context_px(config: ModelConfig) -> int:

@@ -42,7 +42,7 @@ def learn_residuals(
     """Set the units of the error measures, then mean and deviation of the smoothed error, in ``mapper``."""
     mapper.eval()
     examples = _Examples(data, device)
-    window, margin = config.scoring.window_px, mapper.margin_px
+    window, margin = mapper.window_px, mapper.margin_px
 
     def over(function: Callable[[Tensor, Tensor, Tensor], Tensor], stage: str) -> Iterator[tuple[Tensor, Tensor]]:
         for done, (raw, valid, limits) in enumerate(examples, start=1):

@@ -51,6 +51,8 @@ class AnomalyMapper(nn.Module):
         self.margin_px = _round_up(
             context_px(config.model) + self.compare.reach_px + self.smooth.reach_px, self.size_multiple
         )
+        window_px = config.scoring.window_px // self.size_multiple * self.size_multiple
+        self.window_px = max(grid) if grid else window_px  # statistics by position have the shape of the whole image
 
     def forward(self, raw: Tensor, valid: Tensor, limits: Tensor) -> Tensor:
         """Map a batch.
@@ -289,7 +291,8 @@ def map_in_windows(
     """Map an image of any size; a large one window by window, exactly as if it were mapped whole.
 
     Every window carries a margin as wide as the mapper's reach, and only its core is kept: no blending, no seams.
-    Peak memory depends on ``window_px`` and not on the image.
+    Peak memory depends on ``window_px`` and not on the image. Both lengths are multiples of ``mapper.size_multiple``,
+    so that every window sees the same pixel blocks as the whole image.
     """
     sides = raw.shape[2:]
     if max(sides) <= window_px:
