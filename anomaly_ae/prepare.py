@@ -107,7 +107,7 @@ def prepare(image: Image, geometry: Geometry, n_channels: int) -> Prepared:
     Raises
     ------
     IncompatibleImageError
-        The image has another number of channels than the model.
+        The image has another number of channels than the model, or no valid pixel is left at working scale.
     """
     if image.was_grey_rgb and n_channels == 3:  # a colourless picture in a colour set
         image = replace(image, pixels=np.repeat(image.pixels, 3, axis=0))
@@ -121,6 +121,7 @@ def prepare(image: Image, geometry: Geometry, n_channels: int) -> Prepared:
     pixels, valid = image.pixels, image.valid
     if inner != image.spatial_shape:
         pixels, valid = _resample_valid(pixels, valid, inner)
+        _refuse_empty(valid, image, geometry)
     padding = [(0, -side % geometry.multiple) for side in inner]
     inside = np.ones(inner, bool) if valid is None else valid
     return Prepared(
@@ -144,6 +145,8 @@ def to_image_grid(working_map: FloatArray, prepared: Prepared) -> FloatArray:
 
 def resample(pixels: PixelArray, shape: Sequence[int]) -> FloatArray:
     """Resample ``(C, *spatial)`` to ``(C, *shape)``, float32: linear when enlarging, area-weighted when shrinking."""
+    if pixels.dtype == np.float64:
+        pixels = pixels.clip(-LARGEST_FLOAT32, LARGEST_FLOAT32)  # one absurd value must not become infinite
     result = np.asarray(pixels, dtype=np.float32)
     for axis, side in enumerate(shape, start=1):
         if result.shape[axis] != side:
@@ -160,6 +163,16 @@ def _resample_valid(
     weight = resample(valid[np.newaxis], shape)
     summed = resample(np.where(valid, pixels, 0), shape)
     return summed / np.maximum(weight, 1e-6), weight[0] > 0.5
+
+
+def _refuse_empty(valid: BoolArray | None, image: Image, geometry: Geometry) -> None:
+    """Refuse an image of which nothing would be inspected: it must not pass as normal."""
+    if valid is not None and not valid.any():
+        raise IncompatibleImageError(
+            f"{image.source}: its valid area is too narrow",
+            f"no pixel of it is left at working scale (factor {geometry.factor:.3g})",
+            "use a wider mask, or fit with a larger geometry.max_side_px",
+        )
 
 
 def _resample_axis(pixels: FloatArray, axis: int, side: int) -> FloatArray:
