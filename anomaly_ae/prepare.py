@@ -145,8 +145,6 @@ def to_image_grid(working_map: FloatArray, prepared: Prepared) -> FloatArray:
 
 def resample(pixels: PixelArray, shape: Sequence[int]) -> FloatArray:
     """Resample ``(C, *spatial)`` to ``(C, *shape)``, float32: linear when enlarging, area-weighted when shrinking."""
-    if pixels.dtype == np.float64:
-        pixels = pixels.clip(-LARGEST_FLOAT32, LARGEST_FLOAT32)  # one absurd value must not become infinite
     result = np.asarray(pixels, dtype=np.float32)
     for axis, side in enumerate(shape, start=1):
         if result.shape[axis] != side:
