@@ -12,6 +12,8 @@ from anomaly_ae.records import FloatArray, PixelArray
 
 SIDE_PX = 64
 N_COMPONENTS = 30
+FARTHEST = 1e6
+"""Values so far outside the intensity limits say no more, and their squares would not be finite."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +56,11 @@ def small_grey(pixels: PixelArray, limits: FloatArray) -> FloatArray:
     """
     spread = [1] * (pixels.ndim - 1)
     low, high = limits[:, 0].reshape(-1, *spread), limits[:, 1].reshape(-1, *spread)
-    small = resample(pixels, (SIDE_PX,) * (pixels.ndim - 1))
-    grey: FloatArray = ((small - low) / (high - low)).mean(axis=0).astype(np.float32).ravel()
+    small = resample(_within_float32(pixels), (SIDE_PX,) * (pixels.ndim - 1))
+    scaled = ((small - low) / (high - low)).clip(-FARTHEST, FARTHEST)  # (C, SIDE_PX, ...)
+    grey: FloatArray = scaled.mean(axis=0).astype(np.float32).ravel()
     return grey
+
+
+def _within_float32(pixels: PixelArray) -> PixelArray:
+    return pixels.clip(-1e38, 1e38) if pixels.dtype == np.float64 else pixels
