@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import tempfile
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +19,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from anomaly_ae.errors import AnomalyAEError
+from anomaly_ae.errors import AnomalyAEError, UnreadableImageError
 from anomaly_ae.files import cannot_write
 from anomaly_ae.prepare import Prepared
 from anomaly_ae.readers import read_channels, read_mask
@@ -54,7 +56,12 @@ def read_sample(sample: Sample) -> Image:
     if sample.valid is None:
         return image
     mask = read_mask(sample.valid, image.spatial_shape)
-    return replace(image, valid=mask if image.valid is None else mask & image.valid)
+    valid = mask if image.valid is None else mask & image.valid
+    if not valid.any():
+        raise UnreadableImageError(
+            f"{sample.id}: no valid pixel", f"{sample.valid} leaves nothing of it", "correct the mask, or leave it out"
+        )
+    return replace(image, valid=valid)
 
 
 def in_order(items: Iterable[S], work: Callable[[S], T], lookahead: int = 0) -> Iterator[tuple[S, T | AnomalyAEError]]:
@@ -110,13 +117,16 @@ class ImageStore:
         self._raw: list[Tensor] = []
         self._valid: list[Tensor | None] = []
         limits: list[FloatArray] = []
-        for prepared, limit in images:
+        n_bytes, room = 0, SHARE_OF_MEMORY * free_memory_bytes()
+        for n_seen, (prepared, limit) in enumerate(images, start=1):
             raw = torch_pixels(prepared.pixels)
-            if not self._raw and raw.nbytes * n_images > SHARE_OF_MEMORY * free_memory_bytes():
+            n_bytes += raw.nbytes
+            if self._spill is None and n_bytes / n_seen * n_images > room:
                 self._spill = _Spill()
-            self._raw.append(self._spill.keep(raw) if self._spill else raw)
+            (self._spill or self._raw).append(raw)
             self._valid.append(None if prepared.valid.all() else torch.from_numpy(prepared.valid[np.newaxis].copy()))
             limits.append(limit)
+        self._raw += self._spill.tensors() if self._spill else []
         self.limits = torch.from_numpy(np.stack(limits))  # (n, C, 2)
         self._dtype = functools.reduce(torch.promote_types, {raw.dtype for raw in self._raw})
         self._move_to_gpu()
@@ -178,24 +188,24 @@ class _Spill:
     """A temporary file that holds images one after the other; the system keeps in memory what it can."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="anomaly_ae_", ignore_cleanup_errors=True)
-        self._path = Path(self._folder.name) / "images.raw"
-        self._size = 0
+        self._path = Path(tempfile.mkdtemp(prefix="anomaly_ae_")) / "images.raw"
+        self.close = weakref.finalize(self, shutil.rmtree, self._path.parent, ignore_errors=True)
+        self._places: list[tuple[int, Tensor]] = []  # first byte, and an empty tensor that knows type and shape
 
-    def keep(self, raw: Tensor) -> Tensor:
-        """Write a tensor and return its mapped twin."""
-        array = raw.numpy()
+    def append(self, raw: Tensor) -> None:
+        """Write a tensor at the end, aligned to 64 bytes."""
         try:
             with self._path.open("ab") as handle:
-                array.tofile(handle)
+                self._places.append((handle.tell(), torch.empty_like(raw, device="meta")))
+                raw.numpy().tofile(handle)
+                handle.write(bytes(-raw.nbytes % 64))
         except OSError as error:
             raise cannot_write(self._path, error) from error
-        start, self._size = self._size, self._size + array.nbytes
-        mapped = np.memmap(self._path, dtype=array.dtype, mode="c", offset=start, shape=array.shape)
-        return torch.from_numpy(mapped)
 
-    def close(self) -> None:
-        self._folder.cleanup()
+    def tensors(self) -> list[Tensor]:
+        """Return everything that was written. One mapping serves all: each would hold an open file of its own."""
+        mapped = torch.from_numpy(np.memmap(self._path, np.uint8, mode="c"))
+        return [mapped[start : start + m.nbytes].view(m.dtype).view(m.shape) for start, m in self._places]
 
 
 def free_memory_bytes() -> int:
