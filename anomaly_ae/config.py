@@ -233,7 +233,7 @@ def _build(section: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
     checked: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
-            raise _unknown_key(prefix + key, [prefix + name for name in known])
+            raise _unknown_key(prefix, key, list(known))
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{prefix}{key} is a section", f"found {value!r}", f"write {key}.NAME=VALUE")
@@ -243,10 +243,11 @@ def _build(section: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
     return section(**checked)
 
 
-def _unknown_key(key: str, known: list[str]) -> ConfigError:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-    fix = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
-    return ConfigError(f"unknown setting '{key}'", "", fix)
+def _unknown_key(prefix: str, key: str, known: list[str]) -> ConfigError:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    names = ", ".join(prefix + name for name in known)
+    fix = f"did you mean '{prefix}{near[0]}'?" if near else f"known here: {names}"
+    return ConfigError(f"unknown setting '{prefix}{key}'", "", fix)
 
 
 def _check_value(key: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
