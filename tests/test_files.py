@@ -1,0 +1,139 @@
+"""Files are replaced whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from anomaly_ae import files
+from anomaly_ae.errors import OutputError
+from anomaly_ae.files import cannot_write, replacing, retried, write_bytes, write_text
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_write_and_overwrite(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "file.bin"
+    for content in (b"first", b"2"):
+        write_bytes(path, content)
+        assert path.read_bytes() == content
+    assert names(path.parent) == ["file.bin"]
+
+
+def test_text_is_utf8_with_plain_line_ends(tmp_path: Path) -> None:
+    write_text(tmp_path / "text.csv", "a\nß µ\r\n")
+    assert (tmp_path / "text.csv").read_bytes() == "a\nß µ\r\n".encode()
+
+
+def test_temporary_lies_in_the_same_folder_until_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"new")
+        assert temporary.parent == path.parent
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("error", [FULL, RuntimeError("a bug"), KeyboardInterrupt()])
+def test_failure_inside_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+    expected = OutputError if isinstance(error, OSError) else type(error)
+
+    def write_half() -> None:
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"half of the n")
+            raise error
+
+    with pytest.raises(expected):
+        write_half()
+    assert (names(tmp_path), path.read_bytes()) == (["file.bin"], b"old")
+
+
+@pytest.mark.parametrize(("owner", "name"), [(os, "fsync"), (Path, "replace"), (Path, "write_bytes")])
+def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+
+    def full(*_: object) -> None:
+        raise FULL
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, full)
+        with pytest.raises(OutputError, match="No space left") as caught:
+            write_bytes(path, b"new")
+    assert str(path) in caught.value.what
+    assert caught.value.exit_code == 1
+    assert (names(tmp_path), path.read_bytes()) == (["file.bin"], b"old")
+
+
+def test_content_is_synced_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.bin"
+    seen: list[tuple[bool, int]] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: seen.append((path.exists(), os.fstat(fd).st_size)))
+    write_bytes(path, b"12345")
+    assert seen == [(False, 5)]
+
+
+def test_parent_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    for path in (tmp_path / "file" / "child", tmp_path / "file" / "deeper" / "child"):
+        with pytest.raises(OutputError) as caught:
+            write_bytes(path, b"new")
+        assert str(path) in str(caught.value)
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_target_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError):
+        write_bytes(tmp_path / "folder", b"new")
+    assert names(tmp_path) == ["folder"]
+
+
+def test_error_without_a_text_still_says_something(tmp_path: Path) -> None:
+    assert "odd" in str(cannot_write(tmp_path, OSError("odd")))
+
+
+class Refusing:
+    """An action that is refused a number of times."""
+
+    def __init__(self, n_refusals: int) -> None:
+        self.n_refusals, self.n_calls = n_refusals, 0
+
+    def __call__(self) -> str:
+        self.n_calls += 1
+        if self.n_calls <= self.n_refusals:
+            raise PermissionError(errno.EACCES, "held by another program")
+        return "done"
+
+
+def test_windows_refusals_are_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(files.time, "sleep", pauses.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "name", "nt")
+        action = Refusing(3)
+        assert retried(action) == "done"
+        assert (action.n_calls, len(pauses)) == (4, 3)
+        hopeless = Refusing(99)
+        with pytest.raises(PermissionError):
+            retried(hopeless, attempts=5)
+        assert hopeless.n_calls == 5
+
+
+def test_elsewhere_a_refusal_is_final(monkeypatch: pytest.MonkeyPatch) -> None:
+    action = Refusing(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "name", "posix")
+        with pytest.raises(PermissionError):
+            retried(action)
+    assert action.n_calls == 1
