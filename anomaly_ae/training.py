@@ -23,8 +23,12 @@ from anomaly_ae.scoring import AnomalyMapper, channels_last, to_device
 
 N_VALIDATION_CROPS = 64
 N_NORM_BATCHES = 50
-VALIDATION_STEP = 2**40
-"""A step number that training never reaches: seeds the fixed validation crops and their damage."""
+VALIDATION_STEP = 2**31
+"""A step number that training never reaches: seeds the fixed validation crops and their damage.
+
+Not larger: torch's generator on the CPU takes the lower 32 bits of a seed, and for a higher power of 2 these would be
+the ones of step 0.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,11 +85,14 @@ def train(
         if report is not None:
             report(progress.step, loss, config.training.batch_size)
         is_last = progress.step == config.training.steps
-        if progress.step % config.training.validate_every == 0 or is_last:
+        is_due = is_last or progress.step % config.training.validate_every == 0
+        if is_due:
             loop.validate(progress, loss)
             if checkpoint is not None:
                 loop.save(checkpoint, progress, fingerprint)
         if should_stop():
+            if not is_due:  # what was learned since the last validation counts too
+                loop.validate(progress, loss)
             progress.stopped = "asked to stop"
     loop.finish()
     return progress
