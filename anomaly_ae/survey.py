@@ -153,7 +153,7 @@ def dataset_limits(survey: Survey, config: Config) -> FloatArray:
     intensity, n_channels = config.intensity, survey.n_channels
     match intensity.policy:
         case "window":
-            limits = np.tile([float(intensity.low or 0), float(intensity.high or 1)], (n_channels, 1))
+            limits = np.tile(np.array([intensity.low, intensity.high], np.float64), (n_channels, 1))
         case "dtype":
             top = 2.0**survey.bits_stored - 1 if survey.bits_stored else 1.0
             limits = np.tile([0.0, top], (n_channels, 1))
