@@ -53,8 +53,9 @@ def fit(
     ----------
     config : Config or None
         None picks a preset from the data and says why.
-    overrides : sequence of str
-        ``section.key=value``, applied to the picked preset (only with ``config=None``).
+    overrides, seed : sequence of str, int
+        ``section.key=value`` and the seed, applied to the picked preset (only with ``config=None``; a given
+        configuration holds its own).
     rate, confidence : see `threshold.conformal_threshold`
         An asked-for rate that the calibration normals cannot support is refused before training.
     checkpoint : Path or None
@@ -69,15 +70,16 @@ def fit(
     DataError, CalibrationError, ConfigError
     """
     listener = listener or Listener()
-    split = (config or load_config("default", [f"seed={seed}", *overrides])).split
-    parts = split_normals(manifest.samples, split.validation_share, split.calibration_share, seed)
-    parts = readable_parts(parts, listener)
+    overrides = [f"seed={seed}", *overrides]
+    known = config or load_config("default", overrides)  # presets differ neither in seed nor in split
+    parts = split_normals(manifest.samples, known.split.validation_share, known.split.calibration_share, known.seed)
+    parts = _without_copies(readable_parts(parts, listener), listener)
     _announce_rates(parts["calibration"], rate, confidence, listener)
-    survey = survey_images(parts["train"], seed, listener)
+    survey = survey_images(parts["train"], known.seed, listener)
     reason = "asked for"
     if config is None:
         name, reason = choose_preset(survey)
-        config = load_config(name, [f"seed={seed}", *overrides])
+        config = load_config(name, overrides)
     config = _completed(config, survey)
     listener.say(f"preset {config.preset}: {reason}")
     geometry = choose_geometry(survey.shapes, config.geometry, size_multiple(config.model))
@@ -92,7 +94,7 @@ def fit(
     hashes = {name: [image_sha256(s.files)[:16] for s in samples] for name, samples in parts.items()}
     progress = _train(detector, parts, checkpoint, hashes, listener, should_stop)
     detector.provenance = _provenance(detector, parts, survey, progress, reason, hashes)
-    return calibrate(detector, parts["calibration"], rate, confidence, listener)
+    return _set_thresholds(detector, parts["calibration"], rate, confidence, listener)
 
 
 def calibrate(
@@ -106,8 +108,13 @@ def calibrate(
 
     Images that cannot be read are left out and named; the promise counts those that were scored.
     """
-    listener = listener or Listener()
     _refuse_known(detector, samples)
+    return _set_thresholds(detector, samples, rate, confidence, listener or Listener())
+
+
+def _set_thresholds(
+    detector: Detector, samples: Sequence[Sample], rate: Share | None, confidence: Share | None, listener: Listener
+) -> Detector:
     values: list[float] = []
     peaks: list[float] = []
     kept: list[Sample] = []
@@ -167,6 +174,20 @@ def describe_device(device: torch.device) -> str:
     return f"the CPU ({torch.get_num_threads()} threads{hint})"
 
 
+def _without_copies(parts: dict[str, tuple[Sample, ...]], listener: Listener) -> dict[str, tuple[Sample, ...]]:
+    """Leave out, and name, calibration images that are copies of learned ones: their scores would be too low."""
+    learned = {(image_sha256(s.files), s.frame) for name in ("train", "validation") for s in parts[name]}
+    copies = [s for s in parts["calibration"] if (image_sha256(s.files), s.frame) in learned]
+    for sample in copies:
+        listener.say(f"left out of the calibration: {sample.id} is a copy of an image that is learned from")
+    kept = tuple(s for s in parts["calibration"] if s not in copies)
+    if not kept:
+        raise DataError(
+            "all calibration images are copies of training images", "thresholds need new ones", "remove the copies"
+        )
+    return {**parts, "calibration": kept}
+
+
 def _announce_rates(
     samples: Sequence[Sample], rate: Share | None, confidence: Share | None, listener: Listener
 ) -> None:
@@ -198,6 +219,17 @@ def _grid(survey: Survey, geometry: Geometry, config: Config) -> tuple[int, ...]
     return tuple(-(-side // geometry.multiple) * geometry.multiple for side in inner)
 
 
+def _refuse_off_grid(data: TrainingData, grid: tuple[int, ...] | None) -> None:
+    """Statistics by position need every image on the grid; say so before training, not after."""
+    odd = (data.train.spatial_shapes | data.validation.spatial_shapes) - {grid}
+    if grid is not None and odd:
+        raise DataError(
+            f"an image of {' x '.join(map(str, min(odd)))} px at working scale among the validation normals",
+            f"standardising by position needs all images on one grid, here {' x '.join(map(str, grid))}",
+            "leave it out, or use --set scoring.standardise=context",
+        )
+
+
 def _train(
     detector: Detector,
     parts: dict[str, tuple[Sample, ...]],
@@ -209,6 +241,7 @@ def _train(
     config, store = detector.config, detector.store
     with store(parts["train"]) as train_store, store(parts["validation"]) as validation_store:
         data = TrainingData(train_store, validation_store)
+        _refuse_off_grid(data, detector.mapper.standardise.grid)
         progress = train(
             detector.mapper,
             data,
