@@ -36,6 +36,9 @@ from anomaly_ae.scoring import (
 from anomaly_ae.threshold import decide, display_value, p_values
 from anomaly_ae.version import __version__
 
+OF_THE_FILE = ("file", "file_sha256")
+"""What `load` adds to the provenance: name and hash of a file cannot stand in the file."""
+
 CALIBRATION_ARRAYS = tuple(f.name for f in fields(CalibrationScores))
 
 Source = Any
@@ -204,7 +207,7 @@ class Detector:
 
     def in_unit_range(self, image: Image) -> FloatArray:
         """Return the image for display: float32 (C, *spatial) in [0, 1] between the intensity limits."""
-        limits = self.limits_of(self.prepare(image)).reshape(image.n_channels, 2, *[1] * len(image.spatial_shape))
+        limits = self.limits_of(self.prepare(image)).reshape(-1, 2, *[1] * len(image.spatial_shape))
         scaled = (image.pixels - limits[:, 0]) / (limits[:, 1] - limits[:, 0])
         shown: FloatArray = np.nan_to_num(scaled, posinf=1, neginf=0).clip(0, 1).astype(np.float32)
         return shown
@@ -255,7 +258,7 @@ class Detector:
             "geometry": asdict(self.geometry),
             "grid": self.mapper.standardise.grid,
             "thresholds": thresholds.as_json(),
-            "provenance": self.provenance,
+            "provenance": {key: value for key, value in self.provenance.items() if key not in OF_THE_FILE},
         }
         return write_tensors(Path(path), tensors, values, "model")
 
@@ -291,7 +294,7 @@ class Detector:
 
     def _read(self, source: Source, axes: Axes | None) -> _Input:
         if isinstance(source, (str, Path)):
-            source = manifest_from_paths([Path(source)]).samples[0]
+            source = _only_image(Path(source))
         if isinstance(source, Sample):
             image = read_sample(source)
             return _Input(source, image, self.prepare(image), image_sha256(source.files))
@@ -356,6 +359,17 @@ def choose_device(name: str = "auto") -> torch.device:
         reason = str(error).splitlines()[0]
         raise UsageError(f"no device '{name}' here", reason, "use --device cpu, or a torch built for it") from error
     return device
+
+
+def _only_image(path: Path) -> Sample:
+    samples = manifest_from_paths([path]).samples
+    if len(samples) > 1:
+        raise UsageError(
+            f"{path} holds {len(samples)} images or frames",
+            "one score is for one image",
+            "pass anomaly_ae.manifest.manifest_from_paths([path]).samples to score_many",
+        )
+    return samples[0]
 
 
 def _all_or_raise(results: Iterable[tuple[Sample, Prepared | AnomalyAEError]]) -> Iterator[Prepared]:
