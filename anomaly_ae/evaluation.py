@@ -1,11 +1,12 @@
 """`score` and `evaluate`: samples through the detector into a RUN folder; figures from its scores.
 
-A RUN is written into a hidden folder beside it and renamed when it is whole, so that what has the final name is complete.
+A RUN is written into a hidden folder beside it and renamed when it is whole: what has the final name is complete.
 The format of every file: docs/reference/results.md.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import time
@@ -18,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_ae.detector import Detector
-from anomaly_ae.errors import DataError, OutputError
-from anomaly_ae.files import cannot_write
+from anomaly_ae.errors import DataError, OutputError, UsageError
+from anomaly_ae.files import cannot_write, retried
 from anomaly_ae.keeping import MapKeeper, keep_pictures
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest
@@ -72,6 +73,7 @@ class RunResult:
     failures: list[Failure]
     n_anomalous: int
     metrics: dict[str, Any] | None
+    warnings: tuple[str, ...] = ()
     aborted: bool = False
 
     def lines(self) -> list[str]:
@@ -84,17 +86,27 @@ class RunResult:
             lines += [_figure_line(name, self.metrics["image"][key]) for name, key in FIGURES]
             rates = self.metrics["image"]["at_threshold"][0]
             lines += [_figure_line(name, rates[key]) for name, key in RATES]
-        return lines
+        return [*lines, *(f"warning: {warning}" for warning in self.warnings)]
 
 
 @dataclass(slots=True)
 class _Collected:
-    """What is kept of every image while a run goes on: one row."""
+    """What is kept of every image while a run goes on: one row, or why there is none."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    not_reached: Sequence[Sample] = ()
     seen_in_fit: int = 0
-    aborted: bool = False
+
+    @property
+    def aborted(self) -> bool:
+        """Whether the run was stopped before all images were scored."""
+        return bool(self.not_reached)
+
+    @property
+    def incomplete(self) -> dict[str, str]:
+        """Units with an image that was not inspected, and their groups."""
+        return {f.unit: f.group for f in self.failures} | {s.unit: s.group for s in self.not_reached}
 
 
 def score(
@@ -115,8 +127,11 @@ def evaluate(
     ------
     DataError
         No labelled test image.
+    UsageError
+        A column of ``options.by`` that the manifest does not have.
     """
     samples = test_samples(manifest)
+    _refuse_unknown_columns(samples, options.by)
     return _run(detector, manifest, samples, out, options, listener or Listener(), "evaluate")
 
 
@@ -134,6 +149,15 @@ def test_samples(manifest: Manifest) -> tuple[Sample, ...]:
     return samples
 
 
+def _refuse_unknown_columns(samples: Sequence[Sample], columns: Sequence[str]) -> None:
+    known = sorted({name for sample in samples for name in sample.extra})
+    for column in columns:
+        if column not in known:
+            raise UsageError(
+                f"no column '{column}' in the manifest", "", f"its own columns: {', '.join(known) or 'none'}"
+            )
+
+
 def _run(
     detector: Detector,
     manifest: Manifest,
@@ -144,21 +168,15 @@ def _run(
     command: str,
 ) -> RunResult:
     started = time.perf_counter()
-    with _new_folder(out, options.overwrite) as folder:
+    with new_folder(out, options.overwrite) as folder:
         keeper = MapKeeper(folder, samples) if command == "evaluate" else None
         collected = _score_all(detector, samples, folder, options, listener, keeper)
-        if not collected.rows:
-            raise DataError(
-                f"none of {len(samples)} images could be scored",
-                collected.failures[0].reason if collected.failures else "there are none",
-                "see the reason, and check the folder",
-            )
+        _refuse_nothing(collected, len(samples))
         scores, thresholds = detector.calibrated
-        incomplete = {f.unit: f.group for f in collected.failures}
-        units = unit_rows(collected.rows, incomplete, scores, thresholds)
+        units = unit_rows(collected.rows, collected.incomplete, scores, thresholds)
         failures = [{"path": f.path, "reason": f.reason, "unit": f.unit, "group": f.group} for f in collected.failures]
         write_tables(folder, collected.rows, units, failures)
-        metrics = None
+        baselines, metrics = baseline_figures(collected.rows), None
         if keeper:
             listener.progress("measuring", 0, 1, "")
             metrics = {
@@ -169,16 +187,29 @@ def _run(
                 "seconds": round(time.perf_counter() - started, 2),
                 **run_metrics(collected.rows, units, thresholds, options.by),
                 "pixel": keeper.metrics(),
-                "baselines": baseline_figures(collected.rows),
+                "baselines": baselines,
             }
             write_json(folder / "metrics.json", metrics)
-        if keeper:
             keeper.close()
-        info = _run_info(detector, manifest, collected, command, time.perf_counter() - started)
+        warnings = (*_warnings(collected, baselines), *(keeper.warnings() if keeper else ()))
+        seconds = time.perf_counter() - started
+        info = _run_info(detector, manifest, collected, baselines, warnings, command, seconds)
         write_json(folder / "run.json", info)
         write_report(folder)
     n_anomalous = sum(row["decision"] == Decision.ANOMALOUS for row in collected.rows)
-    return RunResult(out, len(collected.rows), collected.failures, n_anomalous, metrics, collected.aborted)
+    return RunResult(out, len(collected.rows), collected.failures, n_anomalous, metrics, warnings, collected.aborted)
+
+
+def _refuse_nothing(collected: _Collected, n_samples: int) -> None:
+    if collected.rows:
+        return
+    if collected.aborted:
+        raise KeyboardInterrupt
+    raise DataError(
+        f"none of {n_samples} images could be scored",
+        collected.failures[0].reason if collected.failures else "there are none",
+        "see the reason, and check the folder",
+    )
 
 
 def _score_all(
@@ -206,7 +237,7 @@ def _score_all(
             if keeper:
                 keeper.keep(sample, result, image)
     except KeyboardInterrupt:
-        collected.aborted = True
+        collected.not_reached = samples[len(collected.rows) + len(collected.failures) :]
         listener.say(f"stopped after {len(collected.rows)} of {len(samples)} images: writing what there is")
     pictures.write(folder / "pictures.npz")
     return collected
@@ -242,13 +273,18 @@ def _row(sample: Sample, result: Score) -> dict[str, Any]:
 
 
 def _run_info(
-    detector: Detector, manifest: Manifest, collected: _Collected, command: str, seconds: float
+    detector: Detector,
+    manifest: Manifest,
+    collected: _Collected,
+    baselines: Mapping[str, Any],
+    warnings: Sequence[str],
+    command: str,
+    seconds: float,
 ) -> dict[str, Any]:
     """Return ``run.json``: what the report needs to be drawn again, and the thresholds to be set again."""
     scores, thresholds = detector.calibrated
     provenance = detector.provenance
     n_images = provenance.get("n_images", {})
-    baselines = baseline_figures(collected.rows)
     return {
         "format": FORMAT,
         "tool": "anomaly_ae",
@@ -281,7 +317,7 @@ def _run_info(
         "calibration": {**scores.as_json(), "median": scores.median},
         "data": {
             "name": manifest.root.name,
-            "warnings": list(_warnings(collected, baselines)),
+            "warnings": list(warnings),
             "shortcuts": {"mean grey": baselines["mean grey"]["value"]},
         },
         "baselines": baselines,
@@ -319,8 +355,8 @@ def _warnings(collected: _Collected, baselines: Mapping[str, Any]) -> Iterator[s
 
 
 @contextmanager
-def _new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
-    """Yield a hidden folder beside ``out``; rename it to ``out`` when the run is whole, remove it when it failed."""
+def new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
+    """Yield a hidden folder beside ``out``; rename it to ``out`` when it is whole, remove it when that failed."""
     refuse_existing(out, overwrite)
     partial = out  # until there is one
     try:
@@ -330,7 +366,7 @@ def _new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
         yield partial
         if out.exists():
             shutil.rmtree(out)
-        partial.rename(out)
+        retried(lambda: partial.rename(out))
     except OSError as error:
         raise cannot_write(out, error) from error
     finally:
@@ -339,11 +375,19 @@ def _new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def refuse_existing(out: Path, overwrite: bool) -> None:
-    """Raise `OutputError` where a result would be replaced without being asked to."""
-    if not out.exists() or overwrite:
-        if out.is_dir() and any(out.iterdir()) and not (out / "run.json").exists():
-            raise OutputError(f"{out} is no run", "it would be replaced with all it holds", "choose another --out")
+    """Raise `OutputError` where something would be replaced unasked, or something that is no run at all."""
+    if not out.exists():
         return
-    raise OutputError(
-        f"{out} exists already", "results are not replaced unasked", "choose another --out, or --overwrite"
-    )
+    if not overwrite:
+        why = "results are not replaced unasked"
+        raise OutputError(f"{out} exists already", why, "choose another --out, or --overwrite")
+    if not out.is_dir() or (any(out.iterdir()) and not _is_run(out)):
+        raise OutputError(f"{out} is no run", "it would be replaced with all it holds", "choose another --out")
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(info, dict) and info.get("tool") == "anomaly_ae"

@@ -42,9 +42,9 @@ def keep_pictures(
         rebuilt = detector.reconstruct(image)[1].clip(0, 1)
     pictures.add(sample.id, sample.label, result.score, shown, display_map, rebuilt, mask)
     if heatmaps == "all" or (heatmaps == "anomalous" and result.decision == Decision.ANOMALOUS):
-        write_heatmap(folder / "heatmaps" / f"{file_stem(sample)}.png", shown, display_map, mask)
+        write_heatmap(_free_path(folder / "heatmaps", sample, ".png"), shown, display_map, mask)
     if maps:
-        _write_map(folder / "maps" / f"{file_stem(sample)}.tiff", result.anomaly_map)
+        _write_map(_free_path(folder / "maps", sample, ".tiff"), result.anomaly_map)
 
 
 def mask_of(sample: Sample, image: Image) -> BoolArray | None:
@@ -55,50 +55,66 @@ def mask_of(sample: Sample, image: Image) -> BoolArray | None:
         return None
 
 
+def _free_path(folder: Path, sample: Sample, suffix: str) -> Path:
+    """Return a path that no other image of the run has taken: ``a b.png`` and ``a_b.png`` have one safe name."""
+    stem = file_stem(sample)
+    path = folder / f"{stem}{suffix}"
+    return folder / f"{stem}_{_digest(sample)}{suffix}" if path.exists() else path
+
+
 def file_stem(sample: Sample) -> str:
-    """Return a short name that is unique in the manifest and safe on every system.
+    """Return a short readable name that is safe on every system.
 
     >>> file_stem(Sample(id="test/good/a b.png", path="", files=()))
     'test_good_a_b_png'
     """
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in sample.id)
-    if len(safe) <= 80 and safe.replace("_", "") == "".join(c for c in sample.id if c.isalnum() or c == "-"):
-        return safe
-    return f"{safe[-60:]}_{hashlib.sha256(sample.id.encode()).hexdigest()[:12]}"
+    return safe if len(safe) <= 80 else f"{safe[-60:]}_{_digest(sample)}"
+
+
+def _digest(sample: Sample) -> str:
+    return hashlib.sha256(sample.id.encode()).hexdigest()[:12]
 
 
 class MapKeeper:
     """Maps of the run in temporary files, because the pixel figures need to see every map twice.
 
-    Pixel figures are computed when at least one anomalous image has a mask; anomalous images without one are left out.
+    Pixel figures are computed when at least one anomalous image has a mask. Anomalous images without one are left out,
+    and so is every image whose mask cannot be read.
     """
 
     def __init__(self, folder: Path, samples: Sequence[Sample]) -> None:
         self._folder = folder / "temporary_maps"
         self._entries: list[tuple[Path, Sample, BoolArray | None]] = []
-        self.reason = "" if any(s.mask for s in samples) else "no masks"
-        self.n_without_mask = 0
+        self._has_masks = any(sample.mask for sample in samples)
+        self._disk_is_full = False
+        self._n_left_out = 0
 
     def keep(self, sample: Sample, result: Score, image: Image) -> None:
         """Keep one map, if pixel figures are still possible and the image has a part in them."""
-        if self.reason or result.anomaly_map is None:
+        if not self._has_masks or self._disk_is_full or result.anomaly_map is None:
             return
-        if sample.label == ANOMALOUS_LABEL and mask_of(sample, image) is None:
-            self.n_without_mask += 1
+        if (sample.mask or sample.label == ANOMALOUS_LABEL) and mask_of(sample, image) is None:
+            self._n_left_out += 1
             return
         self._folder.mkdir(exist_ok=True)
         if shutil.disk_usage(self._folder).free < MIN_FREE_BYTES + result.anomaly_map.nbytes:
-            self.reason = "not enough free disk space for the maps"
+            self._disk_is_full = True
             return
         path = self._folder / f"{len(self._entries)}.npy"
         np.save(path, result.anomaly_map, allow_pickle=False)
         self._entries.append((path, sample, image.valid))
 
     def metrics(self) -> dict[str, Any] | None:
-        """Return the pixel figures, or None where there are no masks."""
-        if self.reason:
-            return None
-        return _as_json(pixel_metrics(self._maps))
+        """Return the pixel figures, or None where there are no masks or no room for the maps."""
+        return _as_json(pixel_metrics(self._maps)) if self._has_masks and not self._disk_is_full else None
+
+    def warnings(self) -> list[str]:
+        """Say what is missing in the pixel figures."""
+        if self._disk_is_full:
+            return ["no pixel figures: not enough free disk space for the maps"]
+        n = self._n_left_out
+        return [f"{n} images without a readable mask are left out of the pixel figures"] if n else []
 
     def close(self) -> None:
         """Remove the temporary maps."""

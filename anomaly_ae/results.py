@@ -32,6 +32,7 @@ SCORE_COLUMNS = [
 UNIT_COLUMNS = [
     *("format", "unit", "group", "label", "decision", "score", "threshold", "display", "p_value", "n_images"),
 ]
+NOT_INSPECTED = str(int(Decision.NOT_INSPECTED))
 BASELINES = ("mean grey", "PCA residual")
 
 Row = Mapping[str, Any]
@@ -107,10 +108,10 @@ def _unit_row(
 def run_metrics(rows: Sequence[Row], units: Sequence[Row], thresholds: Thresholds, by: Sequence[str]) -> dict[str, Any]:
     """Return the part of ``metrics.json`` that depends on scores and thresholds: image, unit, per_defect, by.
 
-    Raises
-    ------
-    DataError
-        A column of ``by`` that the manifest does not have.
+    Parameters
+    ----------
+    by : sequence of str
+        Columns of the manifest to break the figures down by.
     """
     labelled = [row for row in rows if row["label"]]
     limit = thresholds.image
@@ -174,9 +175,6 @@ def _per_defect(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
 
 
 def _by_value(rows: Sequence[Row], column: str) -> Iterator[tuple[str, list[Row]]]:
-    if not any(column in row["extra"] for row in rows):
-        known = sorted({name for row in rows for name in row["extra"]})
-        raise DataError(f"no column '{column}' in the manifest", "", f"its own columns: {', '.join(known) or 'none'}")
     for value in sorted({row["extra"].get(column, "") for row in rows}):
         yield value, [row for row in rows if row["extra"].get(column, "") == value]
 
@@ -192,7 +190,8 @@ def baseline_figures(rows: Sequence[Row]) -> dict[str, Any]:
 def write_tables(folder: Path, rows: Sequence[Row], units: Sequence[Row], failures: Iterable[Row]) -> None:
     """Write ``scores.csv``, ``scores.jsonl``, ``units.csv`` and ``failures.csv``."""
     columns = sorted({name for row in rows for name in row["extra"]} - {*SCORE_COLUMNS})
-    _write_csv(folder / "scores.csv", [*SCORE_COLUMNS, *columns], ({**row["extra"], **row} for row in rows))
+    lines = ({**row, **{name: row["extra"].get(name, "") for name in columns}} for row in rows)
+    _write_csv(folder / "scores.csv", [*SCORE_COLUMNS, *columns], lines)
     write_text(folder / "scores.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
     _write_csv(folder / "units.csv", UNIT_COLUMNS, units)
     _write_csv(folder / "failures.csv", ["path", "reason", "unit", "group"], failures)
@@ -218,14 +217,14 @@ def redecide(run: Path, rate: Share | None, confidence: Share | None) -> Thresho
     info, rows = read_json(run / "run.json"), read_rows(run / "scores.jsonl")
     scores = CalibrationScores.from_json(info["calibration"])
     thresholds = thresholds_from(scores, rate, confidence)
-    failures = _read_csv(run / "failures.csv")
+    incomplete = {u["unit"]: u["group"] for u in _read_csv(run / "units.csv") if u["decision"] == NOT_INSPECTED}
     rows = decide_rows(rows, scores, thresholds)
-    units = unit_rows(rows, {f["unit"]: f["group"] for f in failures}, scores, thresholds)
+    units = unit_rows(rows, incomplete, scores, thresholds)
     if (run / "metrics.json").exists():
         metrics = read_json(run / "metrics.json")
         metrics |= run_metrics(rows, units, thresholds, list(metrics["by"]))
         write_json(run / "metrics.json", metrics)
-    write_tables(run, rows, units, failures)
+    write_tables(run, rows, units, _read_csv(run / "failures.csv"))
     write_json(run / "run.json", {**info, "threshold": thresholds.as_json(), "what_if": True})
     return thresholds
 
