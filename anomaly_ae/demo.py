@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -31,30 +29,27 @@ def make_demo(out: Path, overwrite: bool, preset: str | None, listener: Listener
     ``images/`` and the model in ``model.safetensors``.
     """
     from anomaly_ae.detector import Detector
-    from anomaly_ae.evaluation import RunOptions, evaluate, refuse_existing
+    from anomaly_ae.evaluation import RunOptions, evaluate, new_folder
     from anomaly_ae.fitting import fit
     from anomaly_ae.synthetic import make_dataset
 
-    refuse_existing(out, overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with new_folder(out, overwrite) as work:
         listener.say("making images of a turned part: 200 normal ones to learn from, and a test set with defects")
-        data = make_dataset(work / "images", "part", bits=16)
-        manifest = load_manifest(data)
+        manifest = load_manifest(make_dataset(work / "images", "part", bits=16))
         for line in scan(manifest).lines():
             listener.say(f"  {line}")
         config = load_config(preset) if preset else None
         detector = fit(manifest, config, overrides=DEMO_SETTINGS, listener=listener)
         detector.save(work / "model.safetensors")
         detector = Detector.load(work / "model.safetensors")
-        result = evaluate(detector, manifest, out, RunOptions(overwrite=overwrite), listener)
+        result = evaluate(detector, manifest, work / "run", RunOptions(), listener)
+        if result.aborted:
+            raise KeyboardInterrupt  # half a demonstration shows nothing
         for line in result.lines():
             listener.say(line)
-        for name in ("images", "model.safetensors"):
-            shutil.move(work / name, out / name)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        for path in result.folder.iterdir():
+            path.rename(work / path.name)
+        result.folder.rmdir()
     return out / "report.html"
 
 
