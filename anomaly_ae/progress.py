@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 
@@ -45,7 +46,9 @@ class TerminalProgress:
         text = f"{self._stage}: {done} of {total}, {_duration(left)} left" + (f" ({detail})" if detail else "")
         if self._is_terminal:
             filled = int(24 * done / max(total, 1))
-            sys.stderr.write(f"\r\033[K[{'#' * filled}{'.' * (24 - filled)}] {text}")
+            bar = f"[{'#' * filled}{'.' * (24 - filled)}] {text}"
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be written over
+            sys.stderr.write(f"\r\033[K{bar[:width]}")
             self._has_bar = True
             if done >= total:
                 self._end_bar()
