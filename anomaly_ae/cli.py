@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from anomaly_ae.errors import AnomalyAEError, OutputError, UsageError
+from anomaly_ae.errors import AnomalyAEError, UsageError
+from anomaly_ae.files import refuse_existing_file, remove_file
 from anomaly_ae.version import __version__
 
 if TYPE_CHECKING:
@@ -36,17 +37,22 @@ ModelArgument = Annotated[Path, typer.Argument(help="Model file that fit wrote (
 RunArgument = Annotated[Path, typer.Argument(help="Folder that score or evaluate wrote.", show_default=False)]
 RunOption = Annotated[Path, typer.Option("--out", help="Folder to write the results into.", show_default=False)]
 RateOption = Annotated[
-    Optional[str],  # noqa: UP045  Typer reads the annotation at run time
-    typer.Option("--false-alarm-rate", help="Share of normal images that may be flagged, e.g. 0.01 (default 1 %)."),
+    str | None,
+    typer.Option(
+        "--false-alarm-rate",
+        help="Share of normal images that may be flagged, e.g. 0.01 (default 1 %, or what can be promised).",
+    ),
 ]
 ConfidenceOption = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--confidence", help="Promise 'at most' that rate with this confidence, e.g. 0.95."),
+    str | None,
+    typer.Option(
+        "--confidence", help="Promise 'at most' that rate with this confidence, e.g. 0.95 (default: on average)."
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU if there is one), cpu, cuda, cuda:1.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what exists already.")]
 GroupOption = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option("--group-regex", help="Group = first bracketed part of this pattern in the path, e.g. '(lot\\d+)'."),
 ]
 MapsOption = Annotated[bool, typer.Option("--maps", help="Also write the anomaly maps as 32-bit float TIFF.")]
@@ -60,9 +66,10 @@ def main() -> None:
     except AnomalyAEError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("aborted", err=True)
-        sys.exit(EXIT_ABORTED)
+    except SystemExit as end:  # Typer ends so; a Ctrl-C becomes 130 without a word
+        if end.code == EXIT_ABORTED:
+            typer.echo("aborted", err=True)
+        raise
 
 
 @app.callback(invoke_without_command=True)
@@ -93,7 +100,7 @@ def demo(
 @app.command()
 def scan(
     data: DataArgument,
-    out: Annotated[Optional[Path], typer.Option("--out", help="Write the manifest as CSV.")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option("--out", help="Write the manifest as CSV.")] = None,
     group_regex: GroupOption = None,
     folds: Annotated[int, typer.Option("--folds", help="Write K manifests by group instead of one.", min=0)] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Of the folds.")] = 0,
@@ -105,17 +112,20 @@ def scan(
 
     if folds and out is None:
         raise UsageError("--folds needs --out", "", "e.g. --folds 5 --out parts.csv writes parts_1.csv to parts_5.csv")
+    targets = [] if out is None else [out]
+    if folds and out:
+        targets = [out.with_name(f"{out.stem}_{number}.csv") for number in range(1, folds + 1)]
+    for path in targets:
+        refuse_existing_file(path, overwrite)
     manifest = load_manifest(data, group_regex)
     progress = _listener().progress
     report = scan_manifest(manifest, lambda done, total: progress("reading", done, total, ""))
     for line in [*report.lines(), *_supported_rates(manifest, seed)]:
         typer.echo(line)
     report.raise_if_refused()
-    if out is not None and not folds:
-        write_manifest(manifest, out, overwrite)
-    for number, fold in enumerate(make_folds(manifest, folds, seed) if folds and out else [], start=1):
-        path = out.with_name(f"{out.stem}_{number}.csv")  # type: ignore[union-attr]
-        write_manifest(fold, path, overwrite)
+    manifests = make_folds(manifest, folds, seed) if folds else [manifest]
+    for path, one in zip(targets, manifests, strict=False):
+        write_manifest(one, path, overwrite)
         typer.echo(f"wrote {path}")
     raise typer.Exit(EXIT_SOME_UNREADABLE if report.unreadable else 0)
 
@@ -142,13 +152,12 @@ def fit(
     data: DataArgument,
     out: Annotated[Path, typer.Option("--out", help="Model file to write (.safetensors).", show_default=False)],
     preset: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--preset", help="default, fast, texture, object, radiograph or smoke; picked if not given."),
     ] = None,
-    config: Annotated[Optional[Path], typer.Option("--config", help="TOML file instead of a preset.")] = None,  # noqa: UP045
+    config: Annotated[Path | None, typer.Option("--config", help="TOML file instead of a preset.")] = None,
     settings: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--set", help="One setting, e.g. training.steps=4000; may be repeated."),
+        list[str] | None, typer.Option("--set", help="One setting, e.g. training.steps=4000; may be repeated.")
     ] = None,
     device: DeviceOption = "auto",
     seed: Annotated[int, typer.Option("--seed", help="Every random draw derives from it.", min=0)] = 0,
@@ -167,7 +176,7 @@ def fit(
     if preset and config:
         raise UsageError("--preset and --config", "both name the settings", "give one of them, and --set for changes")
     from anomaly_ae.config import load_config
-    from anomaly_ae.manifest import load_manifest
+    from anomaly_ae.manifest import FIT_SPLITS, load_manifest, roles
 
     changes = list(settings or [])
     named = config or preset
@@ -178,7 +187,7 @@ def fit(
 
     checkpoint = checkpoint_of(out)
     if not resume:
-        checkpoint.unlink(missing_ok=True)
+        remove_file(checkpoint)
     with _stopping_gently() as should_stop:
         detector = fit_detector(
             manifest,
@@ -193,9 +202,12 @@ def fit(
             should_stop=should_stop,
         )
     detector.save(out)
-    checkpoint.unlink(missing_ok=True)
+    remove_file(checkpoint)
     _say_thresholds(detector)
     typer.echo(f"wrote {out}")
+    used = detector.provenance["n_images"]
+    n_used = used["train"] + used["validation"] + len(detector.calibrated[0].image)
+    _finish_fit(n_used, sum(role in FIT_SPLITS for role in roles(manifest.samples)))
 
 
 @app.command()
@@ -219,6 +231,7 @@ def calibrate(
     detector.save(model)
     _say_thresholds(detector)
     typer.echo(f"wrote {model}")
+    _finish_fit(len(detector.calibrated[0].image), len(samples))
 
 
 @app.command()
@@ -250,7 +263,7 @@ def evaluate(
     maps: MapsOption = False,
     heatmaps: HeatmapsOption = "none",
     by: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option("--by", help="Break the figures down by a column of the manifest; may be repeated."),
     ] = None,
     group_regex: GroupOption = None,
@@ -306,8 +319,7 @@ def preview(
     """Draw a sheet of normal images (top rows) and what training makes of them (below)."""
     from anomaly_ae.demo import write_preview
 
-    if out.exists() and not overwrite:
-        raise OutputError(f"{out} exists already", "", "choose another --out, or --overwrite")
+    refuse_existing_file(out, overwrite)
     write_preview(data, out, preset, seed)
     typer.echo(f"wrote {out}")
 
@@ -320,10 +332,7 @@ def checkpoint_of(out: Path) -> Path:
 def _check_model_name(out: Path, overwrite: bool) -> None:
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out}", "a model file ends in .safetensors", f"write --out {out.stem}.safetensors")
-    if out.exists() and not overwrite:
-        raise OutputError(
-            f"{out} exists already", "models are not replaced unasked", "choose another --out, or --overwrite"
-        )
+    refuse_existing_file(out, overwrite)
 
 
 def _run_options(maps: bool, heatmaps: str, overwrite: bool, by: list[str]) -> Any:
@@ -343,6 +352,13 @@ def _load(model: Path, device: str) -> Detector:
 def _say_thresholds(detector: Detector) -> None:
     limit = detector.calibrated[1].image
     typer.echo(f"image threshold {limit.value:.4g}: {limit.promise}")
+
+
+def _finish_fit(n_used: int, n_given: int) -> None:
+    """Say how many normal images were left out; the exit code tells of them."""
+    if n_used < n_given:
+        typer.echo(f"{n_given - n_used} of {n_given} normal images could not be used; they are named above")
+        raise typer.Exit(EXIT_SOME_UNREADABLE)
 
 
 def _finish(result: RunResult) -> None:

@@ -48,6 +48,22 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode("utf-8"))
 
 
+def refuse_existing_file(path: Path, overwrite: bool) -> None:
+    """Raise `OutputError` where `write_bytes` would replace a file unasked, or a folder: before the work, not after."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder", "a file is written here", "choose another name")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already", "it is not replaced unasked", "choose another name, or --overwrite")
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, if there is one."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot remove {path}", error.strerror or str(error), "check the path") from error
+
+
 def cannot_write(path: Path, error: OSError) -> OutputError:
     """Turn an `OSError` of writing into a message with a cure."""
     return OutputError(
