@@ -138,9 +138,7 @@ def to_image_grid(working_map: FloatArray, prepared: Prepared) -> FloatArray:
     """Bring a map of shape (*working) back to the image's own grid, float32; 0 outside the image's mask."""
     inner = working_map[tuple(slice(0, side) for side in prepared.inner_shape)]
     result: FloatArray = resample(inner[np.newaxis], prepared.image_shape)[0]
-    if prepared.image_valid is not None:
-        result[~prepared.image_valid] = 0
-    return result
+    return result if prepared.image_valid is None else np.where(prepared.image_valid, result, np.float32(0))
 
 
 def resample(pixels: PixelArray, shape: Sequence[int]) -> FloatArray:
