@@ -105,6 +105,11 @@ def survey_images(samples: Sequence[Sample], seed: int, listener: Listener) -> S
         thumbnails.append(resample(image.pixels, (64,) * len(image.spatial_shape)))
         infos.append((image.n_channels, image.bits_stored, image.spacing_mm is not None, image.was_grey_rgb))
     channels = sorted({info[0] for info in infos})
+    greys = [i for i, info in enumerate(infos) if info[3]]
+    if channels == [1, 3] and len(greys) == sum(info[0] == 1 for info in infos):  # colourless pictures in a colour set
+        for values in (extremes, pixels, thumbnails):
+            values[:] = [np.repeat(v, 3, axis=0) if i in greys else v for i, v in enumerate(values)]
+        channels, greys = [3], []
     if len(channels) > 1:
         raise DataError(
             f"training images have {' and '.join(map(str, channels))} channels",
@@ -113,7 +118,7 @@ def survey_images(samples: Sequence[Sample], seed: int, listener: Listener) -> S
         )
     if all(np.array_equal(thumbnails[0], other) for other in thumbnails):
         raise DataError("all training images are identical", "nothing can be learned from copies", "add other images")
-    if any(info[3] for info in infos):
+    if greys:
         listener.say("colour files with three equal channels are treated as grey")
     return Survey(
         samples=tuple(samples),
