@@ -1,0 +1,328 @@
+"""Order, bounds and failures of the parallel reader; crops of the image store against the images themselves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Picture
+
+from anomaly_ae import loading
+from anomaly_ae.errors import AnomalyAEError, DataError, OutputError, UnreadableImageError
+from anomaly_ae.loading import ImageStore, in_order, read_sample, torch_pixels
+from anomaly_ae.prepare import Prepared
+from anomaly_ae.records import FloatArray, PixelArray, Sample
+
+CPU = torch.device("cpu")
+LIMITS = np.array([[0.0, 1.0]])
+
+
+# --- in_order ---
+
+
+def test_results_come_in_the_order_of_the_items_whoever_finishes_first() -> None:
+    last_is_done = threading.Event()
+
+    def work(item: int) -> int:
+        if item == 0:
+            assert last_is_done.wait(10)  # the first item ends after the second
+        else:
+            last_is_done.set()
+        return item * item
+
+    with_threads = in_order(range(20), work, lookahead=4)
+    assert list(with_threads) == [(i, i * i) for i in range(20)]
+
+
+def test_at_most_lookahead_items_are_drawn_ahead_of_the_consumer() -> None:
+    drawn = 0
+
+    def source() -> Iterator[int]:
+        nonlocal drawn
+        for number in range(1000):
+            drawn += 1
+            yield number
+
+    results = in_order(source(), lambda item: item, lookahead=5)
+    for consumed in range(1, 20):
+        next(results)
+        assert consumed <= drawn <= consumed + 5
+    results.close()
+    assert drawn < 30
+
+
+def test_expected_errors_are_values_in_their_place() -> None:
+    def work(item: int) -> int:
+        if item % 3 == 1:
+            raise DataError(f"item {item}")
+        return item
+
+    results = [r for _, r in in_order(range(7), work)]
+    assert [r.what if isinstance(r, AnomalyAEError) else r for r in results] == [
+        0,
+        "item 1",
+        2,
+        3,
+        "item 4",
+        5,
+        6,
+    ]
+
+
+def test_a_bug_is_no_value() -> None:
+    results = in_order([1, 0], lambda item: 1 // item)
+    assert next(results) == (1, 1)
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_an_error_of_the_source_itself_reaches_the_consumer() -> None:
+    def source() -> Iterator[int]:
+        yield 1
+        raise RuntimeError("the list of files broke off")
+
+    with pytest.raises(RuntimeError, match="broke off"):
+        list(in_order(source(), lambda item: item))
+
+
+@pytest.mark.timeout(20)
+def test_a_consumer_that_stops_early_neither_hangs_nor_leaves_work_behind() -> None:
+    started: list[int] = []
+    n_threads = threading.active_count()
+    results = in_order(range(10_000), started.append, lookahead=8)
+    for _ in zip(range(3), results, strict=False):
+        pass
+    results.close()
+    assert threading.active_count() == n_threads
+    assert len(started) <= 3 + 1 + 8
+
+
+def test_nothing_in_nothing_out() -> None:
+    assert list(in_order([], lambda item: item)) == []
+
+
+# --- torch_pixels ---
+
+
+@pytest.mark.parametrize(
+    "name", ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64"]
+)
+def test_every_extreme_value_of_a_type_survives_in_torch(name: str) -> None:
+    dtype = np.dtype(name)
+    info = np.iinfo(dtype) if dtype.kind in "iu" else np.finfo(dtype)
+    top = 2**53 if name == "uint64" else info.max  # beyond it float64 has no whole numbers; no camera has them
+    values = np.array([[[info.min, 0, 1, top]]], dtype)
+    tensor = torch_pixels(values)
+    assert tensor.shape == values.shape
+    assert [int(v) if dtype.kind in "iu" else float(v) for v in tensor.flatten().tolist()] == values.flatten().tolist()
+    assert (tensor + 1).dtype == tensor.dtype  # torch can calculate with it
+
+
+def test_all_16_bit_values_survive_in_torch() -> None:
+    values = np.arange(65536, dtype=np.uint16).reshape(1, 256, 256)
+    assert np.array_equal(torch_pixels(values).numpy(), values)
+
+
+def test_read_only_and_transposed_pixels_are_copied() -> None:
+    values = np.arange(6, dtype=np.uint8).reshape(1, 2, 3)
+    values.setflags(write=False)
+    tensor = torch_pixels(values.transpose(0, 2, 1))
+    tensor += 1
+    assert values.flatten().tolist() == [0, 1, 2, 3, 4, 5]
+    assert tensor.tolist() == [[[1, 4], [2, 5], [3, 6]]]
+
+
+# --- read_sample ---
+
+
+def sample_of(folder: Path, pixels: PixelArray, mask: PixelArray | None = None) -> Sample:
+    Picture.fromarray(pixels).save(folder / "image.png")
+    if mask is not None:
+        Picture.fromarray(mask.astype(np.uint8) * 255).save(folder / "valid.png")
+    valid = None if mask is None else folder / "valid.png"
+    return Sample("part 7", "image.png", (folder / "image.png",), valid=valid)
+
+
+def test_the_valid_mask_of_a_row_is_joined_with_the_alpha_channel(tmp_path: Path) -> None:
+    rgba = np.full((4, 6, 4), 90, np.uint8)
+    rgba[..., :3] = np.arange(3) * 40
+    rgba[..., 3] = 255
+    rgba[0, :, 3] = 0
+    mask = np.ones((4, 6), bool)
+    mask[:, 0] = False
+    image = read_sample(sample_of(tmp_path, rgba, mask))
+    expected = mask.copy()
+    expected[0] = False
+    assert image.valid is not None
+    assert np.array_equal(image.valid, expected)
+    assert image.source == "part 7"
+
+
+def test_a_valid_mask_that_leaves_nothing_is_an_unreadable_image(tmp_path: Path) -> None:
+    sample = sample_of(tmp_path, np.zeros((4, 6), np.uint8), np.zeros((4, 6), bool))
+    with pytest.raises(UnreadableImageError, match=r"part 7: no valid pixel: .*valid\.png"):
+        read_sample(sample)
+
+
+# --- ImageStore ---
+
+
+def prepared(pixels: PixelArray, valid: PixelArray | None = None) -> Prepared:
+    shape = pixels.shape[1:]
+    return Prepared(pixels, np.ones(shape, bool) if valid is None else valid, shape, shape, None, None)
+
+
+def coded_image(number: int, height: int, width: int, dtype: type) -> PixelArray:
+    """Every pixel says which image it is of and where: number * 10000 + y * 100 + x, minus that in channel 1."""
+    code = number * 10_000 + np.arange(height)[:, None] * 100 + np.arange(width)
+    return np.stack([code, code + 7]).astype(dtype)
+
+
+def coded_store(n_images: int = 6) -> ImageStore:
+    """Images of different sizes and types; the limits of each carry its number."""
+    dtypes = (np.uint16, np.int32, np.float32)
+    images = [coded_image(i, 20 + 4 * i, 40 - 4 * i, dtypes[i % 3]) for i in range(n_images)]
+    limits = [np.array([[i, i + 1.0]] * 2) for i in range(n_images)]
+    masks = [(image[0].astype(int) % 3 != 0) if i % 2 else None for i, image in enumerate(images)]
+    items = [(prepared(image, mask), limit) for image, mask, limit in zip(images, masks, limits, strict=True)]
+    return ImageStore(items, n_images, CPU)
+
+
+def small_memory(monkeypatch: pytest.MonkeyPatch, n_bytes: int) -> None:
+    monkeypatch.setattr(loading, "free_memory_bytes", lambda: n_bytes)
+
+
+@pytest.fixture(params=["in memory", "mapped from disk", "partly mapped"])
+def any_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ImageStore]:
+    if request.param == "mapped from disk":
+        small_memory(monkeypatch, 1000)
+    if request.param == "partly mapped":  # image 0 has 20 x 40 x 2 values of 4 bytes, the later ones have more
+        small_memory(monkeypatch, int(6.1 * 20 * 40 * 2 * 4 / loading.SHARE_OF_MEMORY))
+    with coded_store() as store:
+        assert store.is_mapped == (request.param != "in memory")
+        yield store
+
+
+def test_crops_come_from_one_image_and_one_place(any_store: ImageStore) -> None:
+    raw, valid, limits = any_store.crops(400, (16, 12), torch.Generator().manual_seed(0))
+    assert raw.shape == (400, 2, 16, 12)
+    assert valid.shape == (400, 1, 16, 12)
+    assert limits.shape == (400, 2, 2)
+    code = raw.long()
+    number = code[:, 0, 0, 0] // 10_000
+    top, left = code[:, 0, 0, 0] % 10_000 // 100, code[:, 0, 0, 0] % 100
+    for i in range(400):
+        expected = coded_image(int(number[i]), 60, 60, np.int64)[:, top[i] : top[i] + 16, left[i] : left[i] + 12]
+        assert np.array_equal(code[i].numpy(), expected)
+        mask = expected[:1] % 3 != 0 if number[i] % 2 else np.ones((1, 16, 12), bool)
+        assert np.array_equal(valid[i].numpy(), mask)
+    assert torch.equal(limits[:, 0, 0].long(), number)  # the limits belong to the image
+    assert set(number.tolist()) == set(range(6))
+    of_first = number == 0  # 20 x 40: all 5 x 29 places, first and last included
+    assert (int(top[of_first].min()), int(top[of_first].max())) == (0, 4)
+    assert int(left[of_first].max()) > 20
+
+
+def test_where_the_images_lie_changes_no_crop(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crops(n_bytes: int) -> list[torch.Tensor]:
+        small_memory(monkeypatch, n_bytes)
+        with coded_store() as store:
+            return [*store.crops(20, (16, 12), torch.Generator().manual_seed(3)), *store.image(4)]
+
+    for in_memory, mapped in zip(crops(2**40), crops(1), strict=True):
+        assert in_memory.dtype == mapped.dtype
+        assert torch.equal(in_memory, mapped)
+
+
+def test_the_generator_alone_decides_on_the_crops() -> None:
+    with coded_store() as store:
+        first, again, other = (store.crops(8, (16, 12), torch.Generator().manual_seed(s))[0] for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_mixed_types_are_cropped_in_one_that_holds_all_their_values() -> None:
+    top = np.full((1, 16, 16), 65535, np.uint16)
+    bottom = np.full((1, 16, 16), -32768, np.int16)
+    with ImageStore([(prepared(top), LIMITS), (prepared(bottom), LIMITS)], 2, CPU) as store:
+        raw, _, _ = store.crops(40, (16, 16), torch.Generator().manual_seed(0))
+    assert sorted(set(raw.flatten().tolist())) == [-32768, 65535]
+
+
+def test_the_crop_fits_the_smallest_image_and_is_a_multiple() -> None:
+    with coded_store() as store:  # heights 20 to 40, widths 40 to 20
+        assert store.crop_shape(96, 8) == (16, 16)
+        assert store.crop_shape(96, 4) == (20, 20)
+        assert store.crop_shape(10, 4) == (8, 8)
+        assert store.spatial_shapes == {(20 + 4 * i, 40 - 4 * i) for i in range(6)}
+
+
+def test_the_file_of_mapped_images_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_memory(monkeypatch, 1)
+    monkeypatch.setattr(loading.tempfile, "tempdir", str(tmp_path))
+    with coded_store():
+        assert [f.name for f in tmp_path.glob("*/*")] == ["images.raw"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_is_removed_when_the_store_is_never_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_memory(monkeypatch, 1)
+    monkeypatch.setattr(loading.tempfile, "tempdir", str(tmp_path))
+
+    def images() -> Iterator[tuple[Prepared, FloatArray]]:
+        yield prepared(coded_image(0, 16, 16, np.uint16)), LIMITS
+        raise DataError("the next image is gone")
+
+    with pytest.raises(DataError, match="gone") as caught:
+        ImageStore(images(), 2, CPU)
+    del caught  # its traceback holds the half store
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_memory(monkeypatch, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(loading.Path, "open", _raises(OSError(28, "No space left on device")))
+        with pytest.raises(OutputError, match=r"images\.raw: No space left"):
+            coded_store()
+
+
+def _raises(error: Exception) -> Callable[..., None]:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits on open files are set the POSIX way")
+def test_more_mapped_images_than_open_files_are_allowed() -> None:
+    script = """
+        import resource
+        import numpy as np, torch
+        from anomaly_ae import loading
+        from anomaly_ae.prepare import Prepared
+
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        loading.free_memory_bytes = lambda: 1
+        one = np.ones((8, 8), bool)
+        images = ((Prepared(np.full((1, 8, 8), i), one, (8, 8), (8, 8), None, None), np.eye(2)) for i in range(99))
+        with loading.ImageStore(images, 99, torch.device("cpu")) as store:
+            assert store.is_mapped
+            assert [int(store.image(i)[0][0, 7, 7]) for i in range(99)] == list(range(99))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_free_memory_is_a_plausible_number() -> None:
+    assert 2**20 < loading.free_memory_bytes() < 2**50
