@@ -1,0 +1,165 @@
+"""Calibration scores and the three limits: names become numbers, and every limit sees the right scores and groups."""
+
+from __future__ import annotations
+
+import json
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from anomaly_ae.calibration import CalibrationScores, Thresholds, calibration_scores, thresholds_from
+from anomaly_ae.errors import CalibrationError
+from anomaly_ae.threshold import conformal_threshold, default_rate
+
+IMAGE = [1.0, 5.0, 2.0, 4.0, 3.0]
+PIXEL = [11.0, 15.0, 12.0, 14.0, 13.0]
+UNITS = ["b", "a", "b", "c", "c"]
+GROUPS = ["lot 2", "lot 1", "lot 2", "lot 2", "lot 2"]
+
+
+def many(n_units: int = 60, per_unit: int = 2, units_per_group: int = 3) -> CalibrationScores:
+    """Scores of ``n_units`` units of some images each, in lots of some units each."""
+    rng = np.random.default_rng(8)
+    n = n_units * per_unit
+    units = [f"unit {i // per_unit}" for i in range(n)]
+    groups = [f"lot {i // per_unit // units_per_group}" for i in range(n)]
+    return calibration_scores(list(rng.normal(size=n)), list(rng.normal(size=n) + 5), units, groups)
+
+
+# --- collecting ---
+
+
+def test_scores_stay_in_order_as_float64() -> None:
+    scores = calibration_scores(IMAGE, PIXEL, UNITS, GROUPS)
+    assert scores.image.tolist() == IMAGE
+    assert scores.pixel.tolist() == PIXEL
+    assert {scores.image.dtype, scores.pixel.dtype, scores.unit.dtype} == {np.dtype(np.float64)}
+    assert scores.median == 3.0
+
+
+def test_unit_is_the_largest_of_its_images() -> None:
+    rng = np.random.default_rng(2)
+    names = [f"part {i}" for i in rng.integers(0, 7, 40)]
+    values = list(rng.normal(size=40) - 10)
+    expected = {name: max(v for v, n in zip(values, names, strict=True) if n == name) for name in names}
+    scores = calibration_scores(values, values, names, names)
+    assert sorted(scores.unit) == sorted(expected.values())
+
+
+def test_group_of_a_unit_is_the_group_of_its_images() -> None:
+    scores = calibration_scores(IMAGE, PIXEL, UNITS, GROUPS)
+    assert scores.image_group is not None
+    assert scores.unit_group is not None
+    assert scores.image_group.dtype == scores.unit_group.dtype == np.int64
+    by_image = dict(zip(IMAGE, scores.image_group.tolist(), strict=True))
+    by_unit = dict(zip(scores.unit.tolist(), scores.unit_group.tolist(), strict=True))
+    assert set(by_unit) == {2.0, 4.0, 5.0}  # b, c, a
+    assert all(by_unit[score] == by_image[score] for score in by_unit)
+    assert by_unit[2.0] == by_unit[4.0] != by_unit[5.0]
+
+
+def test_equal_names_and_only_these_share_a_number() -> None:
+    scores = calibration_scores(IMAGE, PIXEL, UNITS, GROUPS)
+    numbers = scores.image_group
+    assert numbers is not None
+    for i, one in enumerate(GROUPS):
+        for j, other in enumerate(GROUPS):
+            assert (one == other) == (numbers[i] == numbers[j])
+
+
+def test_no_groups_where_all_differ() -> None:
+    alone = calibration_scores(IMAGE, PIXEL, list("abcde"), list("vwxyz"))
+    assert alone.image_group is None
+    assert alone.unit_group is None
+    of_units = calibration_scores(IMAGE, PIXEL, UNITS, UNITS)  # the group is the unit: images share it, units do not
+    assert of_units.image_group is not None
+    assert of_units.unit_group is None
+
+
+def test_no_name_is_kept() -> None:
+    text = json.dumps(calibration_scores(IMAGE, PIXEL, ["Müller", *UNITS[1:]], GROUPS).as_json())
+    assert "lot" not in text
+    assert "ller" not in text
+
+
+# --- limits ---
+
+
+@pytest.mark.parametrize("confidence", [None, Fraction(1, 2)])
+@pytest.mark.parametrize("units_per_group", [1, 3])
+def test_limits_come_from_their_scores_and_groups(units_per_group: int, confidence: Fraction | None) -> None:
+    scores = many(units_per_group=units_per_group)
+    rate = Fraction(1, 5)
+    limits = thresholds_from(scores, rate, confidence)
+    assert (scores.unit_group is None) == (units_per_group == 1)
+    expected = {
+        "image": conformal_threshold(scores.image, rate, scores.image_group, confidence),
+        "unit": conformal_threshold(scores.unit, rate, scores.unit_group, confidence),
+        "pixel": conformal_threshold(scores.pixel, rate, scores.image_group, confidence),
+    }
+    assert {name: getattr(limits, name).value for name in expected} == {n: t.value for n, t in expected.items()}
+    assert {name: getattr(limits, name).promise for name in expected} == {n: t.promise for n, t in expected.items()}
+    assert limits.pixel.value > limits.image.value
+    # With a confidence only the largest score of a group counts: images and units agree.
+    assert (limits.image.value == limits.unit.value) == (confidence is not None)
+
+
+def test_limits_without_groups_by_hand() -> None:
+    values = [float(v) for v in range(1, 10)]  # n = 9, rate 0.2: k = 10 - 2 = 8, midpoint of the 8th and 9th
+    names = [str(v) for v in values]
+    limits = thresholds_from(calibration_scores(values, [v + 100 for v in values], names, names), "0.2")
+    assert (limits.image.value, limits.unit.value, limits.pixel.value) == (8.5, 8.5, 108.5)
+
+
+def test_without_a_rate_every_limit_takes_what_its_normals_support() -> None:
+    scores = many()
+    limits = thresholds_from(scores)
+    n_groups = len(np.unique(scores.image_group))
+    assert Fraction(limits.image.rate) == default_rate(len(scores.image), n_groups)
+    assert Fraction(limits.unit.rate) == default_rate(len(scores.unit), n_groups)
+    alone = many(units_per_group=1, per_unit=1)
+    assert alone.image_group is None
+    rate = Fraction(thresholds_from(alone).pixel.rate)
+    assert rate == default_rate(len(alone.pixel)) < default_rate(len(scores.image), n_groups)
+
+
+def test_unreachable_rate_is_refused() -> None:
+    with pytest.raises(CalibrationError):
+        thresholds_from(many(), "0.0001")
+
+
+# --- there and back ---
+
+
+@pytest.mark.parametrize("units_per_group", [1, 3])
+@pytest.mark.parametrize("per_unit", [1, 2])
+def test_scores_there_and_back(units_per_group: int, per_unit: int) -> None:
+    scores = many(per_unit=per_unit, units_per_group=units_per_group)
+    again = CalibrationScores.from_json(json.loads(json.dumps(scores.as_json(), allow_nan=False)))
+    for name in ("image", "pixel", "image_group", "unit", "unit_group"):
+        before, after = getattr(scores, name), getattr(again, name)
+        assert (before is None) == (after is None)
+        if before is not None:
+            assert before.dtype == after.dtype
+            assert (before == after).all()
+
+
+def test_limits_there_and_back() -> None:
+    limits = thresholds_from(many(), "0.1")
+    again = Thresholds.from_json(json.loads(json.dumps(limits.as_json(), allow_nan=False)))
+    assert again == limits
+    assert again.sha256 == limits.sha256
+
+
+def test_hash_follows_every_limit_and_its_origin() -> None:
+    scores = many()
+    limits = thresholds_from(scores, "0.1")
+    assert thresholds_from(scores, "0.1").sha256 == limits.sha256
+    hashes = {limits.sha256, thresholds_from(scores, "0.2").sha256}
+    for name in ("image", "unit", "pixel"):
+        values = limits.as_json()
+        values[name]["value"] = math.nextafter(values[name]["value"], math.inf)
+        hashes.add(Thresholds.from_json(values).sha256)
+    assert len(hashes) == 5
