@@ -79,7 +79,7 @@ class CorruptionConfig:
     max_shapes: int = _number(4, 1, 16, "largest number of shapes per image")
     min_size_px: float = _number(1.0, 0.5, 64, "smallest half axis of a shape")
     max_size_share: float = _number(0.35, 0.02, 1, "largest half axis as a share of the image side")
-    coarse_noise_probability: float = _number(0.3, 0, 1, "share of images with coarse noise (Kascenas et al., 2022)")
+    coarse_noise_probability: float = _number(0.1, 0, 1, "share of images with coarse noise (Kascenas et al., 2022)")
     coarse_noise_sd: float = _number(0.2, 0, 1, "deviation of the coarse noise")
     gaussian_noise_sd: float = _number(0.05, 0, 1, "deviation of the noise that is added on top and kept")
 
@@ -88,7 +88,7 @@ class CorruptionConfig:
 class TrainingConfig:
     """The loop; used by ``training``."""
 
-    steps: int = _number(2500, 1, 1_000_000, "number of optimiser steps: the budget, the same on CPU and GPU")
+    steps: int = _number(1500, 1, 1_000_000, "number of optimiser steps: the budget, the same on CPU and GPU")
     batch_size: int = _number(16, 1, 4096, "crops per step")
     crop_px: int = _number(96, 16, 2048, "side of the training crops; smaller images are used whole")
     learning_rate: float = _number(2e-3, 1e-7, 1, "peak of the one-cycle schedule")
@@ -111,13 +111,13 @@ class ScoringConfig:
 
     l1: float = _number(0.5, 0, 100, "weight of the absolute error")
     l2: float = _number(0.0, 0, 100, "weight of the squared error")
-    ssim: float = _number(0.0, 0, 100, "weight of 1 - SSIM")
-    gms: float = _number(0.5, 0, 100, "weight of the multi-scale gradient-magnitude similarity")
+    ssim: float = _number(0.5, 0, 100, "weight of 1 - SSIM")
+    gms: float = _number(0.0, 0, 100, "weight of the multi-scale gradient-magnitude similarity")
     smooth_sd_px: float = _number(2.0, 0, 50, "Gaussian smoothing of the error map, at working scale")
     standardise: str = _choice(
         "auto",
         ("auto", "global", "context", "position"),
-        "auto: position where images share one grid, else context",
+        "auto: position where all images have one size, else global",
     )
     pooling: str = _choice("max", ("max", "top_share", "quantile"), "how a map becomes one score")
     top_share: float = _number(0.001, 1e-6, 1, "share of the valid pixels that top_share averages")

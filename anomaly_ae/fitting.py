@@ -202,7 +202,7 @@ def _completed(config: Config, survey: Survey) -> Config:
     """Fill in what only the data tell: the number of channels, and whether standardising by position makes sense."""
     kind = config.scoring.standardise
     if kind == "auto":
-        kind = "position" if survey.is_aligned else "context"
+        kind = "position" if survey.has_one_size else "global"
     return with_values(config, model={"n_channels": survey.n_channels}, scoring={"standardise": kind})
 
 

@@ -60,6 +60,11 @@ class Survey:
     has_spacing: bool
 
     @property
+    def has_one_size(self) -> bool:
+        """Whether all images have the same size: one camera, one field of view."""
+        return len(set(self.shapes)) == 1
+
+    @property
     def is_aligned(self) -> bool:
         """Whether the images share one grid: equal sizes, and the same thing in the same place."""
         return len(set(self.shapes)) == 1 and alignment(self.thumbnails) >= ALIGNED_CORRELATION
