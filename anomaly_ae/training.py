@@ -7,6 +7,7 @@ last checkpoint ends with the same weights as one that was not.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Generator, Tensor, nn
 
 from anomaly_ae.config import Config, TrainingConfig
 from anomaly_ae.corruption import corrupt
-from anomaly_ae.errors import ModelFileError
+from anomaly_ae.errors import ConfigError, ModelFileError
 from anomaly_ae.loading import ImageStore
 from anomaly_ae.modelfile import read_tensors, write_tensors
 from anomaly_ae.scoring import AnomalyMapper, channels_last, to_device
@@ -74,6 +75,13 @@ def train(
         Asked after every step; when true, the best weights so far are taken.
     fingerprint : str
         Names configuration and data; a checkpoint of another run is refused.
+
+    Raises
+    ------
+    ModelFileError
+        The checkpoint is damaged, or of another run.
+    ConfigError
+        Training diverged.
     """
     loop = _Loop(mapper, data, config, device)
     progress = Progress()
@@ -82,6 +90,7 @@ def train(
     while progress.step < config.training.steps and not progress.stopped:
         loss = loop.step(progress.step)
         progress.step += 1
+        _refuse_divergence(loss, progress.step, config.training.learning_rate)
         if report is not None:
             report(progress.step, loss, config.training.batch_size)
         is_last = progress.step == config.training.steps
@@ -96,6 +105,15 @@ def train(
             progress.stopped = "asked to stop"
     loop.finish()
     return progress
+
+
+def _refuse_divergence(loss: float, step: int, learning_rate: float) -> None:
+    if not math.isfinite(loss):
+        raise ConfigError(
+            f"the loss is {loss} after {step} steps",
+            "training diverged",
+            f"lower training.learning_rate, now {learning_rate:g}",
+        )
 
 
 class _Loop:
