@@ -89,11 +89,13 @@ def _set_units(mapper: AnomalyMapper, maps: Iterator[tuple[Tensor, Tensor]]) -> 
 
 def _set_by_position(mapper: AnomalyMapper, maps: Iterator[tuple[Tensor, Tensor]]) -> None:
     """Mean and deviation of every position over the images, smoothed over its neighbours."""
-    smooth = torch.stack([both[0, :1] for both, _ in maps]).double()  # (n, 1, *S)
-    blur = GaussianSmoothing(POSITION_SMOOTHING_PX, smooth.ndim - 2)
-    mean = blur.blur(smooth.mean(dim=0, keepdim=True).float())
-    variance = blur.blur(smooth.var(dim=0, keepdim=True).float())
-    _write(mapper, mean, variance.clamp_min(0).sqrt())
+    n, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for both, _ in maps:  # sums, so that the memory does not grow with the number of images
+        smooth = both[:, :1].double()  # (1, 1, *S)
+        n, total, squares = n + 1, total + smooth, squares + smooth.square()
+    mean, variance = total / n, (squares - total.square() / n) / (n - 1)
+    blur = GaussianSmoothing(POSITION_SMOOTHING_PX, total.ndim - 2)
+    _write(mapper, blur.blur(mean.float()), blur.blur(variance.float()).clamp_min(0).sqrt())
 
 
 def _set_by_context(
