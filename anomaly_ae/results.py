@@ -10,6 +10,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ SCORE_COLUMNS = [
 UNIT_COLUMNS = [
     *("format", "unit", "group", "label", "decision", "score", "threshold", "display", "p_value", "n_images"),
 ]
+FAILURE_COLUMNS = ["path", "reason", "unit", "group"]
 NOT_INSPECTED = str(int(Decision.NOT_INSPECTED))
 BASELINES = ("mean grey", "PCA residual")
 
@@ -194,7 +196,7 @@ def write_tables(folder: Path, rows: Sequence[Row], units: Sequence[Row], failur
     _write_csv(folder / "scores.csv", [*SCORE_COLUMNS, *columns], lines)
     write_text(folder / "scores.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
     _write_csv(folder / "units.csv", UNIT_COLUMNS, units)
-    _write_csv(folder / "failures.csv", ["path", "reason", "unit", "group"], failures)
+    _write_csv(folder / "failures.csv", FAILURE_COLUMNS, failures)
 
 
 def write_json(path: Path, values: Row) -> None:
@@ -215,49 +217,65 @@ def redecide(run: Path, rate: Share | None, confidence: Share | None) -> Thresho
         The folder is no run.
     """
     info, rows = read_json(run / "run.json"), read_rows(run / "scores.jsonl")
-    scores = CalibrationScores.from_json(info["calibration"])
+    failures = _read_csv(run / "failures.csv", FAILURE_COLUMNS)
+    old_units = _read_csv(run / "units.csv", UNIT_COLUMNS)
+    with _reading(run / "run.json"):
+        scores = CalibrationScores.from_json(info["calibration"])
     thresholds = thresholds_from(scores, rate, confidence)
-    incomplete = {u["unit"]: u["group"] for u in _read_csv(run / "units.csv") if u["decision"] == NOT_INSPECTED}
     rows = decide_rows(rows, scores, thresholds)
+    incomplete = {unit["unit"]: unit["group"] for unit in old_units if unit["decision"] == NOT_INSPECTED}
     units = unit_rows(rows, incomplete, scores, thresholds)
     if (run / "metrics.json").exists():
         metrics = read_json(run / "metrics.json")
-        metrics |= run_metrics(rows, units, thresholds, list(metrics["by"]))
+        metrics |= run_metrics(rows, units, thresholds, list(metrics.get("by", {})))
         write_json(run / "metrics.json", metrics)
-    write_tables(run, rows, units, _read_csv(run / "failures.csv"))
+    write_tables(run, rows, units, failures)
     write_json(run / "run.json", {**info, "threshold": thresholds.as_json(), "what_if": True})
     return thresholds
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file of a run."""
-    try:
+    with _reading(path):
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _no_run(path, error) from error
-    if values.get("format") != FORMAT:
-        raise DataError(
-            f"{path} has format {values.get('format')}", f"this version reads format {FORMAT}", "score again"
-        )
+        file_format = values.get("format")
+    if file_format != FORMAT:
+        raise DataError(f"{path} has format {file_format}", f"this version reads format {FORMAT}", "score again")
     return values
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read ``scores.jsonl``."""
+    with _reading(path):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        _check_columns(rows, (*SCORE_COLUMNS, "extra"))
+    return rows
+
+
+def _read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    with _reading(path), path.open(encoding="utf-8", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+        _check_columns(rows, columns)
+    return rows
+
+
+def _check_columns(rows: Iterable[Row], columns: Sequence[str]) -> None:
+    for row in rows:
+        for name in columns:
+            if row[name] is None:
+                raise KeyError(name)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged file causes into one clear error."""
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise _no_run(path, error) from error
-
-
-def _no_run(path: Path, error: Exception) -> DataError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return DataError(f"cannot read {path}", reason, "give a folder that score or evaluate wrote")
-
-
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as handle:
-        return list(csv.DictReader(handle))
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = (
+            f"{error} is missing" if isinstance(error, KeyError) else str(getattr(error, "strerror", None) or error)
+        )
+        raise DataError(f"cannot read {path}", reason, "give a folder that score or evaluate wrote") from error
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
