@@ -20,7 +20,7 @@ from anomaly_ae.baselines import PcaBaseline, fit_pca, small_grey
 from anomaly_ae.calibration import calibration_scores, thresholds_from
 from anomaly_ae.config import Config, config_to_dict, load_config, with_values
 from anomaly_ae.detector import Detector, choose_device
-from anomaly_ae.errors import AnomalyAEError, DataError
+from anomaly_ae.errors import AnomalyAEError, DataError, UnreadableImageError
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, split_normals
 from anomaly_ae.model import size_multiple
@@ -91,7 +91,7 @@ def fit(
     limits = dataset_limits(survey, config)
     mapper.get_buffer("limits").copy_(torch.from_numpy(limits))
     detector = Detector(mapper, config, geometry, {}, place, _fit_baseline(survey, limits))
-    hashes = {name: [image_sha256(s.files)[:16] for s in samples] for name, samples in parts.items()}
+    hashes = {name: [_short_hash(s) for s in samples] for name, samples in parts.items()}
     progress = _train(detector, parts, checkpoint, hashes, listener, should_stop)
     detector.provenance = _provenance(detector, parts, survey, progress, reason, hashes)
     return _set_thresholds(detector, parts["calibration"], rate, confidence, listener)
@@ -155,13 +155,21 @@ def _refuse_known(detector: Detector, samples: Sequence[Sample]) -> None:
     """Refuse images that the detector learned from: a threshold set on them promises nothing."""
     hashes = detector.provenance.get("image_hashes", {})
     known = {*hashes.get("train", []), *hashes.get("validation", [])}
-    n_known = sum(image_sha256(s.files)[:16] in known for s in samples if all(f.is_file() for f in s.files))
+    n_known = sum(_short_hash(s) in known for s in samples)
     if n_known:
         raise DataError(
             f"{n_known} of {len(samples)} calibration images were used in training",
             "the model has learned them, so their scores are too low and the false-alarm rate would be broken",
             "give normal images that were used for nothing else",
         )
+
+
+def _short_hash(sample: Sample) -> str:
+    """Return the identity of a row's files; empty where they cannot be read, which is said when they are scored."""
+    try:
+        return image_sha256(sample.files)[:16]
+    except UnreadableImageError:
+        return ""
 
 
 def describe_device(device: torch.device) -> str:
