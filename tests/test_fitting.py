@@ -1,0 +1,410 @@
+"""From a manifest to a calibrated detector: what is learned from which images, and what is refused before training."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from anomaly_ae import fitting, training
+from anomaly_ae.config import Config, load_config
+from anomaly_ae.detector import Detector
+from anomaly_ae.errors import CalibrationError, DataError, ModelFileError
+from anomaly_ae.fitting import calibrate, calibration_samples, fit
+from anomaly_ae.listener import Listener
+from anomaly_ae.manifest import Manifest, load_manifest, split_normals
+from anomaly_ae.records import PixelArray, Sample
+
+
+@pytest.fixture(autouse=True)
+def _few_norm_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "N_NORM_BATCHES", 3)
+
+
+def config_of(*settings: str) -> Config:
+    return load_config("smoke", ["training.steps=4", "training.validate_every=2", *settings])
+
+
+def save_images(folder: Path, images: Sequence[PixelArray]) -> Manifest:
+    """A flat folder of normal images, every one its own group."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, pixels in enumerate(images):
+        np.save(folder / f"{number:03d}.npy", pixels)
+    return load_manifest(folder)
+
+
+def noise(n: int, shape: tuple[int, ...] = (32, 32), seed: int = 0) -> list[PixelArray]:
+    return list(np.random.default_rng(seed).integers(0, 256, (n, *shape)).astype(np.uint8))
+
+
+@pytest.fixture
+def noise_manifest(tmp_path: Path) -> Manifest:
+    return save_images(tmp_path / "noise", noise(30))
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        pytest.fail("training began")
+
+    monkeypatch.setattr(fitting, "train", fail)
+
+
+def said(run: Callable[[Listener], object]) -> list[str]:
+    lines: list[str] = []
+    run(Listener(say=lines.append))
+    return lines
+
+
+# --- what decides on the weights ---
+
+
+def test_deleting_the_test_images_changes_nothing(part_folder: Path, tmp_path: Path) -> None:
+    with_test = fit(load_manifest(part_folder), config_of(), device="cpu")
+    shutil.copytree(part_folder, tmp_path / "part", ignore=shutil.ignore_patterns("test", "ground_truth", "*.csv"))
+    without = fit(load_manifest(tmp_path / "part"), config_of(), device="cpu")
+    assert not (tmp_path / "part" / "test").exists()
+    assert without.weights_sha256 == with_test.weights_sha256
+    assert without.calibrated[1].as_json() == with_test.calibrated[1].as_json()
+
+
+def test_neither_the_order_of_the_rows_nor_the_place_of_the_folder_matters(
+    part_folder: Path, part_manifest: Manifest, tmp_path: Path
+) -> None:
+    shutil.copytree(part_folder, tmp_path / "moved")
+    moved = load_manifest(tmp_path / "moved")
+    rows = random.Random(0).sample(moved.samples, len(moved.samples))
+    first = fit(part_manifest, config_of(), device="cpu")
+    again = fit(replace(moved, samples=tuple(rows)), config_of(), device="cpu")
+    assert again.weights_sha256 == first.weights_sha256
+    assert again.calibrated[1].as_json() == first.calibrated[1].as_json()
+
+
+def test_the_one_seed_decides_on_split_and_weights(noise_manifest: Manifest) -> None:
+    zero, again, one = (fit(noise_manifest, config_of(f"seed={s}"), device="cpu") for s in (0, 0, 1))
+    assert zero.weights_sha256 == again.weights_sha256 != one.weights_sha256
+    split = config_of().split
+    parts = split_normals(noise_manifest.samples, split.validation_share, split.calibration_share, seed=1)
+    expected = {name: [fitting.image_sha256(s.files)[:16] for s in part] for name, part in parts.items()}
+    assert one.provenance["image_hashes"] == expected
+    assert zero.provenance["image_hashes"] != expected
+    assert (one.provenance["seed"], one.config.seed) == (1, 1)
+
+
+def test_calibration_images_take_part_in_nothing_before_the_thresholds(
+    noise_manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned_from: set[str] = set()
+    survey, store = fitting.survey_images, Detector.store
+
+    def watched_survey(samples: Sequence[Sample], *args: object) -> object:
+        learned_from.update(s.id for s in samples)
+        return survey(samples, *args)  # type: ignore[arg-type]
+
+    def watched_store(self: Detector, samples: Sequence[Sample]) -> object:
+        learned_from.update(s.id for s in samples)
+        return store(self, samples)
+
+    monkeypatch.setattr(fitting, "survey_images", watched_survey)
+    monkeypatch.setattr(Detector, "store", watched_store)
+    config = config_of()
+    detector = fit(noise_manifest, config, device="cpu")
+    parts = split_normals(noise_manifest.samples, config.split.validation_share, config.split.calibration_share, 0)
+    assert learned_from == {s.id for name in ("train", "validation") for s in parts[name]}
+    assert len(detector.calibrated[0].image) == len(parts["calibration"]) == 6
+    assert {name: len(part) for name, part in parts.items()} == detector.provenance["n_images"]
+
+
+def test_other_calibration_images_change_thresholds_but_no_weight(part_folder: Path, tmp_path: Path) -> None:
+    config = config_of()
+    manifest = load_manifest(part_folder)
+    parts = split_normals(manifest.samples, config.split.validation_share, config.split.calibration_share, 0)
+    marked = [replace(s, split=name) for name, part in parts.items() for s in part]
+    fewer = [s for s in marked if s.split != "calibration"] + [
+        replace(s, split="calibration") for s in parts["calibration"][:5]
+    ]
+    first, second = (fit(replace(manifest, samples=tuple(rows)), config, device="cpu") for rows in (marked, fewer))
+    assert first.weights_sha256 == second.weights_sha256
+    assert len(first.calibrated[0].image) == len(parts["calibration"])
+    assert len(second.calibrated[0].image) == 5
+
+
+# --- what is refused, and when ---
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize(("rate", "confidence"), [("0.01", None), ("0.1", None), ("0.2", "0.95")])
+def test_a_rate_out_of_reach_is_refused_before_training(
+    noise_manifest: Manifest, rate: str, confidence: str | None
+) -> None:
+    """Six calibration images support 1/7; with 95 % confidence, 1 - 0.05 ** (1 / 6) = 39 %."""
+    with pytest.raises(CalibrationError, match="out of reach") as caught:
+        fit(noise_manifest, config_of(), rate=rate, confidence=confidence, device="cpu")
+    assert "6 normal images" in caught.value.what
+
+
+@pytest.mark.parametrize(("rate", "confidence"), [("1/7", None), ("0.4", "0.95")])
+def test_a_rate_within_reach_is_kept(noise_manifest: Manifest, rate: str, confidence: str | None) -> None:
+    detector = fit(noise_manifest, config_of(), rate=rate, confidence=confidence, device="cpu")
+    scores, thresholds = detector.calibrated
+    assert (thresholds.image.rate, thresholds.image.n) == ("1/7" if confidence is None else "2/5", 6)
+    assert thresholds.image.value > scores.image.max()
+
+
+@pytest.mark.usefixtures("no_training")
+def test_groups_count_and_not_images_for_the_rate(part_manifest: Manifest) -> None:
+    with pytest.raises(CalibrationError, match="in 3 groups"):  # 15 images of 3 lots
+        fit(part_manifest, config_of(), rate="0.1", device="cpu")
+
+
+def test_what_will_be_done_is_said_before_training(noise_manifest: Manifest) -> None:
+    lines = said(lambda listener: fit(noise_manifest, config_of(), device="cpu", listener=listener))
+    assert lines[0].startswith("reachable false-alarm rate: 14.3 % (1/7) with 6 normal images")
+    assert lines[1] == "preset smoke: asked for"
+    assert lines[2].startswith("32 x 32 px are mapped as they are")
+    assert lines[3].startswith("training on the CPU (")
+    assert lines[3].endswith("4 steps")
+
+
+@pytest.mark.usefixtures("no_training")
+def test_identical_images_are_refused(tmp_path: Path) -> None:
+    images = [noise(1)[0]] * 30
+    with pytest.raises(DataError, match=r"identical|copies"):
+        fit(save_images(tmp_path / "same", images), config_of(), device="cpu")
+
+
+@pytest.mark.usefixtures("no_training")
+def test_asking_for_positions_with_several_sizes_is_refused(tmp_path: Path) -> None:
+    manifest = save_images(tmp_path / "sizes", [*noise(15), *noise(15, (32, 40), seed=1)])
+    with pytest.raises(DataError, match="needs images of one size") as caught:
+        fit(manifest, config_of("scoring.standardise=position"), device="cpu")
+    assert caught.value.fix.endswith("scoring.standardise=context")
+
+
+@pytest.mark.usefixtures("no_training")
+def test_one_validation_image_of_another_size_is_refused_before_training(tmp_path: Path) -> None:
+    config = config_of("scoring.standardise=position")
+    manifest = save_images(tmp_path / "sizes", noise(30))
+    parts = split_normals(manifest.samples, config.split.validation_share, config.split.calibration_share, 0)
+    np.save(parts["validation"][0].files[0], noise(1, (32, 44), seed=1)[0])
+    with pytest.raises(DataError, match="image of 32 x 48 px at working scale among the validation normals"):
+        fit(manifest, config, device="cpu")
+
+
+@pytest.mark.usefixtures("no_training")
+def test_too_few_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="7 normal images"):
+        fit(save_images(tmp_path / "few", noise(7)), config_of(), device="cpu")
+
+
+def test_copies_of_learned_images_stay_out_of_the_calibration_and_are_named(tmp_path: Path) -> None:
+    config = config_of()
+    manifest = save_images(tmp_path / "noise", noise(30))
+    parts = split_normals(manifest.samples, config.split.validation_share, config.split.calibration_share, 0)
+    copy = parts["calibration"][2]
+    shutil.copy(parts["train"][0].files[0], copy.files[0])
+    detectors: list[Detector] = []
+    lines = said(lambda listener: detectors.append(fit(manifest, config, device="cpu", listener=listener)))
+    assert f"left out of the calibration: {copy.id} is a copy of an image that is learned from" in lines
+    assert len(detectors[0].calibrated[0].image) == 5
+    assert any("with 5 normal images" in line for line in lines)  # what the promise can count on
+
+
+def test_frames_of_one_file_are_not_copies_of_each_other(tmp_path: Path) -> None:
+    import tifffile
+
+    path = tmp_path / "stack.tif"
+    tifffile.imwrite(path, np.stack(noise(30)), photometric="minisblack")
+    samples = tuple(Sample(f"#{i}", "stack.tif", (path,), frame=i, group=f"#{i}", unit=f"#{i}") for i in range(30))
+    detector = fit(Manifest(tmp_path, samples, (), "csv"), config_of(), device="cpu")
+    assert len(detector.calibrated[0].image) == 6
+
+
+# --- checkpoint and stopping ---
+
+
+def stop_at_once() -> bool:
+    return True
+
+
+def test_asked_to_stop_still_gives_a_calibrated_detector_that_can_be_saved(
+    noise_manifest: Manifest, tmp_path: Path
+) -> None:
+    detectors: list[Detector] = []
+    config = config_of("training.steps=1000", "training.validate_every=1000")
+    lines = said(
+        lambda listener: detectors.append(
+            fit(noise_manifest, config, device="cpu", listener=listener, should_stop=stop_at_once)
+        )
+    )
+    assert "stopped after 1 of 1000 steps: asked to stop" in lines
+    detectors[0].save(tmp_path / "noise.safetensors")
+    assert Detector.load(tmp_path / "noise.safetensors").provenance["stopped"] == "asked to stop"
+
+
+def test_a_checkpoint_of_other_settings_or_data_is_refused(noise_manifest: Manifest, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "state.safetensors"
+    whole = fit(noise_manifest, config_of(), device="cpu", checkpoint=checkpoint)
+    resumed = fit(noise_manifest, config_of(), device="cpu", checkpoint=checkpoint)
+    assert resumed.weights_sha256 == whole.weights_sha256
+    with pytest.raises(ModelFileError, match="belongs to another fit"):
+        fit(noise_manifest, config_of("training.steps=6"), device="cpu", checkpoint=checkpoint)
+    with pytest.raises(ModelFileError, match="belongs to another fit"):
+        fit(noise_manifest, config_of("seed=1"), device="cpu", checkpoint=checkpoint)
+    learned = {*whole.provenance["image_hashes"]["train"]}
+    sample = next(s for s in noise_manifest.samples if fitting.image_sha256(s.files)[:16] in learned)
+    np.save(sample.files[0], noise(1, seed=9)[0])
+    with pytest.raises(ModelFileError, match="belongs to another fit"):
+        fit(noise_manifest, config_of(), device="cpu", checkpoint=checkpoint)
+
+
+# --- the preset that is picked ---
+
+
+def test_without_a_preset_the_data_decide_and_the_reason_is_kept(part_manifest: Manifest) -> None:
+    small = ("training.steps=1", "training.batch_size=2", "training.ssim=0.0", "model.width=4", "model.depth=2")
+    detectors: list[Detector] = []
+    lines = said(
+        lambda listener: detectors.append(fit(part_manifest, overrides=small, device="cpu", seed=3, listener=listener))
+    )
+    detector = detectors[0]
+    assert detector.config.preset == detector.provenance["preset"] == "object"
+    assert detector.provenance["preset_reason"].startswith("the images share one grid (correlation")
+    assert f"preset object: {detector.provenance['preset_reason']}" in lines
+    assert (detector.config.seed, detector.config.model.width, detector.config.training.steps) == (3, 4, 1)
+    assert detector.config.training.crop_px == load_config("object").training.crop_px
+
+
+def test_the_data_fill_in_what_only_they_can_tell(tmp_path: Path) -> None:
+    one_size = fit(save_images(tmp_path / "one", noise(20, (32, 32, 3))), config_of(), device="cpu")
+    assert one_size.config.model.n_channels == 3
+    assert one_size.config.scoring.standardise == "position"
+    assert one_size.mapper.standardise.grid == (32, 32)
+    sizes = fit(save_images(tmp_path / "two", noise(10) + noise(10, (40, 32), seed=1)), config_of(), device="cpu")
+    assert sizes.config.model.n_channels == 1
+    assert sizes.config.scoring.standardise != "position"
+    assert sizes.mapper.standardise.grid is None
+
+
+# --- calibrate ---
+
+
+def test_calibrate_changes_thresholds_and_no_score(smoke_detector: Detector, part_folder: Path) -> None:
+    image = part_folder / "test" / "stain" / "003.png"
+    before, thresholds = smoke_detector.score(image), smoke_detector.calibrated[1].as_json()
+    normals = load_manifest(part_folder / "test" / "good").samples
+    other = calibrate(smoke_detector, normals, rate="0.2")
+    after = other.score(image)
+    assert after.score == before.score
+    assert np.array_equal(after.anomaly_map, before.anomaly_map)
+    assert after.weights_sha256 == before.weights_sha256
+    assert after.thresholds_sha256 != before.thresholds_sha256
+    assert other.calibrated[1].image.rate == "1/5"
+    assert other.calibrated[1].image.n == 15
+    assert smoke_detector.calibrated[1].as_json() == thresholds  # the old one is as it was
+    assert smoke_detector.score(image).thresholds_sha256 == before.thresholds_sha256
+
+
+def test_calibration_scores_are_the_scores(smoke_detector: Detector, part_folder: Path) -> None:
+    normals = load_manifest(part_folder / "test" / "good").samples
+    scores, thresholds = calibrate(smoke_detector, normals).calibrated
+    found = [smoke_detector.score(s) for s in normals]
+    assert scores.image.tolist() == [s.score for s in found]
+    assert scores.pixel.tolist() == [float(np.max(s.anomaly_map)) for s in found if s.anomaly_map is not None]
+    # Nothing above the pixel threshold on any image below the image threshold: one limit under maximum pooling.
+    assert thresholds.pixel.value == thresholds.image.value
+
+
+def test_unreadable_calibration_images_are_named_and_not_counted(
+    smoke_detector: Detector, part_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(part_folder / "test" / "good", tmp_path / "good")
+    (tmp_path / "good" / "004.png").write_bytes(b"")
+    np.save(tmp_path / "good" / "rgb.npy", noise(1, (64, 64, 3))[0])
+    samples = load_manifest(tmp_path / "good").samples
+    detectors: list[Detector] = []
+    lines = said(lambda listener: detectors.append(calibrate(smoke_detector, samples, listener=listener)))
+    assert [line.partition(": ")[0] for line in lines] == ["left out of the calibration"] * 2
+    assert "004.png" in lines[0]
+    assert "3 channel(s)" in lines[1]
+    assert detectors[0].calibrated[1].image.n == 14
+    with pytest.raises(CalibrationError, match="14 normal images"):
+        calibrate(smoke_detector, samples, rate="1/16")
+
+
+def test_nothing_readable_is_no_calibration(smoke_detector: Detector, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(DataError, match="no normal image could be scored"):
+        calibrate(smoke_detector, load_manifest(tmp_path).samples)
+
+
+def test_images_that_were_learned_from_set_no_threshold(smoke_detector: Detector, part_folder: Path) -> None:
+    samples = load_manifest(part_folder / "train" / "good").samples
+    n_known = sum(smoke_detector.provenance["n_images"][name] for name in ("train", "validation"))
+    with pytest.raises(DataError, match=f"{n_known} of 80 calibration images were used in training"):
+        calibrate(smoke_detector, samples)
+
+
+def test_units_are_calibrated_on_their_largest_score_and_groups_as_wholes(
+    smoke_detector: Detector, part_folder: Path
+) -> None:
+    normals = load_manifest(part_folder / "test" / "good").samples
+    rows = [replace(s, unit=f"part {i // 3}", group=f"lot {i // 6}") for i, s in enumerate(normals)]
+    scores, thresholds = calibrate(smoke_detector, rows, rate="0.5").calibrated
+    assert scores.unit.tolist() == scores.image.reshape(5, 3).max(axis=1).tolist()
+    assert (thresholds.image.n, thresholds.image.n_groups) == (15, 3)
+    assert (thresholds.unit.n, thresholds.unit.n_groups) == (5, 3)
+    assert thresholds.unit.value >= thresholds.image.value
+
+
+def rows_of(*kinds: str) -> Manifest:
+    samples = []
+    for i, kind in enumerate(kinds):
+        split, _, label = kind.partition(" ")
+        samples.append(Sample(str(i), str(i), (), label=label, split="" if split == "-" else split))
+    return Manifest(Path("here"), tuple(samples), (), "csv")
+
+
+def test_calibration_samples_are_the_marked_rows_or_all_normals_outside_of_test() -> None:
+    marked = rows_of("calibration normal", "train normal", "test normal", "- normal", "calibration ")
+    assert [s.id for s in calibration_samples(marked)] == ["0", "4"]
+    unmarked = rows_of("- normal", "test normal", "- ", "- anomalous", "test anomalous")
+    assert [s.id for s in calibration_samples(unmarked)] == ["0", "2"]
+
+
+@pytest.mark.parametrize("kinds", [("test normal",), ("- anomalous",), ("calibration normal", "calibration anomalous")])
+def test_without_normal_rows_or_with_anomalous_ones_there_is_no_calibration(kinds: tuple[str, ...]) -> None:
+    with pytest.raises(DataError, match="no calibration images in here"):
+        calibration_samples(rows_of(*kinds))
+
+
+# --- what the model says of its making ---
+
+
+def test_provenance_counts_and_names_no_file(noise_manifest: Manifest) -> None:
+    detector = fit(noise_manifest, config_of(), device="cpu")
+    made = detector.provenance
+    assert made["n_images"] == made["n_groups"] == {"train": 21, "validation": 3, "calibration": 6}
+    assert made["steps"] == 4
+    assert made["stopped"] == ""
+    assert made["n_parameters"] == sum(p.numel() for p in detector.mapper.autoencoder.parameters())
+    assert [entry["step"] for entry in made["history"]] == [2, 4]
+    assert made["validation_loss"] == min(entry["validation_loss"] for entry in made["history"])
+    assert ".npy" not in repr(made)
+
+
+def test_progress_of_the_training_names_loss_and_speed(noise_manifest: Manifest) -> None:
+    seen: list[tuple[str, int, int, str]] = []
+    listener = Listener(progress=lambda *args: seen.append(args))
+    fit(noise_manifest, config_of(), device="cpu", listener=listener)
+    steps = [event for event in seen if event[0] == "training"]
+    assert [(done, total) for _, done, total, _ in steps] == [(i, 4) for i in range(1, 5)]
+    assert all("loss 0." in detail and detail.endswith(" images/s") for *_, detail in steps)
+    for stage in ("reading", "looking at the training images", "residuals of normal images", "calibrating"):
+        done = [event for event in seen if event[0] == stage]
+        assert done[-1][1] == done[-1][2] == len(done)
