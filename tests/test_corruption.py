@@ -104,6 +104,7 @@ def test_mask_bounds_what_shapes_change(shape: tuple[int, ...]) -> None:
     assert (change <= 3 * SHAPES_ONLY.max_shapes * mask + 1e-6).all()
     assert change[mask < 1e-4].max() < 3 * SHAPES_ONLY.max_shapes * 1e-4
     assert change[mask > 0.5].mean() > 0.05
+    assert change[(mask > 0.1) & (mask < 0.4)].mean() > 0.01  # half transparent ones too
     assert change[mask > 0.5].mean() > 20 * change[mask < 0.01].mean()
 
 

@@ -95,7 +95,9 @@ def test_resampling_returns_float32_of_its_own_when_it_changes_nothing() -> None
 # --- the rule ---
 
 
-@pytest.mark.parametrize("shape", [(28, 28), (63, 64), (64, 64), (300, 200), (3000, 4000), (28, 4000), (24, 256, 256)])
+@pytest.mark.parametrize(
+    "shape", [(28, 28), (63, 64), (64, 64), (300, 200), (3000, 4000), (28, 4000), (100, 4000), (24, 256, 256)]
+)
 def test_rule(shape: tuple[int, ...]) -> None:
     factor = choose_geometry([shape], CONFIG, 16).factor
     working = working_shape(shape, factor)
