@@ -1,0 +1,550 @@
+"""Runs: samples through the detector into a folder of tables, figures, pictures and maps."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from command import left_behind
+from PIL import Image as Picture
+
+from anomaly_ae.calibration import thresholds_from
+from anomaly_ae.detector import Detector
+from anomaly_ae.errors import DataError, OutputError, UsageError
+from anomaly_ae.evaluation import RunOptions, evaluate, new_folder, refuse_existing, score, test_samples
+from anomaly_ae.listener import Listener
+from anomaly_ae.loading import read_sample
+from anomaly_ae.manifest import Manifest, load_manifest, manifest_from_paths
+from anomaly_ae.metrics import PixelMap, pixel_metrics, roc_auc
+from anomaly_ae.readers import read_mask
+from anomaly_ae.records import Sample
+from anomaly_ae.report import write_report
+from anomaly_ae.results import redecide
+
+test_samples.__test__ = False  # type: ignore[attr-defined]  # a function of the package, no test
+
+N_IMAGES = 15 + 24
+"""Readable test images of `part_folder`."""
+
+
+def strict(text: str) -> Any:
+    """Parse JSON as the standard has it: without NaN and Infinity."""
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def lines_of(run: Path) -> list[Any]:
+    return [strict(line) for line in (run / "scores.jsonl").read_text("utf-8").splitlines()]
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def one_json(path: Path) -> Any:
+    return strict(path.read_text("utf-8"))
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> Manifest:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return load_manifest(path)
+
+
+def manifest_rows(part_folder: Path) -> list[dict[str, Any]]:
+    """The test images of `part_folder`, three to a unit, with a station: what no folder can say."""
+    rows: list[dict[str, Any]] = []
+    for path in sorted((part_folder / "test").rglob("*.png")):
+        defect = "" if path.parent.name == "good" else path.parent.name
+        mask = part_folder / "ground_truth" / defect / f"{path.stem}_mask.png"
+        number = int(path.stem)
+        rows.append({
+            "path": path.as_posix(), "label": "anomalous" if defect else "normal", "defect": defect,
+            "mask": mask.as_posix() if defect else "", "unit": f"{path.parent.name}-{number // 3}",
+            "id": f"{path.parent.name}/{path.name}", "station": "AB"[number % 2], "shift": "early",
+        })  # fmt: skip
+    return rows
+
+
+def broken_row(folder: Path, name: str, unit: str) -> dict[str, Any]:
+    (folder / name).write_bytes(b"no image")
+    return {"path": name, "label": "normal", "defect": "", "mask": "", "unit": unit, "id": name, "station": "A",
+            "shift": "early"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def manifest(part_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """All test images, and two files that are none: one in a unit with good images, one by itself."""
+    folder = tmp_path_factory.mktemp("manifest")
+    rows = manifest_rows(part_folder)
+    broken = [broken_row(folder, "broken.png", "good-0"), broken_row(folder, "alone.png", "alone")]
+    return write_csv(folder / "parts.csv", [rows[0], *broken, *rows[1:]])
+
+
+@pytest.fixture(scope="module")
+def run(smoke_detector: Detector, manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An evaluation of `manifest` with everything a run can keep. Nobody changes it."""
+    out = tmp_path_factory.mktemp("runs") / "deep" / "run"
+    options = RunOptions(maps=True, heatmaps="all", by=("station",))
+    result = evaluate(smoke_detector, manifest, out, options)
+    assert (result.n_scored, len(result.failures)) == (N_IMAGES, 2)
+    return out
+
+
+@pytest.fixture
+def few(part_folder: Path, tmp_path: Path) -> Manifest:
+    """Four normal images and four with a defect."""
+    rows = manifest_rows(part_folder)
+    normal = [row for row in rows if not row["defect"]][:4]
+    return write_csv(tmp_path / "few.csv", [*normal, *[row for row in rows if row["defect"]][::6]])
+
+
+# --- what a run holds ------------------------------------------------------------
+
+
+def test_a_run_holds_the_documented_files_and_no_others(run: Path) -> None:
+    document = Path(__file__).resolve().parent.parent / "docs" / "reference" / "results.md"
+    first_table = document.read_text("utf-8").split("\n## ")[0]
+    documented = set(re.findall(r"^\| `([\w./]+)` \|", first_table, re.M))
+    assert {path.name + "/" * path.is_dir() for path in run.iterdir()} == documented
+    assert left_behind(run.parent) == []
+    assert [path.name for path in run.parent.iterdir()] == ["run"]
+
+
+def test_rows_say_what_the_detector_says(run: Path, manifest: Manifest, smoke_detector: Detector) -> None:
+    lines = lines_of(run)
+    readable = [sample for sample in manifest.samples if sample.id not in {"broken.png", "alone.png"}]
+    assert [line["id"] for line in lines] == [sample.id for sample in readable], "in the order of the manifest"
+    for line, sample in zip(lines[::7], readable[::7], strict=True):
+        alone = smoke_detector.score(sample)
+        for name in ("score", "threshold", "display", "p_value", "decision", "image_sha256", "weights_sha256"):
+            assert line[name] == getattr(alone, name), name
+        assert line["thresholds_sha256"] == alone.thresholds_sha256
+        assert line["regions"] == [region.as_json() for region in alone.regions]
+        assert line["n_regions"] == len(alone.regions)
+        assert (line["label"], line["defect"], line["unit"]) == (sample.label, sample.defect, sample.unit)
+        assert line["extra"] == dict(sample.extra)
+        assert line["milliseconds"] > 0
+
+
+def test_the_two_tables_of_scores_say_the_same(run: Path) -> None:
+    lines, rows = lines_of(run), table(run / "scores.csv")
+    assert len(rows) == len(lines) == N_IMAGES
+    for line, row in zip(lines, rows, strict=True):
+        scalars = {name: value for name, value in line.items() if name not in {"extra", "regions", "baselines"}}
+        assert row == {name: str(value) for name, value in (scalars | line["extra"]).items()}
+
+
+def test_decisions_follow_the_threshold_and_the_regions(run: Path) -> None:
+    info = one_json(run / "run.json")
+    limits = {name: info["threshold"][name]["value"] for name in ("image", "pixel")}
+    assert limits["image"] == limits["pixel"], "with max pooling"
+    for line in lines_of(run):
+        assert (line["decision"] == 2) == (line["score"] >= line["threshold"] == limits["image"])
+        assert (line["n_regions"] > 0) == (line["decision"] == 2), "label and regions never disagree"
+        assert line["largest_region_px"] == max((region["area_px"] for region in line["regions"]), default=0)
+
+
+def test_failures_stand_in_their_own_table_on_one_line_each(run: Path, manifest: Manifest) -> None:
+    failures = table(run / "failures.csv")
+    assert [line["path"] for line in failures] == ["broken.png", "alone.png"]
+    for line in failures:
+        assert line["path"] in line["reason"]
+        assert "none of PNG, JPEG" in line["reason"]
+        assert "\n" not in line["reason"]
+    assert (run / "failures.csv").read_text("utf-8").count("\n") == 3
+    assert not {"broken.png", "alone.png"} & {row["id"] for row in table(run / "scores.csv")}
+
+
+def test_units_are_decided_by_their_worst_image_or_not_at_all(run: Path, smoke_detector: Detector) -> None:
+    units, lines = table(run / "units.csv"), lines_of(run)
+    by_name = {unit["unit"]: unit for unit in units}
+    assert set(by_name) == {line["unit"] for line in lines} | {"alone"}
+    limit = smoke_detector.calibrated[1].unit.value
+    for name, unit in by_name.items():
+        own = [line["score"] for line in lines if line["unit"] == name]
+        assert unit["n_images"] == str(len(own))
+        if name in {"good-0", "alone"}:
+            assert (unit["decision"], unit["score"], unit["p_value"]) == ("9", "", "")
+        else:
+            assert float(unit["score"]) == max(own)
+            assert unit["decision"] == ("2" if max(own) >= limit else "0")
+
+
+# --- figures ------------------------------------------------------------
+
+
+def test_figures_are_those_of_the_rows(run: Path) -> None:
+    metrics, lines = one_json(run / "metrics.json"), lines_of(run)
+    labels = [line["label"] == "anomalous" for line in lines]
+    groups = [line["group"] for line in lines]
+    expected = roc_auc(labels, [line["score"] for line in lines], groups)
+    assert metrics["image"]["roc_auc"] == strict(json.dumps(expected.as_json()))
+    assert metrics["image"]["roc_auc"]["intervals"][0]["unit"] == "group", "units of several images are groups"
+    counts = {"normal": 15, "anomalous": 24, "failed": 2, "groups": 5 + 2 * 6, "units": 5 + 2 * 6 + 1, "seen_in_fit": 0}
+    assert metrics["counts"] == counts
+    assert set(metrics["per_defect"]) == {line["defect"] for line in lines} - {""}
+    assert metrics["by"].keys() == {"station"}
+    assert metrics["by"]["station"].keys() == {"A", "B"}
+    assert metrics["unit"]["roc_auc"]["n_normal"] == 4, "one of five normal units was not inspected"
+    assert metrics["baselines"] == one_json(run / "run.json")["baselines"]
+    mean_grey = roc_auc(labels, [line["baselines"]["mean grey"] for line in lines], groups)
+    assert metrics["baselines"]["mean grey"]["value"] == mean_grey.value
+
+
+def test_pixel_figures_are_those_of_the_maps_and_masks(run: Path, manifest: Manifest, smoke_detector: Detector) -> None:
+    def maps() -> list[PixelMap]:
+        found = []
+        for sample in manifest.samples:
+            if sample.id in {"broken.png", "alone.png"}:
+                continue
+            anomaly_map = smoke_detector.score(sample).anomaly_map
+            assert anomaly_map is not None
+            found.append(PixelMap(anomaly_map, read_mask(sample.mask) if sample.mask else None))
+        return found
+
+    expected, pixel = pixel_metrics(maps), one_json(run / "metrics.json")["pixel"]
+    assert pixel["roc_auc"] == strict(json.dumps(expected["roc_auc"].as_json()))
+    assert pixel["average_precision"]["value"] == expected["average_precision"].value
+    assert pixel["au_pro"].keys() == {"0.3", "0.05"}
+    assert pixel["au_pro"]["0.3"]["value"] == expected["au_pro"]["0.3"].value
+    assert not (run / "temporary_maps").exists()
+
+
+def test_without_masks_there_are_no_pixel_figures(few: Manifest, smoke_detector: Detector, tmp_path: Path) -> None:
+    bare = replace(few, samples=tuple(replace(sample, mask=None) for sample in few.samples))
+    result = evaluate(smoke_detector, bare, tmp_path / "run", RunOptions())
+    assert result.metrics
+    assert result.metrics["pixel"] is None
+    assert not any("pixel" in warning for warning in result.warnings), "nobody asked for them"
+
+
+def test_images_without_a_readable_mask_are_left_out_and_said(
+    few: Manifest, smoke_detector: Detector, tmp_path: Path
+) -> None:
+    wrong_size = tmp_path / "wrong.png"
+    Picture.new("L", (8, 8), 255).save(wrong_size)
+    masks = {few.samples[0].id: tmp_path / "missing.png", few.samples[4].id: wrong_size, few.samples[5].id: None}
+    samples = tuple(replace(sample, mask=masks.get(sample.id, sample.mask)) for sample in few.samples)
+    result = evaluate(smoke_detector, replace(few, samples=samples), tmp_path / "run", RunOptions())
+    assert result.n_scored == 8, "the images themselves are inspected"
+    assert "3 images without a readable mask are left out of the pixel figures" in result.warnings
+    assert result.metrics
+    kept = [sample for sample in samples if sample.id not in masks]
+    n_masked = sum(int(read_mask(sample.mask).sum()) for sample in kept if sample.mask)
+    assert result.metrics["pixel"]["roc_auc"]["n_anomalous"] == n_masked
+    assert result.metrics["pixel"]["roc_auc"]["n_normal"] == len(kept) * 64 * 64 - n_masked
+
+
+def test_a_small_disk_costs_the_pixel_figures_and_no_more(
+    few: Manifest, smoke_detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anomaly_ae.keeping.MIN_FREE_BYTES", 2**62)
+    result = evaluate(smoke_detector, few, tmp_path / "run", RunOptions())
+    assert result.metrics
+    assert result.metrics["pixel"] is None
+    assert result.metrics["image"]["roc_auc"]["value"] is not None
+    assert "no pixel figures: not enough free disk space for the maps" in result.warnings
+
+
+@pytest.mark.parametrize("label", ["normal", "anomalous"])
+def test_one_class_only(few: Manifest, smoke_detector: Detector, tmp_path: Path, label: str) -> None:
+    part = replace(few, samples=few.select(label=label))
+    result = evaluate(smoke_detector, part, tmp_path / "run", RunOptions())
+    metrics = one_json(tmp_path / "run" / "metrics.json")
+    assert metrics["image"]["roc_auc"]["value"] is None
+    assert metrics["image"]["roc_auc"]["reason"] in "\n".join(result.lines())
+    known = "false_alarm_rate" if label == "normal" else "sensitivity"
+    assert metrics["image"]["at_threshold"][0][known]["value"] is not None
+
+
+# --- what is measured ------------------------------------------------------------
+
+
+def test_test_rows_are_those_called_test(part_manifest: Manifest) -> None:
+    assert {sample.split for sample in test_samples(part_manifest)} == {"test"}
+    assert len(test_samples(part_manifest)) == N_IMAGES
+
+
+def test_without_splits_all_labelled_rows_are_measured() -> None:
+    samples = tuple(Sample(str(i), str(i), (), label=label) for i, label in enumerate(("normal", "", "anomalous")))
+    assert [s.id for s in test_samples(Manifest(Path("x"), samples))] == ["0", "2"]
+    unlabelled = replace(samples[0], label="", split="test")
+    with pytest.raises(DataError, match="known to be normal or anomalous"):
+        test_samples(Manifest(Path("x"), (unlabelled,)))
+    only_training = replace(samples[0], split="train")
+    with pytest.raises(DataError, match="no labelled test images"):
+        test_samples(Manifest(Path("x"), (only_training, samples[1])))
+
+
+def test_images_of_the_fit_are_warned_about(part_manifest: Manifest, smoke_detector: Detector, tmp_path: Path) -> None:
+    known = tuple(replace(sample, split="") for sample in part_manifest.select(split="train")[:5])
+    fresh = tuple(replace(sample, split="") for sample in part_manifest.select(split="test")[:3])
+    result = evaluate(smoke_detector, replace(part_manifest, samples=known + fresh), tmp_path / "run", RunOptions())
+    text = "5 of these images were used in fit: figures are too good"
+    assert text in one_json(tmp_path / "run" / "run.json")["data"]["warnings"]
+    assert f"warning: {text}" in result.lines()
+    assert one_json(tmp_path / "run" / "metrics.json")["counts"]["seen_in_fit"] == 5
+    assert text in (tmp_path / "run" / "report.html").read_text("utf-8")
+
+
+def test_the_columns_of_by_are_checked_before_anything_is_scored(
+    few: Manifest, smoke_detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Detector, "inspect_many", None)  # would fail if it were called
+    with pytest.raises(UsageError, match=r"no column 'statoin'.*own columns: shift, station"):
+        evaluate(smoke_detector, few, tmp_path / "run", RunOptions(by=("station", "statoin")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_without_labels_is_scored(part_folder: Path, smoke_detector: Detector, tmp_path: Path) -> None:
+    result = score(smoke_detector, manifest_from_paths([part_folder / "test" / "good"]), tmp_path / "run", RunOptions())
+    assert result.n_scored == 15
+    assert result.metrics is None
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert files - {"heatmaps"} == {
+        "scores.csv", "scores.jsonl", "units.csv", "failures.csv", "run.json", "pictures.npz", "report.html",
+    }  # fmt: skip
+    assert {line["label"] for line in lines_of(tmp_path / "run")} == {""}
+    assert one_json(tmp_path / "run" / "run.json")["baselines"]["mean grey"]["value"] is None
+
+
+def test_when_nothing_can_be_scored_nothing_is_written(smoke_detector: Detector, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"none of 1 images could be scored: .*bad\.png"):
+        score(smoke_detector, manifest_from_paths([tmp_path / "bad.png"]), tmp_path / "run", RunOptions())
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.png"]
+
+
+def test_one_absurd_image_does_not_cost_the_others(part_folder: Path, smoke_detector: Detector, tmp_path: Path) -> None:
+    pixels = np.full((64, 64), 1e300)
+    pixels[0, 0] = -1e300
+    np.save(tmp_path / "absurd.npy", pixels)
+    paths = [part_folder / "test" / "good" / "000.png", tmp_path / "absurd.npy"]
+    result = score(smoke_detector, manifest_from_paths(paths), tmp_path / "run", RunOptions())
+    assert result.n_scored == 2
+    decisions = {Path(line["path"]).name: line["decision"] for line in lines_of(tmp_path / "run")}
+    assert decisions["absurd.npy"] == 2
+
+
+# --- pictures and maps ------------------------------------------------------------
+
+
+def test_maps_are_the_anomaly_maps(run: Path, manifest: Manifest, smoke_detector: Detector) -> None:
+    files = sorted((run / "maps").iterdir())
+    assert len(files) == N_IMAGES
+    sample = next(sample for sample in manifest.samples if sample.id == "dent/002.png")
+    written = tifffile.imread(run / "maps" / "dent_002_png.tiff")
+    assert written.dtype == np.float32
+    assert np.array_equal(written, smoke_detector.score(sample).anomaly_map)
+
+
+@pytest.mark.parametrize("heatmaps", ["none", "anomalous", "all"])
+def test_heatmaps_of_those_asked_for(few: Manifest, smoke_detector: Detector, tmp_path: Path, heatmaps: str) -> None:
+    scores, thresholds = smoke_detector.calibrated
+    values = [smoke_detector.score(sample).score for sample in few.samples]
+    limit = float(np.median(values))
+    image = replace(thresholds.image, value=limit)
+    detector = smoke_detector.with_thresholds(scores, replace(thresholds, image=image))
+    score(detector, few, tmp_path / "run", RunOptions(heatmaps=heatmaps))
+    n_expected = {"none": 0, "anomalous": sum(value >= limit for value in values), "all": 8}[heatmaps]
+    pictures = list((tmp_path / "run" / "heatmaps").glob("*.png"))
+    assert len(pictures) == n_expected
+    assert not list((tmp_path / "run").glob("maps"))
+    for path in pictures:
+        with Picture.open(path) as picture:
+            assert picture.size[0] >= 64
+            assert picture.size[1] >= 64
+
+
+def test_no_picture_replaces_that_of_another_image(part_folder: Path, smoke_detector: Detector, tmp_path: Path) -> None:
+    source = part_folder / "test" / "good" / "000.png"
+    names = ["a b.png", "a_b.png", "a+b.png", "ä.png", "ö.png", f"{'x' * 100}1.png", f"{'x' * 100}2.png"]
+    rows = [{"path": source.as_posix(), "id": name} for name in names]
+    score(smoke_detector, write_csv(tmp_path / "m.csv", rows), tmp_path / "run", RunOptions(maps=True, heatmaps="all"))
+    for kind in ("heatmaps", "maps"):
+        files = [path.name for path in (tmp_path / "run" / kind).iterdir()]
+        assert len({name.lower() for name in files}) == len(names)
+        assert max(map(len, files)) < 100
+        assert all(name.isascii() for name in files)
+
+
+def test_the_report_drawn_again_is_the_same(run: Path) -> None:
+    before = (run / "report.html").read_bytes()
+    assert write_report(run).read_bytes() == before
+
+
+# --- what if ------------------------------------------------------------
+
+
+def test_what_if_equals_an_evaluation_at_that_rate(
+    manifest: Manifest, smoke_detector: Detector, tmp_path: Path
+) -> None:
+    part = replace(manifest, samples=manifest.samples[:3] + manifest.samples[3::3])
+    assert {"broken.png", "alone.png"} < {sample.id for sample in part.samples}
+    scores, _ = smoke_detector.calibrated
+    n = len(np.unique(scores.image_group)) if scores.image_group is not None else len(scores.image)
+    rate = f"{n}/{n + 1}"  # the largest that is no certainty: many images are flagged
+    there = smoke_detector.with_thresholds(scores, thresholds_from(scores, rate))
+    options = RunOptions(by=("station",), heatmaps="none")
+    evaluate(there, part, tmp_path / "scratch", options)
+    evaluate(smoke_detector, part, tmp_path / "what_if", options)
+    before = lines_of(tmp_path / "what_if")
+    redecide(tmp_path / "what_if", rate, None)
+    expected, found = lines_of(tmp_path / "scratch"), lines_of(tmp_path / "what_if")
+    names = ("id", "score", "decision", "threshold", "display", "p_value", "thresholds_sha256")
+    assert [[line[n] for n in names] for line in found] == [[line[n] for n in names] for line in expected]
+    assert [line["decision"] for line in found] != [line["decision"] for line in before]
+    for name in ("units.csv", "failures.csv"):
+        assert (tmp_path / "what_if" / name).read_bytes() == (tmp_path / "scratch" / name).read_bytes()
+    metrics = [one_json(tmp_path / run / "metrics.json") for run in ("what_if", "scratch")]
+    for one in metrics:
+        del one["seconds"]
+    assert metrics[0] == metrics[1]
+
+
+# --- stopped, failed, in the way ------------------------------------------------------------
+
+
+def stopping_after(n: int) -> Listener:
+    """A listener at which Ctrl-C is pressed while image ``n + 1`` is handled."""
+
+    def progress(stage: str, done: int, total: int, detail: str) -> None:
+        if stage == "scoring" and done > n:
+            raise KeyboardInterrupt
+
+    return Listener(progress=progress)
+
+
+def test_a_stopped_run_is_written_and_decides_no_unit_by_half(
+    manifest: Manifest, smoke_detector: Detector, tmp_path: Path
+) -> None:
+    n_done = next(i for i, s in enumerate(manifest.samples) if s.unit.startswith("good-")) + 2 + 3
+    done, missing = manifest.samples[:n_done], manifest.samples[n_done:]
+    half = {s.unit for s in done} & {s.unit for s in missing}
+    assert half, "the test stops in the middle of a unit"
+    out = tmp_path / "run"
+    result = evaluate(smoke_detector, manifest, out, RunOptions(), stopping_after(n_done))
+    assert result.aborted
+    assert result.n_scored + len(result.failures) == n_done
+    assert len(lines_of(out)) == result.n_scored
+    assert one_json(out / "run.json")["aborted"] is True
+    assert "the run was stopped before all images were scored" in result.warnings
+    assert (out / "report.html").exists()
+
+    def undecided() -> set[str]:
+        return {unit["unit"] for unit in table(out / "units.csv") if unit["decision"] == "9"}
+
+    assert undecided() == {s.unit for s in missing} | {f.unit for f in result.failures}
+    redecide(out, None, None)
+    assert undecided() == {s.unit for s in missing} | {f.unit for f in result.failures}
+    assert left_behind(tmp_path) == []
+
+
+def test_stopped_before_the_first_image_there_is_nothing_to_write(
+    few: Manifest, smoke_detector: Detector, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        score(smoke_detector, few, tmp_path / "run", RunOptions(), stopping_after(0))
+    assert [path.name for path in tmp_path.iterdir()] == ["few.csv"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a bug"), DataError("what")])
+def test_whatever_happens_nothing_half_is_left(tmp_path: Path, error: BaseException) -> None:
+    def write() -> None:
+        with new_folder(tmp_path / "run", overwrite=False) as folder:
+            (folder / "half").write_text("x", encoding="utf-8")
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_system_error_while_writing_says_where(tmp_path: Path) -> None:
+    message = r"cannot write .*run: No space left"
+    with pytest.raises(OutputError, match=message), new_folder(tmp_path / "run", overwrite=False):
+        raise OSError(28, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def a_run(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "run.json").write_text('{"format": 1, "tool": "anomaly_ae"}', encoding="utf-8")
+
+
+def a_foreign_run(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "run.json").write_text('{"tool": "another"}', encoding="utf-8")
+
+
+def a_damaged_run(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "run.json").write_bytes(b"\xff{")
+
+
+def a_photo_album(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "holiday.jpg").write_bytes(b"x")
+
+
+def a_file(path: Path) -> None:
+    path.write_text("notes", encoding="utf-8")
+
+
+@pytest.mark.parametrize("make", [a_run, a_foreign_run, a_damaged_run, a_photo_album, a_file, Path.mkdir])
+def test_nothing_is_replaced_unasked_and_nothing_foreign_at_all(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    out = tmp_path / "out"
+    make(out)
+    with pytest.raises(OutputError, match="exists already"):
+        refuse_existing(out, overwrite=False)
+    if make in {a_run, Path.mkdir}:
+        refuse_existing(out, overwrite=True)
+    else:
+        with pytest.raises(OutputError, match="is no run"):
+            refuse_existing(out, overwrite=True)
+
+
+def test_a_run_is_replaced_as_a_whole_and_only_by_a_whole_one(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    a_run(out)
+    (out / "old").write_text("x", encoding="utf-8")
+    with pytest.raises(DataError), new_folder(out, overwrite=True):
+        raise DataError("failed")
+    assert (out / "old").exists(), "a run that failed replaces nothing"
+    with new_folder(out, overwrite=True) as folder:
+        (folder / "new").write_text("x", encoding="utf-8")
+        assert (out / "old").exists()
+    assert [path.name for path in out.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_run_speaks_of_its_progress(few: Manifest, smoke_detector: Detector, tmp_path: Path) -> None:
+    heard: list[tuple[str, int, int]] = []
+    listener = Listener(progress=lambda stage, done, total, _: heard.append((stage, done, total)))
+    evaluate(smoke_detector, few, tmp_path / "run", RunOptions(), listener)
+    assert [one for one in heard if one[0] == "scoring"] == [("scoring", done, 8) for done in range(1, 9)]
+    assert Counter(stage for stage, *_ in heard)["measuring"] == 1
+
+
+def test_scoring_changes_nothing_in_the_detector(few: Manifest, smoke_detector: Detector, tmp_path: Path) -> None:
+    before = {name: tensor.clone() for name, tensor in smoke_detector.mapper.state_dict().items()}
+    evaluate(smoke_detector, few, tmp_path / "run", RunOptions())
+    after = smoke_detector.mapper.state_dict()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert read_sample(few.samples[0]).pixels.shape == (1, 64, 64)
