@@ -42,7 +42,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str
         "sha256": ZEROS.decode(),
         "anomaly_ae": json.dumps(values, sort_keys=True, allow_nan=False),
     }
-    content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=header)
+    content = _in_order(save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=header))
     digest = hashlib.sha256(content).hexdigest()
     write_bytes(path, _replace_digest(content, digest.encode()))
     return digest
@@ -116,6 +116,15 @@ def _header(path: Path, content: bytes) -> dict[str, str]:
     except (ValueError, AttributeError, RecursionError) as error:
         raise damaged from error
     return metadata if isinstance(metadata, dict) else {}
+
+
+def _in_order(content: bytes) -> bytes:
+    """Sort the header's own values: the library writes them in random order, but the same model is the same file."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return content[:8] + text.ljust(length) + content[8 + length :]
 
 
 def _replace_digest(content: bytes, digest: bytes) -> bytes:
