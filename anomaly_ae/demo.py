@@ -33,12 +33,12 @@ def make_demo(out: Path, overwrite: bool, preset: str | None, listener: Listener
     from anomaly_ae.fitting import fit
     from anomaly_ae.synthetic import make_dataset
 
+    config = load_config(preset) if preset else None
     with new_folder(out, overwrite) as work:
         listener.say("making images of a turned part: 200 normal ones to learn from, and a test set with defects")
         manifest = load_manifest(make_dataset(work / "images", "part", bits=16))
         for line in scan(manifest).lines():
             listener.say(f"  {line}")
-        config = load_config(preset) if preset else None
         detector = fit(manifest, config, overrides=DEMO_SETTINGS, listener=listener)
         detector.save(work / "model.safetensors")
         detector = Detector.load(work / "model.safetensors")
