@@ -79,7 +79,7 @@ class AnomalyMapper(nn.Module):
         x = self.scale(raw, valid, limits)
         z = self.embed(x)
         z_hat = self.autoencoder(z)
-        error = self.compare(z, z_hat)  # (B, 1, *spatial)
+        error = self.compare(z, z_hat, valid)  # (B, 1, *spatial)
         return self.smooth(error, valid), z_hat
 
     def error_and_activity(self, raw: Tensor, valid: Tensor, limits: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class AnomalyMapper(nn.Module):
         """Return every error measure in its own unit: (B, n_measures, *S)."""
         z = self.embed(self.scale(raw, valid, limits))
         z_hat = self.autoencoder(z)
-        return torch.cat([self.compare.measure(name, z, z_hat) for name in self.compare.weights], dim=1)
+        return torch.cat([self.compare.measure(name, z, z_hat, valid) for name in self.compare.weights], dim=1)
 
     def reconstruct(self, raw: Tensor, valid: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scaled input and what a normal image would look like, for people to see."""
@@ -124,29 +124,36 @@ class ErrorMeasures(nn.Module):
         super().__init__()
         self.weights = {name: getattr(config, name) for name in MEASURES if getattr(config, name) > 0}
         self.window = GaussianSmoothing(1.5, n_dims)
-        self.reach_px = 2 * self.window.reach_px + 8  # SSIM; gradients on the coarsest of three scales
+        self.background = GaussianSmoothing(config.background_sd_px, n_dims)
+        # SSIM; or gradients on the coarsest of three scales; or the background of the residual
+        self.reach_px = max(2 * self.window.reach_px + 8, self.background.reach_px)
         self.register_buffer("unit", torch.ones(len(self.weights)))
 
-    def forward(self, z: Tensor, z_hat: Tensor) -> Tensor:
+    def forward(self, z: Tensor, z_hat: Tensor, valid: Tensor) -> Tensor:
         """Return ``(B, 1, *S)``."""
         unit = self.get_buffer("unit")
         terms = [
-            weight / unit[i] * self.measure(name, z, z_hat) for i, (name, weight) in enumerate(self.weights.items())
+            weight / unit[i] * self.measure(name, z, z_hat, valid) for i, (name, weight) in enumerate(self.weights.items())
         ]
         return torch.stack(terms).sum(dim=0)
 
-    def measure(self, name: str, z: Tensor, z_hat: Tensor) -> Tensor:
+    def measure(self, name: str, z: Tensor, z_hat: Tensor, valid: Tensor) -> Tensor:
         """Return one error measure, mean over channels: ``(B, 1, *S)``, 0 where both images agree."""
         match name:
             case "l1":
-                error = (z - z_hat).abs()
+                error = self.residual(z, z_hat, valid).abs()
             case "l2":
-                error = (z - z_hat).square()
+                error = self.residual(z, z_hat, valid).square()
             case "ssim":
                 error = (1 - structural_similarity(z, z_hat, self.window)) / 2
             case _:
                 error = gradient_dissimilarity(z, z_hat)
         return error.mean(dim=1, keepdim=True)
+
+    def residual(self, z: Tensor, z_hat: Tensor, valid: Tensor) -> Tensor:
+        """Return the signed difference without its smooth part, which lighting changes leave: ``(B, C, *S)``."""
+        difference = z - z_hat
+        return difference - self.background(difference, valid) if self.background.reach_px else difference
 
 
 def structural_similarity(x: Tensor, y: Tensor, window: GaussianSmoothing) -> Tensor:

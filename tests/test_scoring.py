@@ -183,13 +183,14 @@ def test_ssim_is_the_papers(shape: tuple[int, ...]) -> None:
 def test_every_measure_is_zero_on_equal_images_and_positive_elsewhere(n_channels: int, shape: tuple[int, ...]) -> None:
     compare = ErrorMeasures(replace(ScoringConfig(), **dict.fromkeys(MEASURES, 1.0)), len(shape))
     x, y = rand(2, n_channels, *shape), rand(2, n_channels, *shape, seed=1)
+    valid = torch.ones(2, 1, *shape, dtype=torch.bool)
     for name in MEASURES:
-        same = compare.measure(name, x, x)
+        same, other = compare.measure(name, x, x, valid), compare.measure(name, x, y, valid)
         assert same.shape == (2, 1, *shape)
         assert same.abs().max() < 1e-5
-        assert compare.measure(name, x, y).mean() > 0.01
-        mean_of_channels = torch.cat([compare.measure(name, x[:, [c]], y[:, [c]]) for c in range(n_channels)], dim=1)
-        assert torch.allclose(compare.measure(name, x, y), mean_of_channels.mean(dim=1, keepdim=True), atol=1e-5)
+        assert other.mean() > 0.01
+        channels = [compare.measure(name, x[:, [c]], y[:, [c]], valid) for c in range(n_channels)]
+        assert torch.allclose(other, torch.cat(channels, dim=1).mean(dim=1, keepdim=True), atol=1e-5)
 
 
 def test_equal_images_have_no_gradient_dissimilarity_at_all() -> None:
@@ -234,16 +235,30 @@ def test_gradient_dissimilarity_is_the_mean_over_scales(shape: tuple[int, ...]) 
 
 
 def test_measures_add_up_in_their_units() -> None:
-    config = replace(ScoringConfig(), l1=0.5, l2=0.0, ssim=2.0, gms=0.25)
+    config = replace(ScoringConfig(), l1=0.5, l2=0.0, ssim=2.0, gms=0.25, background_sd_px=0.0)
     compare = ErrorMeasures(config, 2)
     compare.get_buffer("unit").copy_(torch.tensor([0.1, 0.2, 0.4]))
     x, y = rand(1, 2, 16, 16), rand(1, 2, 16, 16, seed=1)
-    expected = (
-        5 * compare.measure("l1", x, y) + 10 * compare.measure("ssim", x, y) + 0.625 * compare.measure("gms", x, y)
-    )
-    assert torch.allclose(compare(x, y), expected, atol=1e-5)
-    assert torch.allclose(compare.measure("l1", x, y)[0, 0], (x - y).abs().mean(dim=1)[0])
-    assert torch.allclose(compare.measure("l2", x, y)[0, 0], (x - y).square().mean(dim=1)[0])
+    valid = torch.ones(1, 1, 16, 16, dtype=torch.bool)
+    l1, l2, ssim, gms = (compare.measure(name, x, y, valid) for name in MEASURES)
+    assert torch.allclose(compare(x, y, valid), 5 * l1 + 10 * ssim + 0.625 * gms, atol=1e-5)
+    assert torch.allclose(l1[0, 0], (x - y).abs().mean(dim=1)[0])
+    assert torch.allclose(l2[0, 0], (x - y).square().mean(dim=1)[0])
+
+
+def test_residual_ignores_what_is_smooth_and_what_is_not_valid() -> None:
+    compare = ErrorMeasures(replace(ScoringConfig(), background_sd_px=4.0), 2)
+    x = rand(1, 1, 64, 64)
+    valid = torch.ones(1, 1, 64, 64, dtype=torch.bool)
+    valid[..., :20] = False
+    lighting = torch.linspace(0, 0.2, 64).expand(1, 1, 64, 64)
+    assert compare.residual(x, x + lighting, valid)[..., 16:-16, 40:48].abs().max() < 1e-3
+    spot = torch.zeros(1, 1, 64, 64)
+    spot[..., 30:33, 40:43] = 0.2
+    assert compare.residual(x + spot, x, valid)[..., 31, 41].item() > 0.15
+    garbage = torch.where(valid, x, torch.tensor(7.0))
+    same = compare.residual(x, x + lighting, valid) - compare.residual(garbage, x + lighting, valid)
+    assert same[valid].abs().max() < 1e-5
 
 
 # --- smoothing ---
@@ -340,7 +355,7 @@ def test_map_is_the_chain_of_its_steps(architecture: str, n_dims: int, n_channel
         found = mapper(raw, valid, limits)
         x = torch.where(valid, raw, torch.tensor(0.0))
         x_hat = mapper.autoencoder(x)
-        smooth = mapper.smooth(mapper.compare(x, x_hat), valid)
+        smooth = mapper.smooth(mapper.compare(x, x_hat, valid), valid)
         expected = mapper.standardise(smooth, x_hat)
         both = mapper.error_and_activity(raw, valid, limits)
         shown = mapper.reconstruct(raw, valid, limits)
@@ -350,7 +365,7 @@ def test_map_is_the_chain_of_its_steps(architecture: str, n_dims: int, n_channel
     assert torch.allclose(both, torch.cat([smooth, mapper.standardise.local_activity(x_hat)], dim=1), atol=1e-6)
     assert torch.allclose(torch.stack(shown), torch.stack([x, x_hat]))
     unit = mapper.compare.get_buffer("unit").reshape(1, -1, *[1] * n_dims)
-    assert torch.allclose((0.5 * measures / unit).sum(dim=1, keepdim=True), mapper.compare(x, x_hat), atol=1e-5)
+    assert torch.allclose((0.5 * measures / unit).sum(dim=1, keepdim=True), mapper.compare(x, x_hat, valid), atol=1e-5)
     assert found.std() > 0.01
 
 
