@@ -176,7 +176,7 @@ def fit(
     if preset and config:
         raise UsageError("--preset and --config", "both name the settings", "give one of them, and --set for changes")
     from anomaly_ae.config import load_config
-    from anomaly_ae.manifest import FIT_SPLITS, load_manifest, roles
+    from anomaly_ae.manifest import load_manifest
 
     changes = list(settings or [])
     named = config or preset
@@ -205,9 +205,8 @@ def fit(
     remove_file(checkpoint)
     _say_thresholds(detector)
     typer.echo(f"wrote {out}")
-    used = detector.provenance["n_images"]
-    n_used = used["train"] + used["validation"] + len(detector.calibrated[0].image)
-    _finish_fit(n_used, sum(role in FIT_SPLITS for role in roles(manifest.samples)))
+    n_not_calibrated = detector.provenance["n_images"]["calibration"] - len(detector.calibrated[0].image)
+    _finish_fit(detector.provenance["n_unreadable"] + n_not_calibrated)
 
 
 @app.command()
@@ -231,7 +230,7 @@ def calibrate(
     detector.save(model)
     _say_thresholds(detector)
     typer.echo(f"wrote {model}")
-    _finish_fit(len(detector.calibrated[0].image), len(samples))
+    _finish_fit(len(samples) - len(detector.calibrated[0].image))
 
 
 @app.command()
@@ -354,10 +353,10 @@ def _say_thresholds(detector: Detector) -> None:
     typer.echo(f"image threshold {limit.value:.4g}: {limit.promise}")
 
 
-def _finish_fit(n_used: int, n_given: int) -> None:
+def _finish_fit(n_left_out: int) -> None:
     """Say how many normal images were left out; the exit code tells of them."""
-    if n_used < n_given:
-        typer.echo(f"{n_given - n_used} of {n_given} normal images could not be used; they are named above")
+    if n_left_out:
+        typer.echo(f"normal images that could not be used: {n_left_out}; they are named above")
         raise typer.Exit(EXIT_SOME_UNREADABLE)
 
 

@@ -65,9 +65,9 @@ class ModelConfig:
     architecture: str = _choice("unet", ("unet", "bottleneck"), "unet repairs; bottleneck is the textbook baseline")
     spatial_dims: int = _number(2, 2, 3, "2 for images, 3 for volumes")
     n_channels: int = _number(1, 1, 64, "channels of the images; set by fit")
-    unshuffle: int = _number(2, 1, 4, "side of the pixel blocks that the stem turns into channels")
-    width: int = _number(24, 4, 256, "channels of the finest level")
-    depth: int = _number(3, 1, 5, "number of times the resolution is halved after the stem")
+    unshuffle: int = _number(4, 1, 4, "side of the pixel blocks that the stem turns into channels")
+    width: int = _number(32, 4, 256, "channels of the finest level")
+    depth: int = _number(2, 1, 5, "number of times the resolution is halved after the stem")
     latent_channels: int = _number(16, 1, 1024, "latent size per position (bottleneck only)")
 
 
@@ -75,8 +75,8 @@ class ModelConfig:
 class CorruptionConfig:
     """What is done to normal images in training; used by ``corruption.corrupt``."""
 
-    shape_probability: float = _number(0.9, 0, 1, "share of images that receive foreign shapes")
-    max_shapes: int = _number(4, 1, 16, "largest number of shapes per image")
+    shape_probability: float = _number(0.6, 0, 1, "probability of each of the shapes that an image may receive")
+    max_shapes: int = _number(12, 1, 64, "largest number of shapes per image")
     min_size_px: float = _number(1.0, 0.5, 64, "smallest half axis of a shape")
     max_size_share: float = _number(0.35, 0.02, 1, "largest half axis as a share of the image side")
     coarse_noise_probability: float = _number(0.1, 0, 1, "share of images with coarse noise (Kascenas et al., 2022)")
@@ -88,15 +88,15 @@ class CorruptionConfig:
 class TrainingConfig:
     """The loop; used by ``training``."""
 
-    steps: int = _number(1500, 1, 1_000_000, "number of optimiser steps: the budget, the same on CPU and GPU")
-    batch_size: int = _number(16, 1, 4096, "crops per step")
-    crop_px: int = _number(96, 16, 2048, "side of the training crops; smaller images are used whole")
+    steps: int = _number(3000, 1, 1_000_000, "number of optimiser steps: the budget, the same on CPU and GPU")
+    batch_size: int = _number(8, 1, 4096, "crops per step")
+    crop_px: int = _number(128, 16, 2048, "side of the training crops; smaller images are used whole")
     learning_rate: float = _number(2e-3, 1e-7, 1, "peak of the one-cycle schedule")
     weight_decay: float = _number(1e-4, 0, 1, "of AdamW")
-    l1: float = _number(1.0, 0, 100, "weight of the mean absolute error")
-    l2: float = _number(0.0, 0, 100, "weight of the mean squared error")
-    ssim: float = _number(0.2, 0, 100, "weight of 1 - SSIM")
-    damage_weight: float = _number(10.0, 0, 1000, "additional weight of the loss where the input was damaged")
+    l1: float = _number(0.0, 0, 100, "weight of the mean absolute error")
+    l2: float = _number(10.0, 0, 100, "weight of the mean squared error")
+    ssim: float = _number(0.0, 0, 100, "weight of 1 - SSIM")
+    damage_weight: float = _number(0.0, 0, 1000, "additional weight of the loss where the input was damaged")
     repair: bool = _switch(True, "corrupt the input and ask for the clean image; false: plain reconstruction")
     flip: bool = _switch(False, "mirrored images are as normal as the originals")
     rotate: bool = _switch(False, "images turned by 90 degrees are as normal as the originals")

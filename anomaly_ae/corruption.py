@@ -36,7 +36,7 @@ def corrupt(x: Tensor, config: CorruptionConfig, generator: Generator) -> tuple[
     """
     damaged, mask = x, torch.zeros_like(x[:, :1])
     for _ in range(config.max_shapes):
-        alpha = _some(x, config.shape_probability / 2**0.5, generator) * _shape(x, config, generator)
+        alpha = _some(x, config.shape_probability, generator) * _shape(x, config, generator)
         damaged = torch.lerp(damaged, _fill(x, generator), alpha)
         mask = torch.maximum(mask, alpha)
     coarse = _coarse_noise(x, x.shape[1], generator, finest=8) * config.coarse_noise_sd

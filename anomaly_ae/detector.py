@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import cached_property
@@ -306,8 +307,9 @@ class Detector:
     def _score(self, source: _Input, started: float) -> Score:
         scores, thresholds = self.calibrated
         sample, image = source.sample, source.image
-        anomaly_map = self.anomaly_map(source.prepared)
-        value = image_score(anomaly_map, image.valid, self.config.scoring)
+        with _naming(image.source):
+            anomaly_map = self.anomaly_map(source.prepared)
+            value = image_score(anomaly_map, image.valid, self.config.scoring)
         found = find_regions(anomaly_map, thresholds.pixel.value, image.valid, image.spacing_mm)
         return Score(
             id=sample.id,
@@ -331,9 +333,12 @@ class Detector:
         )
 
     def _measure(self, image: Image) -> tuple[float, float]:
-        anomaly_map = self.anomaly_map(self.prepare(image))
+        prepared = self.prepare(image)
+        with _naming(image.source):
+            anomaly_map = self.anomaly_map(prepared)
+            value = image_score(anomaly_map, image.valid, self.config.scoring)
         inside = anomaly_map if image.valid is None else anomaly_map[image.valid]
-        return image_score(anomaly_map, image.valid, self.config.scoring), float(inside.max())
+        return value, float(inside.max())
 
     def _tensors(self, prepared: Prepared) -> tuple[Tensor, Tensor, Tensor]:
         raw = torch_pixels(prepared.pixels)[None].to(self.device)  # (1, C, *working)
@@ -377,6 +382,15 @@ def _all_or_raise(results: Iterable[tuple[Sample, Prepared | AnomalyAEError]]) -
         if isinstance(result, AnomalyAEError):
             raise result
         yield result
+
+
+@contextmanager
+def _naming(source: str) -> Iterator[None]:
+    """Say which image an error is about: the mapper knows arrays, not names."""
+    try:
+        yield
+    except AnomalyAEError as error:
+        raise type(error)(f"{source}: {error.what}", error.why, error.fix) from error
 
 
 def _failure(source: Source, error: AnomalyAEError) -> Failure:

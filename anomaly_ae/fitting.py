@@ -72,8 +72,9 @@ def fit(
     listener = listener or Listener()
     overrides = [f"seed={seed}", *overrides]
     known = config or load_config("default", overrides)  # presets differ neither in seed nor in split
-    parts = split_normals(manifest.samples, known.split.validation_share, known.split.calibration_share, known.seed)
-    parts = _without_copies(readable_parts(parts, listener), listener)
+    given = split_normals(manifest.samples, known.split.validation_share, known.split.calibration_share, known.seed)
+    readable = readable_parts(given, listener)
+    parts = _without_copies(readable, listener)
     _announce_rates(parts["calibration"], rate, confidence, listener)
     survey = survey_images(parts["train"], known.seed, listener)
     reason = "asked for"
@@ -94,6 +95,7 @@ def fit(
     hashes = {name: [_short_hash(s) for s in samples] for name, samples in parts.items()}
     progress = _train(detector, parts, checkpoint, hashes, listener, should_stop)
     detector.provenance = _provenance(detector, parts, survey, progress, reason, hashes)
+    detector.provenance["n_unreadable"] = _n_images(given) - _n_images(readable)
     return _set_thresholds(detector, parts["calibration"], rate, confidence, listener)
 
 
@@ -162,6 +164,10 @@ def _refuse_known(detector: Detector, samples: Sequence[Sample]) -> None:
             "the model has learned them, so their scores are too low and the false-alarm rate would be broken",
             "give normal images that were used for nothing else",
         )
+
+
+def _n_images(parts: dict[str, tuple[Sample, ...]]) -> int:
+    return sum(len(part) for part in parts.values())
 
 
 def _short_hash(sample: Sample) -> str:

@@ -133,7 +133,8 @@ class ErrorMeasures(nn.Module):
         """Return ``(B, 1, *S)``."""
         unit = self.get_buffer("unit")
         terms = [
-            weight / unit[i] * self.measure(name, z, z_hat, valid) for i, (name, weight) in enumerate(self.weights.items())
+            weight / unit[i] * self.measure(name, z, z_hat, valid)
+            for i, (name, weight) in enumerate(self.weights.items())
         ]
         return torch.stack(terms).sum(dim=0)
 

@@ -143,6 +143,8 @@ def test_section_that_is_a_number_is_refused() -> None:
 def test_range_is_closed_and_enforced(section: str, key: str, limits: tuple[float, float]) -> None:
     kind = type(getattr(getattr(DEFAULT, section), key))
     base = {"geometry": {"min_side_px": 16, "max_side_px": 8192}, "split": {"validation_share": 0.05}}
+    if section == "training" and key == "l2":
+        base["training"] = {"l1": 1.0}  # one loss at least has a weight
     for limit, outside in zip(limits, (-1, 1), strict=True):
         values = {name: dict(keys) for name, keys in base.items()}
         values.setdefault(section, {})[key] = kind(limit)
