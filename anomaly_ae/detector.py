@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import cached_property
@@ -307,9 +306,7 @@ class Detector:
     def _score(self, source: _Input, started: float) -> Score:
         scores, thresholds = self.calibrated
         sample, image = source.sample, source.image
-        with _naming(image.source):
-            anomaly_map = self.anomaly_map(source.prepared)
-            value = image_score(anomaly_map, image.valid, self.config.scoring)
+        anomaly_map, value = self._map_and_score(image, source.prepared)
         found = find_regions(anomaly_map, thresholds.pixel.value, image.valid, image.spacing_mm)
         return Score(
             id=sample.id,
@@ -333,12 +330,16 @@ class Detector:
         )
 
     def _measure(self, image: Image) -> tuple[float, float]:
-        prepared = self.prepare(image)
-        with _naming(image.source):
-            anomaly_map = self.anomaly_map(prepared)
-            value = image_score(anomaly_map, image.valid, self.config.scoring)
+        anomaly_map, value = self._map_and_score(image, self.prepare(image))
         inside = anomaly_map if image.valid is None else anomaly_map[image.valid]
         return value, float(inside.max())
+
+    def _map_and_score(self, image: Image, prepared: Prepared) -> tuple[FloatArray, float]:
+        try:
+            anomaly_map = self.anomaly_map(prepared)
+            return anomaly_map, image_score(anomaly_map, image.valid, self.config.scoring)
+        except AnomalyAEError as error:  # the mapper knows arrays, not names
+            raise type(error)(f"{image.source}: {error.what}", error.why, error.fix) from error
 
     def _tensors(self, prepared: Prepared) -> tuple[Tensor, Tensor, Tensor]:
         raw = torch_pixels(prepared.pixels)[None].to(self.device)  # (1, C, *working)
@@ -382,15 +383,6 @@ def _all_or_raise(results: Iterable[tuple[Sample, Prepared | AnomalyAEError]]) -
         if isinstance(result, AnomalyAEError):
             raise result
         yield result
-
-
-@contextmanager
-def _naming(source: str) -> Iterator[None]:
-    """Say which image an error is about: the mapper knows arrays, not names."""
-    try:
-        yield
-    except AnomalyAEError as error:
-        raise type(error)(f"{source}: {error.what}", error.why, error.fix) from error
 
 
 def _failure(source: Source, error: AnomalyAEError) -> Failure:

@@ -408,7 +408,7 @@ def test_some_unreadable_is_3(model: Path, new_normals: Path, small_set: Path, t
     fitted = run("fit", small_set, "--preset", "smoke", "--out", tmp_path / "m.safetensors")
     assert fitted.code == 3
     assert "left out: " in fitted.err
-    assert "1 of 21 normal images could not be used" in fitted.out
+    assert "normal images that could not be used: 1; they are named above" in fitted.out
     assert Detector.load(tmp_path / "m.safetensors", "cpu").provenance["n_images"]["train"] > 0
 
     folder = tmp_path / "normals"
@@ -416,7 +416,7 @@ def test_some_unreadable_is_3(model: Path, new_normals: Path, small_set: Path, t
     shutil.copy(broken, folder)
     calibrated = run("calibrate", model, folder)
     assert calibrated.code == 3
-    assert "1 of 41 normal images could not be used" in calibrated.out
+    assert "normal images that could not be used: 1; they are named above" in calibrated.out
     assert len(Detector.load(model, "cpu").calibrated[0].image) == 40
 
     scored = run("score", model, folder, "--out", tmp_path / "run")
