@@ -114,7 +114,7 @@ class ScoringConfig:
     ssim: float = _number(0.5, 0, 100, "weight of 1 - SSIM")
     gms: float = _number(0.0, 0, 100, "weight of the multi-scale gradient-magnitude similarity")
     background_sd_px: float = _number(
-        8.0, 0, 200, "what is smoother than this in the residual is lighting, not a defect; 0 keeps it"
+        0.0, 0, 200, "what is smoother than this in the residual counts as lighting; 0 keeps it"
     )
     smooth_sd_px: float = _number(2.0, 0, 50, "Gaussian smoothing of the error map, at working scale")
     standardise: str = _choice(
