@@ -30,7 +30,7 @@ from anomaly_ae.records import ANOMALOUS_LABEL, FloatArray, Sample
 from anomaly_ae.residuals import learn_residuals
 from anomaly_ae.scoring import AnomalyMapper
 from anomaly_ae.survey import Survey, choose_preset, dataset_limits, readable_parts, survey_images
-from anomaly_ae.threshold import Share, check_reachable, reachable_text
+from anomaly_ae.threshold import Share, check_reachable, parse_confidence, parse_rate, reachable_text
 from anomaly_ae.training import Progress, TrainingData, train
 
 
@@ -69,6 +69,8 @@ def fit(
     ------
     DataError, CalibrationError, ConfigError
     """
+    place = choose_device(device)  # before anything is read: a typo costs no time
+    _check_promise(rate, confidence)
     listener = listener or Listener()
     overrides = [f"seed={seed}", *overrides]
     known = config or load_config("default", overrides)  # presets differ neither in seed nor in split
@@ -85,7 +87,6 @@ def fit(
     listener.say(f"preset {config.preset}: {reason}")
     geometry = choose_geometry(survey.shapes, config.geometry, size_multiple(config.model))
     listener.say(geometry.describe(_typical_shape(survey.shapes)))
-    place = choose_device(device)
     listener.say(f"training on {describe_device(place)}: {config.training.steps} steps")
     torch.manual_seed(config.seed)
     mapper = AnomalyMapper(config, _grid(survey, geometry, config))
@@ -200,6 +201,14 @@ def _without_copies(parts: dict[str, tuple[Sample, ...]], listener: Listener) ->
             "all calibration images are copies of training images", "thresholds need new ones", "remove the copies"
         )
     return {**parts, "calibration": kept}
+
+
+def _check_promise(rate: Share | None, confidence: Share | None) -> None:
+    """Refuse what is no rate or no confidence."""
+    if rate is not None:
+        parse_rate(rate)
+    if confidence is not None:
+        parse_confidence(confidence)
 
 
 def _announce_rates(

@@ -14,7 +14,7 @@ import pytest
 from anomaly_ae import fitting, training
 from anomaly_ae.config import Config, load_config
 from anomaly_ae.detector import Detector
-from anomaly_ae.errors import CalibrationError, DataError, ModelFileError
+from anomaly_ae.errors import CalibrationError, DataError, ModelFileError, UsageError
 from anomaly_ae.fitting import calibrate, calibration_samples, fit
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, load_manifest, split_normals
@@ -408,3 +408,10 @@ def test_progress_of_the_training_names_loss_and_speed(noise_manifest: Manifest)
     for stage in ("reading", "looking at the training images", "residuals of normal images", "calibrating"):
         done = [event for event in seen if event[0] == stage]
         assert done[-1][1] == done[-1][2] == len(done)
+
+
+@pytest.mark.parametrize("wrong", [{"rate": "lots"}, {"confidence": "sure"}, {"device": "abacus"}])
+def test_a_typo_is_noticed_before_an_image_is_read(wrong: dict[str, str]) -> None:
+    unreadable = Manifest(Path(), (Sample("a", "a", (Path("does-not-exist.png"),)),), (), "csv")
+    with pytest.raises(UsageError, match=next(iter(wrong.values()))):
+        fit(unreadable, load_config("smoke"), **wrong)  # type: ignore[arg-type]
