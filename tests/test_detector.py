@@ -211,7 +211,10 @@ def test_decision_p_value_display_and_regions_follow_from_the_stored_calibration
     median = float(np.median(scores.image))
     groups = scores.image_group
     assert groups is not None
-    for result in map(smoke_detector.score, paths):
+    noise = np.random.default_rng(0).integers(0, 500, (64, 64)).astype(np.uint16)
+    results = [*map(smoke_detector.score, paths), smoke_detector.score(noise)]
+    assert {Decision.NORMAL, Decision.ANOMALOUS} <= {result.decision for result in results}
+    for result in results:
         anomaly_map = result.anomaly_map
         assert anomaly_map is not None
         assert result.score == float(anomaly_map.max())

@@ -231,6 +231,18 @@ def test_crops_come_from_one_image_and_one_place(any_store: ImageStore) -> None:
     assert int(left[of_first].max()) > 20
 
 
+def test_mapped_images_of_odd_sizes_and_mixed_types_are_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_memory(monkeypatch, 1)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 100, (1, 5, 7)).astype(t) for t in (np.uint8, np.float64, np.uint8, np.int16, np.int64)]
+    with ImageStore([(prepared(image), LIMITS) for image in images], len(images), CPU) as store:
+        assert store.is_mapped
+        for index, image in enumerate(images):
+            raw = store.image(index)[0].numpy()
+            assert raw.dtype == image.dtype
+            assert np.array_equal(raw, image)
+
+
 def test_where_the_images_lie_changes_no_crop(monkeypatch: pytest.MonkeyPatch) -> None:
     def crops(n_bytes: int) -> list[torch.Tensor]:
         small_memory(monkeypatch, n_bytes)

@@ -277,6 +277,25 @@ def test_what_lies_outside_the_valid_mask_teaches_nothing() -> None:
     assert len(hashes) == 1
 
 
+def test_the_loss_weighs_damaged_pixels_more_and_invalid_ones_not_at_all(data: TrainingData) -> None:
+    config = config_of("training.damage_weight=9.0", "training.l1=1.0", "training.l2=2.0", "training.ssim=0.5")
+    loop = training._Loop(new_mapper(config), data, config, CPU)
+    valid = torch.ones(2, 1, 16, 16, dtype=torch.bool)
+    valid[..., :4] = False
+    damage = torch.zeros(2, 1, 16, 16)
+    damage[..., 8:] = 1
+    weight = loop._weight(valid, damage)
+    assert not weight[..., :4].any()
+    assert float(weight.mean()) == pytest.approx(1)
+    torch.testing.assert_close(weight[..., 8:], 10 * weight[..., 4:8].repeat(1, 1, 1, 2))
+    x_hat, target = torch.rand(2, 2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    loss = loop.losses(x_hat, target, weight)
+    x_hat[..., :4] = 7.0
+    assert loop.losses(x_hat, target, weight) == loss
+    x_hat[..., 4:5] = 7.0
+    assert loop.losses(x_hat, target, weight) > loss
+
+
 # --- learning ---
 
 
