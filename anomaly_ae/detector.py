@@ -96,7 +96,7 @@ class Detector:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Hash of every number that can change a score."""
+        """Hash of every learned number: weights, limits, residual statistics; not of the settings."""
         return tensors_sha256(self.mapper.state_dict())
 
     @property

@@ -96,7 +96,7 @@ class RepairUNet(nn.Module):
         super().__init__()
         dims, self.block = config.spatial_dims, config.unshuffle
         n_stem = config.n_channels * config.unshuffle**dims
-        widths = [min(config.width * 2**level, 4 * config.width) for level in range(config.depth + 1)]
+        widths = _level_widths(config)
         conv = CONV[dims]
         self.encoders = nn.ModuleList(
             ConvBlock(dims, n_in, n_out) for n_in, n_out in zip([n_stem, *widths], widths, strict=False)
@@ -129,7 +129,7 @@ class BottleneckAutoencoder(nn.Module):
         super().__init__()
         dims, self.block = config.spatial_dims, config.unshuffle
         n_stem = config.n_channels * config.unshuffle**dims
-        widths = [min(config.width * 2**level, 4 * config.width) for level in range(config.depth + 1)]
+        widths = _level_widths(config)
         conv = CONV[dims]
         encoder: list[nn.Module] = [ConvBlock(dims, n_stem, widths[0])]
         for n_in, n_out in pairwise(widths):
@@ -147,3 +147,8 @@ class BottleneckAutoencoder(nn.Module):
         latent = self.encoder(space_to_depth(x, self.block))  # (B, latent_channels, *S / multiple)
         reconstruction: Tensor = depth_to_space(self.decoder(latent), self.block)
         return reconstruction
+
+
+def _level_widths(config: ModelConfig) -> list[int]:
+    """Return the channels of every level, finest first: doubled with each halving, up to four times the width."""
+    return [min(config.width * 2**level, 4 * config.width) for level in range(config.depth + 1)]
