@@ -24,19 +24,19 @@ from anomaly_ae.files import cannot_write, retried
 from anomaly_ae.keeping import MapKeeper, keep_pictures
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest
-from anomaly_ae.records import (
-    ANOMALOUS_LABEL,
-    NORMAL_LABEL,
-    Decision,
-    Failure,
-    Sample,
-    Score,
-)
+from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision, Failure, Sample
 from anomaly_ae.report import PictureWriter, write_report
-from anomaly_ae.results import FORMAT, baseline_figures, run_metrics, unit_rows, write_json, write_tables
+from anomaly_ae.results import (
+    FORMAT,
+    baseline_figures,
+    run_metrics,
+    score_row,
+    unit_rows,
+    write_json,
+    write_tables,
+)
 from anomaly_ae.version import __version__
 
-N_REGIONS_IN_ROW = 50
 FIGURES = (("ROC-AUC", "roc_auc"), ("average precision", "average_precision"))
 RATES = (("sensitivity", "sensitivity"), ("false-alarm rate", "false_alarm_rate"))
 HEATMAPS = ("none", "anomalous", "all")
@@ -89,6 +89,29 @@ class RunResult:
         return [*lines, *(f"warning: {warning}" for warning in self.warnings)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What one run is asked to do; its clock starts when it is made."""
+
+    detector: Detector
+    manifest: Manifest
+    samples: Sequence[Sample]
+    options: RunOptions
+    listener: Listener
+    command: str
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken so far."""
+        return round(time.perf_counter() - self.started, 2)
+
+    @property
+    def data_name(self) -> str:
+        """Name of the folder that the manifest describes, also where it was given as "."."""
+        return self.manifest.root.name
+
+
 @dataclass(slots=True)
 class _Collected:
     """What is kept of every image while a run goes on: one row, or why there is none."""
@@ -113,7 +136,7 @@ def score(
     detector: Detector, manifest: Manifest, out: Path, options: RunOptions, listener: Listener | None = None
 ) -> RunResult:
     """Score every image of a manifest into a RUN folder: tables, heatmaps, report; no figures."""
-    return _run(detector, manifest, manifest.samples, out, options, listener or Listener(), "score")
+    return _run(_Job(detector, manifest, manifest.samples, options, listener or Listener(), "score"), out)
 
 
 def evaluate(
@@ -132,7 +155,7 @@ def evaluate(
     """
     samples = test_samples(manifest)
     _refuse_unknown_columns(samples, options.by)
-    return _run(detector, manifest, samples, out, options, listener or Listener(), "evaluate")
+    return _run(_Job(detector, manifest, samples, options, listener or Listener(), "evaluate"), out)
 
 
 def test_samples(manifest: Manifest) -> tuple[Sample, ...]:
@@ -158,43 +181,17 @@ def _refuse_unknown_columns(samples: Sequence[Sample], columns: Sequence[str]) -
             )
 
 
-def _run(
-    detector: Detector,
-    manifest: Manifest,
-    samples: Sequence[Sample],
-    out: Path,
-    options: RunOptions,
-    listener: Listener,
-    command: str,
-) -> RunResult:
-    started = time.perf_counter()
-    with new_folder(out, options.overwrite) as folder:
-        keeper = MapKeeper(folder, samples) if command == "evaluate" else None
-        collected = _score_all(detector, samples, folder, options, listener, keeper)
-        _refuse_nothing(collected, len(samples))
-        scores, thresholds = detector.calibrated
-        units = unit_rows(collected.rows, collected.incomplete, scores, thresholds)
-        failures = [{"path": f.path, "reason": f.reason, "unit": f.unit, "group": f.group} for f in collected.failures]
-        write_tables(folder, collected.rows, units, failures)
-        baselines, metrics = baseline_figures(collected.rows), None
-        if keeper:
-            listener.progress("measuring", 0, 1, "")
-            metrics = {
-                "format": FORMAT,
-                "model": {"name": detector.provenance.get("file"), "sha256": detector.provenance.get("file_sha256")},
-                "data": manifest.root.name,
-                "counts": _counts(collected, units),
-                "seconds": round(time.perf_counter() - started, 2),
-                **run_metrics(collected.rows, units, thresholds, options.by),
-                "pixel": keeper.metrics(),
-                "baselines": baselines,
-            }
-            write_json(folder / "metrics.json", metrics)
-            keeper.close()
+def _run(job: _Job, out: Path) -> RunResult:
+    """Score every image, decide, measure where asked for, describe, and draw the report."""
+    with new_folder(out, job.options.overwrite) as folder:
+        keeper = MapKeeper(folder, job.samples) if job.command == "evaluate" else None
+        collected = _score_all(job, folder, keeper)
+        _refuse_nothing(collected, len(job.samples))
+        units = _write_tables(job.detector, collected, folder)
+        baselines = baseline_figures(collected.rows)
+        metrics = _write_metrics(job, collected, units, baselines, folder, keeper) if keeper else None
         warnings = (*_warnings(collected, baselines), *(keeper.warnings() if keeper else ()))
-        seconds = time.perf_counter() - started
-        info = _run_info(detector, manifest, collected, baselines, warnings, command, seconds)
-        write_json(folder / "run.json", info)
+        write_json(folder / "run.json", _run_info(job, collected, baselines, warnings))
         write_report(folder)
     n_anomalous = sum(row["decision"] == Decision.ANOMALOUS for row in collected.rows)
     return RunResult(out, len(collected.rows), collected.failures, n_anomalous, metrics, warnings, collected.aborted)
@@ -212,76 +209,70 @@ def _refuse_nothing(collected: _Collected, n_samples: int) -> None:
     )
 
 
-def _score_all(
-    detector: Detector,
-    samples: Sequence[Sample],
-    folder: Path,
-    options: RunOptions,
-    listener: Listener,
-    keeper: MapKeeper | None,
-) -> _Collected:
+def _score_all(job: _Job, folder: Path, keeper: MapKeeper | None) -> _Collected:
     """Take every image through the detector; a first Ctrl-C ends the run with what there is."""
+    detector, samples, options = job.detector, job.samples, job.options
     collected = _Collected()
     pictures = PictureWriter(len(samples))
     known = {h for part in detector.provenance.get("image_hashes", {}).values() for h in part}
     inspected = zip(samples, detector.inspect_many(samples), strict=True)
     try:
         for done, (sample, (result, image)) in enumerate(inspected, start=1):
-            listener.progress("scoring", done, len(samples), "")
+            job.listener.progress("scoring", done, len(samples), "")
             if isinstance(result, Failure) or image is None:
                 collected.failures.append(result)  # type: ignore[arg-type]
                 continue
-            collected.rows.append({**_row(sample, result), "baselines": detector.baseline_scores(image)})
+            collected.rows.append({**score_row(sample, result), "baselines": detector.baseline_scores(image)})
             collected.seen_in_fit += result.image_sha256[:16] in known
             keep_pictures(detector, sample, result, image, folder, options.heatmaps, options.maps, pictures)
             if keeper:
                 keeper.keep(sample, result, image)
     except KeyboardInterrupt:
         collected.not_reached = samples[len(collected.rows) + len(collected.failures) :]
-        listener.say(f"stopped after {len(collected.rows)} of {len(samples)} images: writing what there is")
+        job.listener.say(f"stopped after {len(collected.rows)} of {len(samples)} images: writing what there is")
     pictures.write(folder / "pictures.npz")
     return collected
 
 
-def _row(sample: Sample, result: Score) -> dict[str, Any]:
-    """Return one line of ``scores.jsonl``; ``scores.csv`` has the same without the regions."""
-    return {
+def _write_tables(detector: Detector, collected: _Collected, folder: Path) -> list[dict[str, Any]]:
+    """Decide the units, write all tables, and return the rows of the units."""
+    units = unit_rows(collected.rows, collected.incomplete, *detector.calibrated)
+    failures = [{"path": f.path, "reason": f.reason, "unit": f.unit, "group": f.group} for f in collected.failures]
+    write_tables(folder, collected.rows, units, failures)
+    return units
+
+
+def _write_metrics(
+    job: _Job,
+    collected: _Collected,
+    units: Sequence[Mapping[str, Any]],
+    baselines: Mapping[str, Any],
+    folder: Path,
+    keeper: MapKeeper,
+) -> dict[str, Any]:
+    """Measure, write ``metrics.json``, and return what it holds; the maps have been used then, and go."""
+    job.listener.progress("measuring", 0, 1, "")
+    provenance, thresholds = job.detector.provenance, job.detector.calibrated[1]
+    metrics = {
         "format": FORMAT,
-        "id": result.id,
-        "path": result.path,
-        "frame": result.frame,
-        "label": sample.label,
-        "defect": sample.defect,
-        "unit": result.unit,
-        "group": result.group,
-        "time_utc": result.time_utc,
-        "decision": int(result.decision),
-        "score": result.score,
-        "threshold": result.threshold,
-        "display": result.display,
-        "p_value": result.p_value,
-        "n_regions": len(result.regions),
-        "largest_region_px": max((r.area_px for r in result.regions), default=0),
-        "milliseconds": round(result.milliseconds, 1),
-        "image_sha256": result.image_sha256,
-        "weights_sha256": result.weights_sha256,
-        "thresholds_sha256": result.thresholds_sha256,
-        "version": result.version,
-        "extra": dict(sample.extra),
-        "regions": [region.as_json() for region in result.regions[:N_REGIONS_IN_ROW]],
+        "model": {"name": provenance.get("file"), "sha256": provenance.get("file_sha256")},
+        "data": job.data_name,
+        "counts": _counts(collected, units),
+        "seconds": job.seconds,
+        **run_metrics(collected.rows, units, thresholds, job.options.by),
+        "pixel": keeper.metrics(),
+        "baselines": baselines,
     }
+    write_json(folder / "metrics.json", metrics)
+    keeper.close()
+    return metrics
 
 
 def _run_info(
-    detector: Detector,
-    manifest: Manifest,
-    collected: _Collected,
-    baselines: Mapping[str, Any],
-    warnings: Sequence[str],
-    command: str,
-    seconds: float,
+    job: _Job, collected: _Collected, baselines: Mapping[str, Any], warnings: Sequence[str]
 ) -> dict[str, Any]:
     """Return ``run.json``: what the report needs to be drawn again, and the thresholds to be set again."""
+    detector = job.detector
     scores, thresholds = detector.calibrated
     provenance = detector.provenance
     n_images = provenance.get("n_images", {})
@@ -290,9 +281,9 @@ def _run_info(
         "tool": "anomaly_ae",
         "version": __version__,
         "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
+        "command": job.command,
         "aborted": collected.aborted,
-        "seconds": round(seconds, 2),
+        "seconds": job.seconds,
         "device": detector.device.type,
         "seed": detector.config.seed,
         "model": {
@@ -316,7 +307,7 @@ def _run_info(
         "threshold": thresholds.as_json(),
         "calibration": {**scores.as_json(), "median": scores.median},
         "data": {
-            "name": manifest.root.name,
+            "name": job.data_name,
             "warnings": list(warnings),
             "shortcuts": {"mean grey": baselines["mean grey"]["value"]},
         },

@@ -21,7 +21,7 @@ from anomaly_ae.calibration import CalibrationScores, Thresholds, thresholds_fro
 from anomaly_ae.errors import DataError
 from anomaly_ae.files import write_text
 from anomaly_ae.metrics import average_precision, found_rate_band, rates_at_threshold, roc_auc
-from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
+from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision, Sample, Score
 from anomaly_ae.threshold import Share, Threshold, decide, display_value, p_values
 
 FORMAT = 1
@@ -36,9 +36,39 @@ UNIT_COLUMNS = [
 FAILURE_COLUMNS = ["path", "reason", "unit", "group"]
 NOT_INSPECTED = str(int(Decision.NOT_INSPECTED))
 BASELINES = ("mean grey", "PCA residual")
+N_REGIONS_IN_ROW = 50
 
 Row = Mapping[str, Any]
 """One line of ``scores.jsonl``, or of ``units.csv``."""
+
+
+def score_row(sample: Sample, result: Score) -> dict[str, Any]:
+    """Return one line of ``scores.jsonl``; ``scores.csv`` has the same without the regions."""
+    return {
+        "format": FORMAT,
+        "id": result.id,
+        "path": result.path,
+        "frame": result.frame,
+        "label": sample.label,
+        "defect": sample.defect,
+        "unit": result.unit,
+        "group": result.group,
+        "time_utc": result.time_utc,
+        "decision": int(result.decision),
+        "score": result.score,
+        "threshold": result.threshold,
+        "display": result.display,
+        "p_value": result.p_value,
+        "n_regions": len(result.regions),
+        "largest_region_px": max((r.area_px for r in result.regions), default=0),
+        "milliseconds": round(result.milliseconds, 1),
+        "image_sha256": result.image_sha256,
+        "weights_sha256": result.weights_sha256,
+        "thresholds_sha256": result.thresholds_sha256,
+        "version": result.version,
+        "extra": dict(sample.extra),
+        "regions": [region.as_json() for region in result.regions[:N_REGIONS_IN_ROW]],
+    }
 
 
 def decide_rows(rows: Sequence[Row], scores: CalibrationScores, thresholds: Thresholds) -> list[dict[str, Any]]:
