@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from anomaly_ae.errors import AnomalyAEError, UnreadableImageError
+from anomaly_ae.errors import AnomalyAEError
 from anomaly_ae.files import cannot_write
 from anomaly_ae.prepare import Prepared
-from anomaly_ae.readers import read_channels, read_mask
+from anomaly_ae.readers import read_channels
 from anomaly_ae.records import FloatArray, Image, PixelArray, Sample
 
 S = TypeVar("S")
@@ -52,16 +52,7 @@ def read_sample(sample: Sample) -> Image:
     ------
     UnreadableImageError, DataError
     """
-    image = replace(read_channels(sample.files, sample.frame), source=sample.id)
-    if sample.valid is None:
-        return image
-    mask = read_mask(sample.valid, image.spatial_shape)
-    valid = mask if image.valid is None else mask & image.valid
-    if not valid.any():
-        raise UnreadableImageError(
-            f"{sample.id}: no valid pixel", f"{sample.valid} leaves nothing of it", "correct the mask, or leave it out"
-        )
-    return replace(image, valid=valid)
+    return replace(read_channels(sample.files, sample.frame, sample.valid), source=sample.id)
 
 
 def in_order(items: Iterable[S], work: Callable[[S], T], lookahead: int = 0) -> Iterator[tuple[S, T | AnomalyAEError]]:

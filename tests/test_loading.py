@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -168,8 +169,36 @@ def test_the_valid_mask_of_a_row_is_joined_with_the_alpha_channel(tmp_path: Path
 
 def test_a_valid_mask_that_leaves_nothing_is_an_unreadable_image(tmp_path: Path) -> None:
     sample = sample_of(tmp_path, np.zeros((4, 6), np.uint8), np.zeros((4, 6), bool))
-    with pytest.raises(UnreadableImageError, match=r"part 7: no valid pixel: .*valid\.png"):
+    with pytest.raises(UnreadableImageError, match=r"image\.png: no valid pixel: .*valid\.png"):
         read_sample(sample)
+
+
+def test_values_outside_of_the_valid_mask_need_not_be_finite(tmp_path: Path) -> None:
+    mask = np.ones((4, 6), bool)
+    mask[:, 0] = False
+    sample = sample_of(tmp_path, np.zeros((4, 6), np.uint8), mask)
+    values = np.arange(24, dtype=np.float32).reshape(4, 6)
+    np.save(tmp_path / "float.npy", np.where(mask, values, np.nan))
+    sample = replace(sample, files=(tmp_path / "float.npy",))
+    image = read_sample(sample)
+    assert np.array_equal(image.pixels[0], np.where(mask, values, 0))
+    assert image.valid is not None
+    assert np.array_equal(image.valid, mask)
+
+    values[1, 3] = np.inf  # inside
+    np.save(tmp_path / "float.npy", np.where(mask, values, np.nan))
+    with pytest.raises(UnreadableImageError, match="1 of 24 values are NaN or infinite"):
+        read_sample(sample)
+
+
+def test_of_several_files_the_valid_mask_covers_all(tmp_path: Path) -> None:
+    mask = np.ones((4, 6), bool)
+    mask[2] = False
+    sample = sample_of(tmp_path, np.full((4, 6), 9, np.uint8), mask)
+    np.save(tmp_path / "float.npy", np.where(mask, np.float32(0.5), np.inf))
+    image = read_sample(replace(sample, files=(*sample.files, tmp_path / "float.npy")))
+    assert np.array_equal(image.pixels[1], np.where(mask, 0.5, 0))
+    assert (image.pixels[0] == 9).all(), "what is a number stays"
 
 
 # --- ImageStore ---

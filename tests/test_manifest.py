@@ -919,6 +919,19 @@ def test_valid_mask_decides_what_counts_as_grey(picture: Write, tmp_path: Path) 
     assert scan(load_manifest(tmp_path)).shortcuts["mean grey"] == 1.0
 
 
+def test_nan_outside_of_the_valid_column_is_no_fault(picture: Write, tmp_path: Path) -> None:
+    mask = mask_of()
+    picture("valid.png", mask)
+    picture("other_size.png", np.ones((9, 9), np.uint8))
+    np.save(tmp_path / "a.npy", np.where(mask, 1.0, np.nan))
+    np.save(tmp_path / "b.npy", np.where(mask, np.nan, 1.0))
+    np.save(tmp_path / "c.npy", np.ones((8, 8)))
+    text = "path,valid\na.npy,valid.png\nb.npy,valid.png\nc.npy,other_size.png\n"
+    report = scan(load_manifest(csv(tmp_path, text)))
+    assert [name for name, _ in report.unreadable] == ["b.npy"]
+    assert any("other_size.png is 9 x 9 px, its image 8 x 8 px" in refusal.what for refusal in report.refusals)
+
+
 def test_colourless_image_of_a_colour_camera_is_a_warning(picture: Write, tmp_path: Path) -> None:
     for i in range(8):
         picture(f"{i}.png", noise(i, (8, 8, 3)))

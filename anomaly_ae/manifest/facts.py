@@ -94,12 +94,22 @@ def inspect(sample: Sample) -> Inspected:
     if not all(file.exists() for file in sample.files):
         return Inspected(sample, reason="the file does not exist")
     try:
-        image = read_channels(sample.files, sample.frame)
+        image = _read(sample)
         facts = _facts(image, sum(file.stat().st_size for file in sample.files))
     except (AnomalyAEError, OSError) as error:
         return Inspected(sample, reason=_reason(error, sample.files[0]))
     mask, valid = (_inspect_mask(path, image.spatial_shape) for path in (sample.mask, sample.valid))
     return Inspected(sample, facts, mask=mask, valid=valid)
+
+
+def _read(sample: Sample) -> Image:
+    """Read with the `valid` mask, outside of which NaN are no fault; a mask of no use is told of by itself."""
+    try:
+        return read_channels(sample.files, sample.frame, sample.valid)
+    except AnomalyAEError:
+        if sample.valid is None:
+            raise
+        return read_channels(sample.files, sample.frame)
 
 
 def _facts(image: Image, n_bytes: int) -> ImageFacts:

@@ -11,7 +11,7 @@ import numpy as np
 
 from anomaly_ae.dicom.shared import COPY_AGAIN, check_size, decoding, native
 from anomaly_ae.errors import UnreadableImageError, UsageError
-from anomaly_ae.records import BoolArray, Image, PixelArray
+from anomaly_ae.records import Image, PixelArray
 
 Axes = Literal["HW", "HWC", "CHW"]
 
@@ -113,12 +113,12 @@ def finish(image: Image) -> Image:
 
     Native byte order, contiguous; booleans as uint8 0/1; floats longer than 64 bits as float64; three equal
     channels as one; `bits_stored` of integers filled in where the file did not say; `valid` None where it is True
-    everywhere. Floats that are not finite are an error, except where `valid` is False: there they become 0.
+    everywhere. Whether all values are finite is for `only_finite` to say, once every mask is known.
 
     Raises
     ------
     UnreadableImageError
-        No numbers, no pixels, or NaN or infinite values.
+        No numbers, or no pixels.
     """
     pixels, bits = image.pixels, image.bits_stored
     check_dtype(pixels.dtype, image.source)
@@ -128,8 +128,6 @@ def finish(image: Image) -> Image:
     is_grey_rgb = len(pixels) == 3 and all(np.array_equal(pixels[0], channel) for channel in pixels[1:])
     pixels = _plain(pixels[:1] if is_grey_rgb else pixels)
     valid = None if image.valid is None or image.valid.all() else np.ascontiguousarray(image.valid)
-    if pixels.dtype.kind == "f":
-        pixels = _finite(pixels, valid, image.source)
     was_grey_rgb = image.was_grey_rgb or is_grey_rgb
     return replace(image, pixels=pixels, valid=valid, bits_stored=bits, was_grey_rgb=was_grey_rgb)
 
@@ -142,15 +140,23 @@ def _plain(pixels: PixelArray) -> PixelArray:
     return np.ascontiguousarray(native(pixels))
 
 
-def _finite(pixels: PixelArray, valid: BoolArray | None, name: str) -> PixelArray:
+def only_finite(image: Image) -> Image:
+    """Put 0 for NaN and infinite values where `valid` is False.
+
+    Raises
+    ------
+    UnreadableImageError
+        There are such values elsewhere.
+    """
+    pixels, valid = image.pixels, image.valid
+    if pixels.dtype.kind != "f" or np.isfinite(pixels).all():
+        return image
     is_bad = ~np.isfinite(pixels)
-    if not is_bad.any():
-        return pixels
     n_bad = int((is_bad if valid is None else is_bad & valid).sum())
     if n_bad:
         raise UnreadableImageError(
-            f"{name}: {n_bad} of {pixels.size} values are NaN or infinite",
+            f"{image.source}: {n_bad} of {pixels.size} values are NaN or infinite",
             "no score can be computed from them",
             "replace them by numbers, or mark them by an alpha channel or a valid mask",
         )
-    return np.where(is_bad, pixels.dtype.type(0), pixels)
+    return replace(image, pixels=np.where(is_bad, pixels.dtype.type(0), pixels))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from anomaly_ae.dicom import count_dicom_frames, is_dicom, read_dicom
 from anomaly_ae.dicom.shared import check_frame, decoding, file_head
 from anomaly_ae.errors import DataError, UnreadableImageError, UsageError
-from anomaly_ae.readers.arrays import Axes, channels_first, check_dtype, finish, read_npy
+from anomaly_ae.readers.arrays import Axes, channels_first, check_dtype, finish, only_finite, read_npy
 from anomaly_ae.readers.pillow import from_pillow, read_with_pillow
 from anomaly_ae.readers.tiff import count_tiff_frames, read_tiff
 from anomaly_ae.records import BoolArray, Image
@@ -69,10 +70,10 @@ def read_image(path: str | Path, frame: int = 0) -> Image:
         Missing, not permitted, empty, truncated, damaged, too large, in an unsupported format, without `frame`,
         with NaN or infinite values, or wholly transparent. Nothing else is raised, whatever the file holds.
     """
-    return _with_valid_pixels(_read(Path(path), str(path), frame))
+    return _usable(_read(Path(path), str(path), frame))
 
 
-def read_channels(files: Sequence[str | Path], frame: int = 0) -> Image:
+def read_channels(files: Sequence[str | Path], frame: int = 0, valid: str | Path | None = None) -> Image:
     """Read several files as the channels of one sample.
 
     Parameters
@@ -81,37 +82,53 @@ def read_channels(files: Sequence[str | Path], frame: int = 0) -> Image:
         On one pixel grid. A file with three channels gives three.
     frame : int
         The same of every file.
+    valid : path or None
+        A mask of what belongs to the sample: not 0 = belongs. NaN outside of it are no fault.
 
     Returns
     -------
     Image
-        ``pixels``: (sum of channels, H, W) in the smallest dtype that holds all. ``valid``: where all files are.
+        ``pixels``: (sum of channels, H, W) in the smallest dtype that holds all. ``valid``: where all files are, and
+        the mask.
 
     Raises
     ------
     UnreadableImageError
-        A file is unreadable, or height, width or pixel spacing differ.
+        A file is unreadable, height, width or pixel spacing differ, or the mask leaves nothing.
+    DataError
+        The mask has another size.
     """
     images = [_read(Path(file), str(file), frame) for file in files]
     if not images:
         raise UsageError("no files given", "a sample needs at least one file")
-    if len(images) == 1:
-        return _with_valid_pixels(images[0])
+    image = images[0] if len(images) == 1 else _joined(images)
+    return _usable(image if valid is None else _masked(image, valid))
+
+
+def _joined(images: Sequence[Image]) -> Image:
     for image in images[1:]:
         _check_same_grid(images[0], image)
     pixels = np.concatenate([image.pixels for image in images])  # (C, H, W)
     masks = [image.valid for image in images if image.valid is not None]
     bits = [image.bits_stored for image in images if image.bits_stored is not None]
-    return _with_valid_pixels(
-        Image(
-            pixels,
-            np.logical_and.reduce(masks) if masks else None,
-            next((image.spacing_mm for image in images if image.spacing_mm), None),
-            "|".join(image.source for image in images),
-            min(image.n_frames for image in images),
-            max(bits) if len(bits) == len(images) and pixels.dtype.kind in "iu" else None,
-        )
+    return Image(
+        pixels,
+        np.logical_and.reduce(masks) if masks else None,
+        next((image.spacing_mm for image in images if image.spacing_mm), None),
+        "|".join(image.source for image in images),
+        min(image.n_frames for image in images),
+        max(bits) if len(bits) == len(images) and pixels.dtype.kind in "iu" else None,
     )
+
+
+def _masked(image: Image, path: str | Path) -> Image:
+    mask = read_mask(path, image.spatial_shape)
+    valid = mask if image.valid is None else mask & image.valid
+    if not valid.any():
+        raise UnreadableImageError(
+            f"{image.source}: no valid pixel", f"{path} leaves nothing of it", "correct the mask, or leave it out"
+        )
+    return replace(image, valid=valid)
 
 
 def image_from(source: Any, axes: Axes | None = None, frame: int = 0) -> Image:
@@ -145,12 +162,12 @@ def image_from(source: Any, axes: Axes | None = None, frame: int = 0) -> Image:
         return read_image(source, frame)
     if isinstance(source, np.ndarray):
         check_dtype(source.dtype, "array")
-        return finish(Image(channels_first(source, axes, "array").copy()))
+        return _usable(finish(Image(channels_first(source, axes, "array").copy())))
     if _is_instance(source, "PIL.Image", "Image"):
         with decoding("PIL image", "picture"):
-            return _with_valid_pixels(from_pillow(source, "PIL image"))
+            return _usable(from_pillow(source, "PIL image"))
     if _is_instance(source, "pydicom.dataset", "Dataset"):
-        return _with_valid_pixels(finish(read_dicom(source, frame)))
+        return _usable(finish(read_dicom(source, frame)))
     raise UsageError(
         f"cannot make an image of a {type(source).__name__}",
         "a path, a numpy array, a PIL image or a pydicom Dataset is taken",
@@ -182,7 +199,7 @@ def read_mask(path: str | Path, shape: tuple[int, ...] | None = None) -> BoolArr
         The mask has another shape than `shape`.
     """
     path, name = Path(path), str(path)
-    image = _read(path, name, 0)
+    image = only_finite(_read(path, name, 0))
     if image.n_frames > 1:
         raise UnreadableImageError(f"{name}: {image.n_frames} frames", "a mask has one", "save one mask per image")
     is_lossy = _kind(path, name) == "JPEG"
@@ -273,14 +290,14 @@ def _is_instance(source: Any, module: str, name: str) -> bool:
     return module in sys.modules and isinstance(source, getattr(sys.modules[module], name))
 
 
-def _with_valid_pixels(image: Image) -> Image:
+def _usable(image: Image) -> Image:
     if image.valid is not None and not image.valid.any():
         raise UnreadableImageError(
             f"{image.source}: no valid pixel",
             "alpha, the transparent colour or DICOM padding cover the whole image",
             "remove the alpha channel, or leave the image out",
         )
-    return image
+    return only_finite(image)
 
 
 def _check_same_grid(first: Image, other: Image) -> None:
