@@ -164,6 +164,16 @@ def test_png_16_bit_colour_interlaced_is_refused(tmp_path: Path) -> None:
     assert "interlaced" in refusal(read_image, tmp_path / "a.png")
 
 
+def test_png_16_bit_colour_with_an_unknown_row_filter_is_refused(tmp_path: Path) -> None:
+    content = png_bytes(np.ones((4, 4, 3), np.uint16), 2, 16, [0])
+    head = content[: content.index(b"IDAT") - 4]
+    rows = np.zeros((4, 25), np.uint8)
+    rows[2, 0] = 5
+    damaged = head + png_chunk(b"IDAT", zlib.compress(rows.tobytes())) + png_chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(damaged)
+    assert "damaged" in refusal(read_image, tmp_path / "a.png")
+
+
 def test_png_rgb(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(save(COLOUR, tmp_path / "a.png")).pixels, CHANNELS)
 

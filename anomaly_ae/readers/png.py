@@ -19,7 +19,8 @@ from anomaly_ae.records import BoolArray, Image
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _N_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type -> samples per pixel (clause 11.2.1)
-_GREY_ALPHA, _RGB, _RGB_ALPHA = 4, 2, 6
+_PILLOW_MODE = {2: "RGB", 4: "LA", 6: "RGBA"}  # of the colour types with more than one sample
+_RGB = 2
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -39,7 +40,7 @@ class Png:
     @property
     def is_16_bit_colour(self) -> bool:
         """Whether Pillow would drop the lower 8 bits: more than one sample of 16 bits per pixel."""
-        return self.depth == 16 and self.colour_type in (_GREY_ALPHA, _RGB, _RGB_ALPHA)
+        return self.depth == 16 and self.colour_type in _PILLOW_MODE
 
 
 def parse(file: bytes, name: str) -> Png:
@@ -98,58 +99,25 @@ def _chunks(data: bytes, name: str) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _samples(png: Png, name: str) -> npt.NDArray[np.uint16]:
-    """Inflate and unfilter 16-bit samples: (H, W, S)."""
-    n_bytes_px = 2 * _N_SAMPLES[png.colour_type]
-    n_bytes_row = 1 + png.width * n_bytes_px  # the filter type, then the samples
+    """Inflate and unfilter 16-bit samples: (H, W, S).
+
+    A row filter predicts each byte of a pixel from the same byte of its neighbours (clause 9.2). So the high bytes of
+    all samples are a picture of 8 bits with the same filters, and the low bytes are another: Pillow unfilters both.
+    """
+    n_bytes_row = 1 + png.width * 2 * _N_SAMPLES[png.colour_type]  # the filter type, then the samples
     n_bytes = png.height * n_bytes_row
     raw = zlib.decompressobj().decompress(png.data, n_bytes)  # never more than declared
     if len(raw) < n_bytes:
         raise UnreadableImageError(f"{name}: truncated PNG file", f"{n_bytes - len(raw)} bytes missing", COPY_AGAIN)
     rows = np.frombuffer(raw, np.uint8).reshape(png.height, n_bytes_row)
-    if rows[:, 0].max() > 4:
-        raise UnreadableImageError(f"{name}: damaged PNG file", "unknown row filter", COPY_AGAIN)
-    filtered = rows[:, 1:].reshape(png.height, png.width, n_bytes_px)
-    unfiltered = _unfilter(rows[:, 0], filtered)
-    return unfiltered.view(">u2").astype(np.uint16)
+    high, low = (_unfiltered(np.hstack([rows[:, :1], rows[:, first::2]]), png) for first in (1, 2))
+    return np.bitwise_or(np.left_shift(high, 8, dtype=np.uint16), low)
 
 
-def _unfilter(filters: UInt8Array, filtered: UInt8Array) -> UInt8Array:
-    """Undo the row filters (clause 9.2).
+def _unfiltered(rows: UInt8Array, png: Png) -> UInt8Array:
+    """Undo the row filters of 8-bit samples, (H, 1 + W * S), by Pillow's decoder of PNG data: (H, W, S)."""
+    from PIL.Image import frombytes
 
-    A byte depends on those left, above and above left of it, so the pixels of one antidiagonal, x + y = const, do not
-    depend on each other: whole antidiagonals are computed at once. In the padded image, seen as one row of
-    pixels, their neighbours are ``width`` apart.
-
-    Parameters
-    ----------
-    filters : uint8 array, (H,)
-        Filter type of each row, 0 to 4.
-    filtered : uint8 array, (H, W, bytes per pixel)
-
-    Returns
-    -------
-    uint8 array, (H, W, bytes per pixel)
-    """
-    height, width, n_bytes_px = filtered.shape
-    padded = np.zeros((height + 1, width + 1, n_bytes_px), np.uint8)  # a zero row above, a zero column to the left
-    padded[1:, 1:] = filtered
-    flat = padded.reshape(-1, n_bytes_px)
-    stride = width + 1
-    for diagonal in range(height + width - 1):
-        top, bottom = max(0, diagonal - width + 1), min(height, diagonal + 1)  # rows [top, bottom)
-        first = (top + 1) * stride + (diagonal - top + 1)
-        here, left, above, above_left = (
-            flat[first - back : first - back + (bottom - top - 1) * width + 1 : width]
-            for back in (0, 1, stride, stride + 1)
-        )  # each (bottom - top, bytes per pixel)
-        here += _predicted(filters[top:bottom, np.newaxis], left, above, above_left)  # modulo 256
-    return np.ascontiguousarray(padded[1:, 1:])
-
-
-def _predicted(filters: UInt8Array, left: UInt8Array, above: UInt8Array, above_left: UInt8Array) -> UInt8Array:
-    a, b, c = (neighbour.astype(np.int16) for neighbour in (left, above, above_left))
-    to_left, to_above, to_above_left = abs(b - c), abs(a - c), abs(a + b - 2 * c)
-    is_left = (to_left <= to_above) & (to_left <= to_above_left)
-    paeth = np.where(is_left, a, np.where(to_above <= to_above_left, b, c))
-    prediction: UInt8Array = np.choose(filters, (np.zeros_like(a), a, b, (a + b) >> 1, paeth)).astype(np.uint8)
-    return prediction
+    mode = _PILLOW_MODE[png.colour_type]
+    data = zlib.compress(rows.tobytes(), level=0)  # in zlib's form, but not smaller
+    return np.asarray(frombytes(mode, (png.width, png.height), data, "zip", mode))
