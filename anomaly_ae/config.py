@@ -89,7 +89,9 @@ class TrainingConfig:
     """The loop; used by ``training``."""
 
     steps: int = _number(3000, 1, 1_000_000, "number of optimiser steps: the budget, the same on CPU and GPU")
-    batch_size: int = _number(8, 1, 4096, "crops per step")
+    batch_size: int = _number(
+        8, 2, 4096, "crops per step; one alone has no spread to be normalised by: where memory is short, lower crop_px"
+    )
     crop_px: int = _number(128, 16, 2048, "side of the training crops; smaller images are used whole")
     learning_rate: float = _number(2e-3, 1e-7, 1, "peak of the one-cycle schedule")
     weight_decay: float = _number(1e-4, 0, 1, "of AdamW")

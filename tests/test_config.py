@@ -249,6 +249,12 @@ def test_smallest_side_is_not_above_the_largest() -> None:
         config_from_dict({"geometry": {"min_side_px": 128, "max_side_px": 100}})
 
 
+def test_a_batch_of_one_is_refused_with_a_cure() -> None:
+    with pytest.raises(ConfigError, match=r"training\.batch_size = 1") as caught:
+        load_config("default", ["training.batch_size=1"])
+    assert caught.value.fix.endswith("lower crop_px")
+
+
 # --- there and back ---
 
 

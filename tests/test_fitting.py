@@ -18,6 +18,7 @@ from anomaly_ae.errors import CalibrationError, DataError, ModelFileError, Usage
 from anomaly_ae.fitting import calibrate, calibration_samples, fit
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, load_manifest, split_normals
+from anomaly_ae.model import size_multiple
 from anomaly_ae.records import PixelArray, Sample
 
 
@@ -289,6 +290,13 @@ def test_the_data_fill_in_what_only_they_can_tell(tmp_path: Path) -> None:
     assert sizes.config.model.n_channels == 1
     assert sizes.config.scoring.standardise != "position"
     assert sizes.mapper.standardise.grid is None
+
+
+def test_the_smallest_batch_of_the_smallest_crops_can_be_learned_from(noise_manifest: Manifest) -> None:
+    """Batch normalisation needs two values per channel; the deepest level of such a crop has one per image."""
+    config = config_of("training.batch_size=2", "training.crop_px=16")
+    assert size_multiple(config.model) == config.training.crop_px
+    assert fit(noise_manifest, config, device="cpu").provenance["steps"] == 4
 
 
 # --- calibrate ---
