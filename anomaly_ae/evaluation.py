@@ -108,8 +108,11 @@ class _Job:
 
     @property
     def data_name(self) -> str:
-        """Name of the folder that the manifest describes, also where it was given as "."."""
-        return self.manifest.root.name
+        """Name of the folder that the manifest describes; "" for images named one by one, which no one folder holds."""
+        root, layout = self.manifest.root, self.manifest.layout
+        if root.name not in ("", ".."):
+            return root.name
+        return "" if layout == "flat" else root.resolve().name
 
 
 @dataclass(slots=True)

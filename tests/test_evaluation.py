@@ -303,6 +303,32 @@ def test_images_of_the_fit_are_warned_about(part_manifest: Manifest, smoke_detec
     assert text in (tmp_path / "run" / "report.html").read_text("utf-8")
 
 
+@pytest.mark.parametrize(("inside", "data"), [("", "."), ("test", "..")])
+def test_a_folder_is_called_by_its_name_also_from_inside(
+    part_folder: Path,
+    smoke_detector: Detector,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    inside: str,
+    data: str,
+) -> None:
+    monkeypatch.chdir(part_folder / inside)
+    manifest = load_manifest(Path(data))
+    few = replace(manifest, samples=tuple(s for s in manifest.samples if s.split == "test")[:2])
+    evaluate(smoke_detector, few, tmp_path / "run", RunOptions())
+    assert one_json(tmp_path / "run" / "metrics.json")["data"] == part_folder.name
+    assert one_json(tmp_path / "run" / "run.json")["data"]["name"] == part_folder.name
+
+
+def test_images_named_one_by_one_are_not_called_after_the_folder_one_stands_in(
+    part_folder: Path, smoke_detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = manifest_from_paths([part_folder / "test" / "good" / "000.png"])
+    score(smoke_detector, images, tmp_path / "run", RunOptions())
+    assert one_json(tmp_path / "run" / "run.json")["data"]["name"] == ""
+
+
 def test_the_columns_of_by_are_checked_before_anything_is_scored(
     few: Manifest, smoke_detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
