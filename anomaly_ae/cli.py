@@ -285,7 +285,7 @@ def threshold(run: RunArgument, rate: RateOption = None, confidence: ConfidenceO
     from anomaly_ae.report import write_report
     from anomaly_ae.results import redecide
 
-    thresholds = redecide(run, rate, confidence)
+    thresholds = redecide(run, rate, confidence, _listener())
     typer.echo(f"image threshold {thresholds.image.value:.4g}: {thresholds.image.promise}")
     typer.echo(f"wrote {write_report(run)}")
 

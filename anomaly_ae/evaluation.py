@@ -217,6 +217,7 @@ def _score_all(job: _Job, folder: Path, keeper: MapKeeper | None) -> _Collected:
     detector, samples, options = job.detector, job.samples, job.options
     collected = _Collected()
     pictures = PictureWriter(len(samples))
+    pixel_threshold = detector.calibrated[1].pixel.value
     known = {h for part in detector.provenance.get("image_hashes", {}).values() for h in part}
     inspected = zip(samples, detector.inspect_many(samples), strict=True)
     try:
@@ -225,7 +226,8 @@ def _score_all(job: _Job, folder: Path, keeper: MapKeeper | None) -> _Collected:
             if isinstance(result, Failure) or image is None:
                 collected.failures.append(result)  # type: ignore[arg-type]
                 continue
-            collected.rows.append({**score_row(sample, result), "baselines": detector.baseline_scores(image)})
+            row = score_row(sample, result, pixel_threshold)
+            collected.rows.append({**row, "baselines": detector.baseline_scores(image)})
             collected.seen_in_fit += result.image_sha256[:16] in known
             keep_pictures(detector, sample, result, image, folder, options.heatmaps, options.maps, pictures)
             if keeper:

@@ -20,6 +20,7 @@ import numpy as np
 from anomaly_ae.calibration import CalibrationScores, Thresholds, thresholds_from
 from anomaly_ae.errors import DataError
 from anomaly_ae.files import write_text
+from anomaly_ae.listener import Listener
 from anomaly_ae.metrics import average_precision, found_rate_band, rates_at_threshold, roc_auc
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision, Sample, Score
 from anomaly_ae.threshold import Share, Threshold, decide, display_value, p_values
@@ -27,7 +28,7 @@ from anomaly_ae.threshold import Share, Threshold, decide, display_value, p_valu
 FORMAT = 1
 SCORE_COLUMNS = [
     *("format", "id", "path", "frame", "label", "defect", "unit", "group", "time_utc", "decision", "score"),
-    *("threshold", "display", "p_value", "n_regions", "largest_region_px", "milliseconds"),
+    *("threshold", "display", "p_value", "pixel_threshold", "n_regions", "largest_region_px", "milliseconds"),
     *("image_sha256", "weights_sha256", "thresholds_sha256", "version"),
 ]
 UNIT_COLUMNS = [
@@ -42,7 +43,7 @@ Row = Mapping[str, Any]
 """One line of ``scores.jsonl``, or of ``units.csv``."""
 
 
-def score_row(sample: Sample, result: Score) -> dict[str, Any]:
+def score_row(sample: Sample, result: Score, pixel_threshold: float) -> dict[str, Any]:
     """Return one line of ``scores.jsonl``; ``scores.csv`` has the same without the regions."""
     return {
         "format": FORMAT,
@@ -59,6 +60,7 @@ def score_row(sample: Sample, result: Score) -> dict[str, Any]:
         "threshold": result.threshold,
         "display": result.display,
         "p_value": result.p_value,
+        "pixel_threshold": pixel_threshold,
         "n_regions": len(result.regions),
         "largest_region_px": max((r.area_px for r in result.regions), default=0),
         "milliseconds": round(result.milliseconds, 1),
@@ -72,7 +74,10 @@ def score_row(sample: Sample, result: Score) -> dict[str, Any]:
 
 
 def decide_rows(rows: Sequence[Row], scores: CalibrationScores, thresholds: Thresholds) -> list[dict[str, Any]]:
-    """Return the rows with decisions, display values and p-values for these thresholds."""
+    """Return the rows with decisions, display values and p-values for these thresholds.
+
+    Regions stay as they are, and so does ``pixel_threshold``, which says what they follow: only a map can tell more.
+    """
     limit, median = thresholds.image, scores.median
     values = np.array([row["score"] for row in rows], np.float64)
     p = p_values(values, scores.image, scores.image_group)
@@ -234,10 +239,11 @@ def write_json(path: Path, values: Row) -> None:
     write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
 
 
-def redecide(run: Path, rate: Share | None, confidence: Share | None) -> Thresholds:
+def redecide(run: Path, rate: Share | None, confidence: Share | None, listener: Listener | None = None) -> Thresholds:
     """Set new thresholds in a finished run from its own calibration scores; no image, no model is needed.
 
-    Everything but the scores, the maps and the pictures is written again: tables, ``metrics.json``, ``run.json``.
+    Tables, ``metrics.json`` and ``run.json`` are written again. Scores, maps, pictures and regions stay; the listener
+    is told where regions and decisions follow different thresholds then.
 
     Raises
     ------
@@ -261,7 +267,29 @@ def redecide(run: Path, rate: Share | None, confidence: Share | None) -> Thresho
         write_json(run / "metrics.json", metrics)
     write_tables(run, rows, units, failures)
     write_json(run / "run.json", {**info, "threshold": thresholds.as_json(), "what_if": True})
+    note = regions_note((row["pixel_threshold"] for row in rows), thresholds.pixel.value)
+    if note and listener:
+        listener.say(note)
     return thresholds
+
+
+def regions_note(scored_at: Iterable[float], pixel_threshold: float) -> str:
+    """Say which pixel threshold the regions of a run follow, where it is not the one in force; else "".
+
+    Parameters
+    ----------
+    scored_at : iterable of float
+        ``pixel_threshold`` of the rows.
+    pixel_threshold : float
+        In force now.
+    """
+    others = set(scored_at) - {pixel_threshold}
+    if not others:
+        return ""
+    return (
+        f"Decided again: regions and heatmaps/ still follow the pixel threshold of the scoring, {min(others):.4g}; "
+        f"it is {pixel_threshold:.4g} now. Calibrate and score again to renew them."
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

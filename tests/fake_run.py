@@ -20,8 +20,8 @@ THRESHOLD, MEDIAN = 5.3, 2.1
 SHORTCUTS = {"mean": 0.51, "deviation": 0.62, "sharpness": 0.83, "size": 0.5, "file size": 0.55}
 COLUMNS = (
     *("format", "id", "path", "frame", "label", "defect", "unit", "group", "time_utc"),
-    *("decision", "score", "threshold", "display", "p_value", "n_regions", "largest_region_px"),
-    *("milliseconds", "image_sha256", "weights_sha256", "thresholds_sha256", "version", "station"),
+    *("decision", "score", "threshold", "display", "p_value", "pixel_threshold", "n_regions"),
+    *("largest_region_px", "milliseconds", "image_sha256", "weights_sha256", "thresholds_sha256", "version", "station"),
 )
 
 
@@ -85,7 +85,7 @@ def _row(rng: np.random.Generator, i: int, labelled: bool, n_images: int, with_u
         "format": 1, "id": name, "path": name, "frame": 0, "label": ("anomalous" if is_anomalous else "normal"),
         "defect": defect, "unit": f"part-{i // 10 * 2 + is_anomalous}" if with_units else name, "group": f"lot-{i % 7}",
         "time_utc": "2025-11-22T14:05:11Z", "score": score,
-        "n_regions": 0, "largest_region_px": "", "milliseconds": 41.5, "image_sha256": "ab" * 32,
+        "pixel_threshold": THRESHOLD, "milliseconds": 41.5, "image_sha256": "ab" * 32,
         "weights_sha256": "cd" * 32, "thresholds_sha256": "ef" * 32, "version": "0.1.0", "station": "AB"[i % 2],
     }  # fmt: skip
     return row | _decided(score) | ({} if labelled else {"label": "", "defect": ""})
@@ -143,7 +143,9 @@ def _info(calibration: np.ndarray, labelled: bool, evil: bool, with_units: bool)
             "image": _threshold("image"), "unit": _threshold("unit") if with_units else None,
             "pixel": _threshold("image"),
         },
-        "calibration": {"image": calibration.tolist(), "image_group": None, "median": MEDIAN},
+        "calibration": {
+            "image": calibration.tolist(), "pixel": [MEDIAN], "image_group": None, "median": MEDIAN
+        },
         "data": {
             "name": "magnetic_tile/final.csv",
             "warnings": [*warnings, EVIL] if evil else warnings if labelled else [],

@@ -267,8 +267,10 @@ def test_evaluate_measures_and_says_so(smoke_model_file: Path, small_set: Path, 
 def test_threshold_asks_what_if_and_report_draws_again(model: Path, images: Path, tmp_path: Path) -> None:
     out, before = tmp_path / "run", model.read_bytes()
     done("score", model, images, "--out", out)
-    text = done("threshold", out, "--false-alarm-rate", "0.5")
-    assert "50 %" in text
+    outcome = run("threshold", out, "--false-alarm-rate", "0.5")
+    assert outcome.code == 0
+    assert "50 %" in outcome.out
+    assert "regions and heatmaps/ still follow the pixel threshold of the scoring" in outcome.err
     assert model.read_bytes() == before, "the model is untouched"
     page = (out / "report.html").read_bytes()
     (out / "report.html").unlink()

@@ -137,6 +137,7 @@ def test_rows_say_what_the_detector_says(run: Path, manifest: Manifest, smoke_de
         assert line["thresholds_sha256"] == alone.thresholds_sha256
         assert line["regions"] == [region.as_json() for region in alone.regions]
         assert line["n_regions"] == len(alone.regions)
+        assert line["pixel_threshold"] == smoke_detector.calibrated[1].pixel.value
         assert (line["label"], line["defect"], line["unit"]) == (sample.label, sample.defect, sample.unit)
         assert line["extra"] == dict(sample.extra)
         assert line["milliseconds"] > 0

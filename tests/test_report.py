@@ -32,8 +32,8 @@ from anomaly_ae.report import (
 )
 from anomaly_ae.report.figures import histogram_svg, outline_path, pr_points, roc_points
 from anomaly_ae.report.html import embedded_json
-from anomaly_ae.report.pictures import Detail, Pictures, read_pictures
-from anomaly_ae.report.run import read_run
+from anomaly_ae.report.pictures import Detail, Pictures, read_pictures, rescaled
+from anomaly_ae.report.run import Run, read_run
 from anomaly_ae.report.sheets import N_COLUMNS, detail_panels, map_sheets, thumbnail_sheets
 from anomaly_ae.report.words import headline, percent, warnings
 from browser import Browser, find_chromium
@@ -145,6 +145,22 @@ def test_gallery_of_too_many_images_holds_the_highest(tmp_path: Path, monkeypatc
     writer.write(tmp_path / "pictures.npz")
     ids = read_pictures(tmp_path / "pictures.npz").ids
     assert (len(ids), ids[0], ids[-1]) == (70, "i99", "i30")
+
+
+@pytest.mark.parametrize("threshold", [0.25, 0.8, 1.0, 1.7, 3.5])
+def test_maps_on_the_scale_of_another_threshold(tmp_path: Path, threshold: float) -> None:
+    display = np.linspace(-0.5, 3.5, 160).reshape(1, 160)
+    writer = PictureWriter(1)
+    writer.add("a", "normal", 1.0, np.zeros((1, 1, 160)), display)
+    writer.write(tmp_path / "pictures.npz")
+    pictures = read_pictures(tmp_path / "pictures.npz")
+    moved = rescaled(pictures, threshold)
+    half_code = 2 / 255
+    for before, after in ((pictures.maps, moved.maps), (pictures.details[0].map, moved.details[0].map)):
+        wanted = np.clip(decode_display(before) / threshold, -0.5, 3.5)
+        assert np.abs(decode_display(after) - wanted).max() <= half_code * 1.001
+    shown = decode_display(moved.details[0].map)
+    assert np.abs(shown - np.clip(display / threshold, -0.5, 3.5)).max() <= 1.001 * half_code * (1 + 1 / threshold)
 
 
 def test_pictures_with_pickles_are_refused(tmp_path: Path) -> None:
@@ -304,6 +320,43 @@ def test_too_many_false_alarms_and_a_better_baseline_are_warned_of(tmp_path: Pat
     assert "50 % [35, 65], expected 0.04 to 2.1 %" in texts
     assert "PCA residual" in texts
     assert "mean grey" not in texts
+
+
+def _decided_again(tmp_path: Path, limit: float) -> Run:
+    """A run scored at THRESHOLD and decided again at another, as `redecide` leaves its files."""
+    folder = fake_run.build(tmp_path, n_images=40, size_px=96)
+    _change(
+        folder / "run.json", lambda info: [info["threshold"][noun].update(value=limit) for noun in ("image", "pixel")]
+    )
+    return read_run(folder)
+
+
+@pytest.mark.parametrize("limit", [3.1, THRESHOLD, 6.4])
+def test_outlines_and_colours_follow_the_threshold_in_force(tmp_path: Path, limit: float) -> None:
+    run = _decided_again(tmp_path, limit)
+    assert run.pictures is not None
+    scores = {row.id: row.score for row in run.rows}
+    reaches = {id: score >= limit for id, score in scores.items()}
+    panels = {panel.id: panel for panel in detail_panels(run.pictures.details)}
+    assert {id: panel.contour != "" for id, panel in panels.items()} == {id: reaches[id] for id in panels}
+    peaks = dict(zip(run.pictures.ids, decode_display(run.pictures.maps.max(axis=(1, 2))), strict=True))
+    highest = 3.5 * min(1, (THRESHOLD - MEDIAN) / (limit - MEDIAN))  # what the file holds of any higher value
+    for id, peak in peaks.items():
+        wanted = np.clip((scores[id] - MEDIAN) / (limit - MEDIAN), -0.5, highest)
+        assert peak == pytest.approx(wanted, abs=0.04), "a map peaks at the score of its image"
+    texts = " ".join(warnings(run))
+    said = f"regions and heatmaps/ still follow the pixel threshold of the scoring, 5.3; it is {limit:.4g} now"
+    assert (said in texts) == (limit != THRESHOLD)
+    assert "Colours and outlines" not in texts
+
+
+@pytest.mark.parametrize("limit", [2.0, MEDIAN, 13.4])
+def test_what_the_small_pictures_cannot_show_is_said(tmp_path: Path, limit: float) -> None:
+    run = _decided_again(tmp_path, limit)
+    assert run.pictures is not None
+    assert np.array_equal(run.pictures.maps, read_pictures(tmp_path / "pictures.npz").maps)
+    (text,) = [text for text in warnings(run) if "Colours and outlines" in text]
+    assert f"of the scoring, 5.3: the small pictures cannot tell what reaches {limit:.4g}." in text
 
 
 def _change(path: Path, edit: Any) -> None:
@@ -503,6 +556,22 @@ def test_slider_changes_decisions_rates_and_colours(browser: Browser, page: Path
     browser.evaluate("document.getElementById('reset').click()")
     browser.wait_for(f"{colours} === {json.dumps(before[1])}")
     assert [browser.evaluate(x) for x in (flagged, colours, rates)] == before
+
+
+def test_the_large_view_names_the_threshold_of_regions_and_display(browser: Browser, page: Path) -> None:
+    facts = (
+        "(() => { document.querySelector('.tile').click(); const all = Object.fromEntries("
+        "[...document.querySelectorAll('#large-facts div')].map(e => [...e.children].map(c => c.textContent)));"
+        "document.getElementById('large').close(); return all; })()"
+    )
+    browser.open(page)
+    calibrated = browser.evaluate(facts)
+    assert calibrated["regions"] == "1 at or above 5.3"
+    _move_slider(browser, 1)
+    what_if = browser.evaluate(facts)
+    assert what_if["decision"] == "normal (what-if)"
+    assert what_if["regions"] == "1 at or above 5.3"
+    assert what_if["display"] == calibrated["display"] + " (calibrated threshold)"
 
 
 def test_every_stop_of_the_slider_moves_one_distinct_score(browser: Browser, page: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from anomaly_ae.calibration import CalibrationScores, calibration_scores, thresholds_from
 from anomaly_ae.errors import CalibrationError, DataError
+from anomaly_ae.listener import Listener
 from anomaly_ae.metrics import found_rate_band
 from anomaly_ae.results import (
     FORMAT,
@@ -47,9 +48,10 @@ def row(number: int, score: float, label: str = "normal", **changes: Any) -> dic
     values: dict[str, Any] = {
         "format": FORMAT, "id": name, "path": name, "frame": 0, "label": label,
         "defect": "", "unit": name, "group": name, "time_utc": "2025-01-02T03:04:05.678+00:00",
-        "decision": 0, "score": score, "threshold": 0.0, "display": 0.0, "p_value": 1.0, "n_regions": 0,
-        "largest_region_px": 0, "milliseconds": 1.5, "image_sha256": "ab" * 32, "weights_sha256": "cd" * 32,
-        "thresholds_sha256": "", "version": "0", "extra": {}, "regions": [],
+        "decision": 0, "score": score, "threshold": 0.0, "display": 0.0, "p_value": 1.0,
+        "pixel_threshold": 4.5, "n_regions": 0, "largest_region_px": 0, "milliseconds": 1.5,
+        "image_sha256": "ab" * 32, "weights_sha256": "cd" * 32, "thresholds_sha256": "", "version": "0",
+        "extra": {}, "regions": [],
         "baselines": {"mean grey": score % 1, "PCA residual": score**2},
     }  # fmt: skip
     return values | changes
@@ -323,6 +325,7 @@ def run(tmp_path: Path) -> Path:
     units = [f"c{i // 2}" for i in range(40)]
     scores = calibration(units=units, groups=[str(i) for i in range(40)])
     thresholds = thresholds_from(scores, "20%")
+    rows = [r | {"pixel_threshold": thresholds.pixel.value} for r in rows]
     decided = decide_rows(rows, scores, thresholds)
     found = unit_rows(decided, {"u3": "g", "u99": "g"}, scores, thresholds)
     failures = [{"path": "x.png", "reason": "x.png: truncated", "unit": "u3", "group": "g"}]
@@ -375,6 +378,17 @@ def test_asking_twice_is_asking_once_and_there_is_a_way_back(run: Path) -> None:
     redecide(run, "20%", None)
     same = ("scores.csv", "scores.jsonl", "units.csv", "failures.csv", "metrics.json")
     assert {name: contents(run)[name] for name in same} == {name: first[name] for name in same}
+
+
+def test_it_is_said_when_regions_follow_another_threshold_than_decisions(run: Path) -> None:
+    heard: list[str] = []
+    first = read_json(run / "run.json")["threshold"]["pixel"]["value"]
+    now = redecide(run, "5%", None, Listener(say=heard.append)).pixel.value
+    (line,) = heard
+    assert f"the pixel threshold of the scoring, {first:.4g}; it is {now:.4g} now" in line
+    assert {row["pixel_threshold"] for row in read_csv(run / "scores.csv")} == {str(first)}
+    redecide(run, "20%", None, Listener(say=heard.append))
+    assert heard == [line], "back at the threshold of the scoring there is nothing to say"
 
 
 def test_a_run_of_score_has_no_figures_to_change(run: Path) -> None:

@@ -263,6 +263,7 @@ def _page_data(run: Run, gallery: Sequence[Row], cards: Mapping[str, int]) -> di
         "score": [row.score for row in gallery],
         "display": [_finite(row.display) for row in gallery],
         "p": [_finite(row.p_value) for row in gallery],
+        "regions_at": [row.pixel_threshold for row in gallery],
         "regions": [row.n_regions for row in gallery],
         "region_px": [row.largest_region_px for row in gallery],
         "thumbnail": [place.get(row.id, -1) for row in gallery],

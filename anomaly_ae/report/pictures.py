@@ -11,7 +11,7 @@ import io
 import math
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -22,7 +22,7 @@ from PIL import Image
 from anomaly_ae.errors import DataError
 from anomaly_ae.files import write_bytes
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL
-from anomaly_ae.report.colour import encode_display
+from anomaly_ae.report.colour import decode_display, encode_display
 
 MAX_GALLERY_IMAGES = 2000
 """Beyond this many images, the gallery holds those with the highest scores."""
@@ -144,6 +144,21 @@ class Pictures:
     thumbnails: Bytes2D
     maps: Bytes2D
     details: tuple[Detail, ...]
+
+
+def rescaled(pictures: Pictures, threshold: float) -> Pictures:
+    """Return the pictures with their maps coded for another threshold: it becomes 1, 0 stays the typical normal.
+
+    Parameters
+    ----------
+    pictures : Pictures
+        Not changed.
+    threshold : float
+        Where the other threshold lies on the scale of these maps; above 0, and no higher than the scale goes.
+    """
+    codes = encode_display(decode_display(np.arange(256, dtype=np.uint8)) / threshold)  # (256,): new code of each
+    details = tuple(replace(detail, map=codes[detail.map]) for detail in pictures.details)
+    return replace(pictures, maps=codes[pictures.maps], details=details)
 
 
 class _Largest(Generic[T]):

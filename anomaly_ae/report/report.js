@@ -334,8 +334,11 @@
     const all = [
       ["decision", decision(row).replace("_", " ") + (isWhatIf() ? " (what-if)" : "")],
       ["label", rows.label[row]], ["defect", rows.defect[row]],
-      ["score", number(rows.score[row])], ["threshold", number(threshold)], ["display", rows.display[row] === null ? "" : rows.display[row].toFixed(2)],
-      ["p-value", rows.p[row] === null ? "" : number(rows.p[row])], ["regions", rows.regions[row]], ["largest region", rows.region_px[row] > 0 && rows.region_px[row] + " px"],
+      ["score", number(rows.score[row])], ["threshold", number(threshold)],
+      ["display", rows.display[row] === null ? "" : rows.display[row].toFixed(2) + (isWhatIf() ? " (calibrated threshold)" : "")],
+      ["p-value", rows.p[row] === null ? "" : number(rows.p[row])],
+      ["regions", rows.regions[row] && `${rows.regions[row]} at or above ${number(rows.regions_at[row])}`],
+      ["largest region", rows.region_px[row] > 0 && rows.region_px[row] + " px"],
       ["unit", rows.unit[row]], ["group", rows.group[row]], ["frame", rows.frame[row] ? String(rows.frame[row]) : ""],
       ...Object.entries(data.extra).map(([name, column]) => [name, column[row]]),
       ["path", rows.path[row]],

@@ -5,21 +5,24 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from anomaly_ae.errors import DataError
 from anomaly_ae.records import Decision
-from anomaly_ae.report.pictures import Pictures, read_pictures
+from anomaly_ae.report.colour import DISPLAY_HIGH
+from anomaly_ae.report.pictures import Pictures, read_pictures, rescaled
 
 FORMAT = 1
 _SCORE_COLUMNS = frozenset(
     (
         *("format", "id", "path", "frame", "label", "defect", "unit", "group", "time_utc"),
-        *("decision", "score", "threshold", "display", "p_value", "n_regions", "largest_region_px"),
-        *("milliseconds", "image_sha256", "weights_sha256", "thresholds_sha256", "version"),
+        *("decision", "score", "threshold", "display", "p_value", "pixel_threshold", "n_regions"),
+        *("largest_region_px", "milliseconds", "image_sha256", "weights_sha256", "thresholds_sha256", "version"),
     )
 )
 
@@ -39,6 +42,7 @@ class Row:
     frame: int = 0
     defect: str = ""
     unit: str = ""
+    pixel_threshold: float = math.nan
     n_regions: str = ""
     largest_region_px: str = ""
     extra: Mapping[str, str] | None = None
@@ -46,7 +50,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """Everything the page shows. ``info`` is ``run.json``, ``metrics`` is ``metrics.json`` or None."""
+    """Everything the page shows.
+
+    ``info`` is ``run.json``, ``metrics`` is ``metrics.json`` or None; ``pictures`` show the pixel threshold
+    ``pictures_at``.
+    """
 
     folder: Path
     info: Mapping[str, Any]
@@ -55,6 +63,7 @@ class Run:
     units: tuple[Row, ...]
     failures: tuple[Mapping[str, str], ...]
     pictures: Pictures | None
+    pictures_at: float
 
     @property
     def noun(self) -> str:
@@ -79,16 +88,33 @@ def read_run(folder: Path) -> Run:
     info = _read_json(folder / "run.json")
     if not isinstance(info.get("threshold"), dict) or not info["threshold"].get("image"):
         raise DataError(f"{folder / 'run.json'} has no image threshold", "the file is damaged", "evaluate again")
-    pictures = folder / "pictures.npz"
+    rows = tuple(_row(line, folder / "scores.csv") for line in _read_csv(folder / "scores.csv"))
+    pictures, pictures_at = _shown_pictures(folder / "pictures.npz", info, rows)
     return Run(
         folder=folder,
         info=info,
         metrics=_read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else None,
-        rows=tuple(_row(line, folder / "scores.csv") for line in _read_csv(folder / "scores.csv")),
+        rows=rows,
         units=tuple(_unit_row(line, folder / "units.csv") for line in _read_optional(folder / "units.csv")),
         failures=tuple(_read_optional(folder / "failures.csv")),
-        pictures=read_pictures(pictures) if pictures.exists() else None,
+        pictures=pictures,
+        pictures_at=pictures_at,
     )
+
+
+def _shown_pictures(path: Path, info: Mapping[str, Any], rows: Sequence[Row]) -> tuple[Pictures | None, float]:
+    """Return the pictures and the pixel threshold they show.
+
+    That is the one in force, or the one of the scoring where the 8-bit maps cannot tell what reaches the other.
+    """
+    in_force = (info["threshold"].get("pixel") or info["threshold"]["image"])["value"]
+    scored_at = rows[0].pixel_threshold if rows else in_force
+    pictures = read_pictures(path) if path.exists() else None
+    if pictures is None or scored_at == in_force:
+        return pictures, in_force
+    median = float(np.median((info.get("calibration") or {}).get("pixel") or math.nan))
+    place = (in_force - median) / (scored_at - median) if scored_at > median else math.nan  # on the scale of the maps
+    return (rescaled(pictures, place), in_force) if 0 < place <= DISPLAY_HIGH else (pictures, scored_at)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -135,6 +161,7 @@ def _row(line: Mapping[str, str], path: Path) -> Row:
             frame=int(line["frame"] or 0),
             defect=line["defect"],
             unit=line["unit"],
+            pixel_threshold=_finite(line["pixel_threshold"]),
             n_regions=line["n_regions"],
             largest_region_px=line["largest_region_px"],
             extra={name: text for name, text in line.items() if name not in _SCORE_COLUMNS},

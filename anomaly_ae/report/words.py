@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from anomaly_ae.report.run import Run
+from anomaly_ae.results import regions_note
 from anomaly_ae.threshold import parse_confidence, parse_rate, percent_text
 
 Metric = Mapping[str, Any]
@@ -160,10 +161,24 @@ def warnings(run: Run) -> Iterator[str]:
                 f"Shortcut: {name} alone separates the classes with a ROC-AUC of {ratio(max(auc, 1 - auc))}. "
                 "The model may have measured that, and not the defects."
             )
+    yield from _threshold_warnings(run)
     yield from _metric_warnings(run)
     if run.failures:
         verb = "was" if len(run.failures) == 1 else "were"
         yield f"{count(len(run.failures), 'image')} could not be read and {verb} not inspected."
+
+
+def _threshold_warnings(run: Run) -> Iterator[str]:
+    """Warn of what does not follow the threshold in force."""
+    in_force = run.threshold("pixel")["value"]
+    note = regions_note((row.pixel_threshold for row in run.rows), in_force)
+    if note:
+        yield note
+    if run.pictures and run.pictures_at != in_force:
+        yield (
+            f"Colours and outlines of the maps show the pixel threshold of the scoring, {number(run.pictures_at)}: "
+            f"the small pictures cannot tell what reaches {number(in_force)}."
+        )
 
 
 def _metric_warnings(run: Run) -> Iterator[str]:
