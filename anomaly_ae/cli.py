@@ -186,8 +186,6 @@ def fit(
     from anomaly_ae.fitting import fit as fit_detector
 
     checkpoint = checkpoint_of(out)
-    if not resume:
-        remove_file(checkpoint)
     with _stopping_gently() as should_stop:
         detector = fit_detector(
             manifest,
@@ -198,6 +196,7 @@ def fit(
             rate=rate,
             confidence=confidence,
             checkpoint=checkpoint,
+            resume=resume,
             listener=_listener(),
             should_stop=should_stop,
         )
@@ -205,8 +204,7 @@ def fit(
     remove_file(checkpoint)
     _say_thresholds(detector)
     typer.echo(f"wrote {out}")
-    n_not_calibrated = detector.provenance["n_images"]["calibration"] - len(detector.calibrated[0].image)
-    _finish_fit(detector.provenance["n_unreadable"] + n_not_calibrated)
+    _finish_fit(detector.provenance["n_unusable"])
 
 
 @app.command()

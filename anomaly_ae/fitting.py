@@ -9,27 +9,28 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from anomaly_ae.baselines import PcaBaseline, fit_pca, small_grey
+from anomaly_ae.baselines import fit_pca, small_grey
 from anomaly_ae.calibration import calibration_scores, thresholds_from
 from anomaly_ae.config import Config, config_to_dict, load_config, with_values
 from anomaly_ae.detector import Detector, choose_device
 from anomaly_ae.errors import AnomalyAEError, DataError, UnreadableImageError
+from anomaly_ae.files import remove_file
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, split_normals
 from anomaly_ae.model import size_multiple
-from anomaly_ae.prepare import Geometry, choose_geometry, working_shape
+from anomaly_ae.prepare import Geometry, choose_geometry, takes_channels
 from anomaly_ae.readers import image_sha256
-from anomaly_ae.records import ANOMALOUS_LABEL, FloatArray, Sample
+from anomaly_ae.records import ANOMALOUS_LABEL, Sample
 from anomaly_ae.residuals import learn_residuals
 from anomaly_ae.scoring import AnomalyMapper
-from anomaly_ae.survey import Survey, choose_preset, dataset_limits, readable_parts, survey_images
+from anomaly_ae.survey import Form, Survey, choose_preset, dataset_limits, readable_parts, survey_images
 from anomaly_ae.threshold import Share, check_reachable, parse_confidence, parse_rate, reachable_text
 from anomaly_ae.training import Progress, TrainingData, train
 
@@ -44,6 +45,7 @@ def fit(
     rate: Share | None = None,
     confidence: Share | None = None,
     checkpoint: Path | None = None,
+    resume: bool = True,
     listener: Listener | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Detector:
@@ -59,7 +61,9 @@ def fit(
     rate, confidence : see `threshold.conformal_threshold`
         An asked-for rate that the calibration normals cannot support is refused before training.
     checkpoint : Path or None
-        Where the state of the training is kept; an existing one is continued.
+        Where the state of the training is kept.
+    resume : bool
+        Whether an existing checkpoint is continued; otherwise it is removed when training begins, not before.
 
     Returns
     -------
@@ -75,29 +79,30 @@ def fit(
     overrides = [f"seed={seed}", *overrides]
     known = config or load_config("default", overrides)  # presets differ neither in seed nor in split
     given = split_normals(manifest.samples, known.split.validation_share, known.split.calibration_share, known.seed)
-    readable = readable_parts(given, listener)
+    readable, forms = readable_parts(given, listener)
     parts = _without_copies(readable, listener)
-    _announce_rates(parts["calibration"], rate, confidence, listener)
-    survey = survey_images(parts["train"], known.seed, listener)
+    shapes = [forms[sample.id].spatial_shape for sample in parts["validation"]]
+    survey = survey_images(parts["train"], known.seed, listener, shapes)
     reason = "asked for"
     if config is None:
         name, reason = choose_preset(survey)
         config = load_config(name, overrides)
     config = _completed(config, survey)
     listener.say(f"preset {config.preset}: {reason}")
-    geometry = choose_geometry(survey.shapes, config.geometry, size_multiple(config.model))
-    listener.say(geometry.describe(_typical_shape(survey.shapes)))
+    detector = _untrained(config, survey, place)
+    listener.say(detector.geometry.describe(_typical_shape(survey.shapes)))
+    offered = parts["calibration"]
+    parts["calibration"] = _without_misfits(offered, forms, detector, listener)
+    _announce_rates(parts["calibration"], rate, confidence, listener)
     listener.say(f"training on {describe_device(place)}: {config.training.steps} steps")
-    torch.manual_seed(config.seed)
-    mapper = AnomalyMapper(config, _grid(survey, geometry, config))
-    limits = dataset_limits(survey, config)
-    mapper.get_buffer("limits").copy_(torch.from_numpy(limits))
-    detector = Detector(mapper, config, geometry, {}, place, _fit_baseline(survey, limits))
-    hashes = {name: [_short_hash(s) for s in samples] for name, samples in parts.items()}
-    progress = _train(detector, parts, checkpoint, hashes, listener, should_stop)
-    detector.provenance = _provenance(detector, parts, survey, progress, reason, hashes)
-    detector.provenance["n_unreadable"] = _n_images(given) - _n_images(readable)
-    return _set_thresholds(detector, parts["calibration"], rate, confidence, listener)
+    images = _described(parts)
+    fingerprint = _fingerprint(config, parts, images["image_hashes"])
+    progress = _train(detector, parts, checkpoint, resume, fingerprint, listener, should_stop)
+    detector.provenance = {**_provenance(detector, survey, progress, reason), **images}
+    detector = _set_thresholds(detector, parts["calibration"], rate, confidence, listener)
+    n_not_calibrated = len(offered) - len(detector.calibrated[0].image)
+    detector.provenance["n_unusable"] = _n_images(given) - _n_images(readable) + n_not_calibrated
+    return detector
 
 
 def calibrate(
@@ -132,7 +137,10 @@ def _set_thresholds(
     if not kept:
         raise DataError("no normal image could be scored for calibration", "all were unreadable", "see the lines above")
     scores = calibration_scores(values, peaks, [s.unit for s in kept], [s.group for s in kept])
-    return detector.with_thresholds(scores, thresholds_from(scores, rate, confidence))
+    calibrated = detector.with_thresholds(scores, thresholds_from(scores, rate, confidence))
+    for key, facts in _described({"calibration": kept}).items():
+        calibrated.provenance[key] = {**calibrated.provenance.get(key, {}), **facts}
+    return calibrated
 
 
 def calibration_samples(manifest: Manifest) -> tuple[Sample, ...]:
@@ -158,7 +166,7 @@ def _refuse_known(detector: Detector, samples: Sequence[Sample]) -> None:
     """Refuse images that the detector learned from: a threshold set on them promises nothing."""
     hashes = detector.provenance.get("image_hashes", {})
     known = {*hashes.get("train", []), *hashes.get("validation", [])}
-    n_known = sum(_short_hash(s) in known for s in samples)
+    n_known = sum(_short_hash(s.files) in known for s in samples)
     if n_known:
         raise DataError(
             f"{n_known} of {len(samples)} calibration images were used in training",
@@ -171,10 +179,19 @@ def _n_images(parts: dict[str, tuple[Sample, ...]]) -> int:
     return sum(len(part) for part in parts.values())
 
 
-def _short_hash(sample: Sample) -> str:
-    """Return the identity of a row's files; empty where they cannot be read, which is said when they are scored."""
+def _described(parts: Mapping[str, Sequence[Sample]]) -> dict[str, dict[str, Any]]:
+    """Return what a model file says of the images of each part; no path and no name of an image or patient."""
+    return {
+        "n_images": {name: len(part) for name, part in parts.items()},
+        "n_groups": {name: len({s.group for s in part}) for name, part in parts.items()},
+        "image_hashes": {name: [_short_hash(s.files) for s in part] for name, part in parts.items()},
+    }
+
+
+def _short_hash(files: Sequence[Path]) -> str:
+    """Return the identity of files; empty where they cannot be read, which is said when they are scored."""
     try:
-        return image_sha256(sample.files)[:16]
+        return image_sha256(files)[:16]
     except UnreadableImageError:
         return ""
 
@@ -203,6 +220,36 @@ def _without_copies(parts: dict[str, tuple[Sample, ...]], listener: Listener) ->
     return {**parts, "calibration": kept}
 
 
+def _without_misfits(
+    samples: Sequence[Sample], forms: Mapping[str, Form], detector: Detector, listener: Listener
+) -> tuple[Sample, ...]:
+    """Leave out, and name, calibration images that the model will not take: before training, while it costs nothing."""
+    kept = []
+    for sample in samples:
+        misfit = _misfit(forms[sample.id], detector)
+        if misfit:
+            listener.say(f"left out of the calibration: {sample.id} {misfit}")
+        else:
+            kept.append(sample)
+    if not kept:
+        raise DataError(
+            "no calibration image fits the model",
+            "they have other channels or another size than the training images",
+            "give normal images of the kind that is trained on",
+        )
+    return tuple(kept)
+
+
+def _misfit(form: Form, detector: Detector) -> str:
+    """Say why the model does not take an image of this form; empty where it does."""
+    n_channels, grid = detector.config.model.n_channels, detector.mapper.standardise.grid
+    if not takes_channels(n_channels, form.n_channels, form.was_grey_rgb):
+        return f"has {form.n_channels} channel(s), the training images have {n_channels}"
+    if grid is not None and detector.geometry.grid(form.spatial_shape) != grid:
+        return f"has {_px(form.spatial_shape)}, and standardising by position needs images of one size"
+    return ""
+
+
 def _check_promise(rate: Share | None, confidence: Share | None) -> None:
     """Refuse what is no rate or no confidence."""
     if rate is not None:
@@ -229,42 +276,44 @@ def _completed(config: Config, survey: Survey) -> Config:
     return with_values(config, model={"n_channels": survey.n_channels}, scoring={"standardise": kind})
 
 
+def _untrained(config: Config, survey: Survey, device: torch.device) -> Detector:
+    """Return what training begins with: working scale, fresh weights, intensity limits."""
+    geometry = choose_geometry(survey.shapes, config.geometry, size_multiple(config.model))
+    torch.manual_seed(config.seed)
+    mapper = AnomalyMapper(config, _grid(survey, geometry, config))
+    limits = dataset_limits(survey, config)
+    mapper.get_buffer("limits").copy_(torch.from_numpy(limits))
+    baseline = fit_pca([small_grey(thumbnail, limits) for thumbnail in survey.thumbnails])
+    return Detector(mapper, config, geometry, {}, device, baseline)
+
+
 def _grid(survey: Survey, geometry: Geometry, config: Config) -> tuple[int, ...] | None:
     if config.scoring.standardise != "position":
         return None
-    if len(set(survey.shapes)) > 1:
+    if not survey.has_one_size:
         raise DataError(
             "standardising by position needs images of one size",
-            f"the training images have {len(set(survey.shapes))} sizes",
-            "use --set scoring.standardise=context",
+            f"those of train and validation have {len(survey.sizes)}, from {_px(min(survey.sizes))} "
+            f"to {_px(max(survey.sizes))}",
+            "leave the odd ones out, or use --set scoring.standardise=context",
         )
-    inner = working_shape(survey.shapes[0], geometry.factor)
-    return tuple(-(-side // geometry.multiple) * geometry.multiple for side in inner)
-
-
-def _refuse_off_grid(data: TrainingData, grid: tuple[int, ...] | None) -> None:
-    """Statistics by position need every image on the grid; say so before training, not after."""
-    odd = (data.train.spatial_shapes | data.validation.spatial_shapes) - {grid}
-    if grid is not None and odd:
-        raise DataError(
-            f"an image of {' x '.join(map(str, min(odd)))} px at working scale among the validation normals",
-            f"standardising by position needs all images on one grid, here {' x '.join(map(str, grid))}",
-            "leave it out, or use --set scoring.standardise=context",
-        )
+    return geometry.grid(survey.shapes[0])
 
 
 def _train(
     detector: Detector,
     parts: dict[str, tuple[Sample, ...]],
     checkpoint: Path | None,
-    hashes: dict[str, list[str]],
+    resume: bool,
+    fingerprint: str,
     listener: Listener,
     should_stop: Callable[[], bool],
 ) -> Progress:
     config, store = detector.config, detector.store
     with store(parts["train"]) as train_store, store(parts["validation"]) as validation_store:
         data = TrainingData(train_store, validation_store)
-        _refuse_off_grid(data, detector.mapper.standardise.grid)
+        if checkpoint is not None and not resume:
+            remove_file(checkpoint)
         progress = train(
             detector.mapper,
             data,
@@ -273,7 +322,7 @@ def _train(
             checkpoint,
             report=_speedometer(config.training.steps, listener),
             should_stop=should_stop,
-            fingerprint=_fingerprint(config, hashes),
+            fingerprint=fingerprint,
         )
         if progress.stopped:
             listener.say(f"stopped after {progress.step} of {config.training.steps} steps: {progress.stopped}")
@@ -296,13 +345,11 @@ def _speedometer(n_steps: int, listener: Listener) -> Callable[[int, float, int]
 
 def _provenance(
     detector: Detector,
-    parts: dict[str, tuple[Sample, ...]],
     survey: Survey,
     progress: Progress,
     reason: str,
-    hashes: dict[str, list[str]],
 ) -> dict[str, Any]:
-    """Return what the model file says of its making; no path and no name of an image or patient."""
+    """Return what the model file says of its making."""
     return {
         "trained_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": detector.device.type,
@@ -310,9 +357,6 @@ def _provenance(
         "seed": detector.config.seed,
         "preset": detector.config.preset,
         "preset_reason": reason,
-        "n_images": {name: len(part) for name, part in parts.items()},
-        "n_groups": {name: len({s.group for s in part}) for name, part in parts.items()},
-        "image_hashes": hashes,
         "steps": progress.step,
         "stopped": progress.stopped,
         "validation_loss": progress.best_loss,
@@ -322,13 +366,17 @@ def _provenance(
     }
 
 
-def _fit_baseline(survey: Survey, limits: FloatArray) -> PcaBaseline:
-    return fit_pca([small_grey(thumbnail, limits) for thumbnail in survey.thumbnails])
-
-
-def _fingerprint(config: Config, hashes: dict[str, list[str]]) -> str:
-    text = json.dumps([config_to_dict(config), hashes], sort_keys=True)
+def _fingerprint(
+    config: Config, parts: Mapping[str, Sequence[Sample]], image_hashes: Mapping[str, Sequence[str]]
+) -> str:
+    """Return a hash of all that a training depends on: settings, images, and the masks of what is valid in them."""
+    masks = {name: [_short_hash([s.valid]) if s.valid else "" for s in part] for name, part in parts.items()}
+    text = json.dumps([config_to_dict(config), image_hashes, masks], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _px(shape: Sequence[int]) -> str:
+    return f"{' x '.join(map(str, shape))} px"
 
 
 def _typical_shape(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

@@ -139,11 +139,6 @@ class ImageStore:
         """Whether the images were too many for the memory."""
         return self._spill is not None
 
-    @property
-    def spatial_shapes(self) -> set[tuple[int, ...]]:
-        """The spatial shapes that occur, at working scale."""
-        return {tuple(raw.shape[1:]) for raw in self._raw}
-
     def image(self, index: int) -> tuple[Tensor, Tensor]:
         """Return ``raw (C, *S)`` and ``valid (1, *S)`` of one image."""
         raw, valid = self._raw[index], self._valid[index]

@@ -41,6 +41,10 @@ class Geometry:
         """Smallest defect, in pixels of the image, that survives at working scale."""
         return SMALLEST_DEFECT_PX / min(self.factor, 1.0)
 
+    def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the spatial shape at working scale, with its padding."""
+        return tuple(-(-side // self.multiple) * self.multiple for side in working_shape(shape, self.factor))
+
     def describe(self, shape: Sequence[int]) -> str:
         """Say in one line what happens to an image of this spatial shape.
 
@@ -101,6 +105,11 @@ def working_shape(shape: Sequence[int], factor: float) -> tuple[int, ...]:
     return tuple(max(1, round(side * factor)) for side in shape)
 
 
+def takes_channels(n_of_model: int, n_of_image: int, was_grey_rgb: bool) -> bool:
+    """Whether a model takes an image with so many channels: a colourless picture is a colour picture, too."""
+    return n_of_image == n_of_model or (was_grey_rgb and n_of_model == 3)
+
+
 def prepare(image: Image, geometry: Geometry, n_channels: int) -> Prepared:
     """Bring an image to the working scale.
 
@@ -109,20 +118,20 @@ def prepare(image: Image, geometry: Geometry, n_channels: int) -> Prepared:
     IncompatibleImageError
         The image has another number of channels than the model, or no valid pixel is left at working scale.
     """
-    if image.was_grey_rgb and n_channels == 3:  # a colourless picture in a colour set
-        image = replace(image, pixels=np.repeat(image.pixels, 3, axis=0))
-    if image.n_channels != n_channels:
+    if not takes_channels(n_channels, image.n_channels, image.was_grey_rgb):
         raise IncompatibleImageError(
             f"{image.source} has {image.n_channels} channel(s)",
             f"the model was trained on {n_channels}",
             "score images of the kind that the model was trained on",
         )
+    if image.n_channels != n_channels:
+        image = replace(image, pixels=np.repeat(image.pixels, n_channels, axis=0))
     inner = working_shape(image.spatial_shape, geometry.factor)
     pixels, valid = image.pixels, image.valid
     if inner != image.spatial_shape:
         pixels, valid = _resample_valid(pixels, valid, inner)
         _refuse_empty(valid, image, geometry)
-    padding = [(0, -side % geometry.multiple) for side in inner]
+    padding = [(0, side - within) for side, within in zip(geometry.grid(image.spatial_shape), inner, strict=True)]
     inside = np.ones(inner, bool) if valid is None else valid
     return Prepared(
         pixels=np.pad(pixels, [(0, 0), *padding], mode="edge"),

@@ -1,11 +1,11 @@
 """One look at the training images before anything is learned: sizes, intensities, alignment, and the preset that fits.
 
-Nothing here sees an image of the calibration or the test part, except to find out whether it can be read.
+Of an image of the calibration part, all that is found out here is whether it can be read, and its form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,15 @@ TEXTURE_CORRELATION = 0.3
 N_PIXELS_PER_IMAGE = 20_000
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What decides whether a model can take an image, whatever it shows: see `Image` for the attributes."""
+
+    n_channels: int
+    was_grey_rgb: bool
+    spatial_shape: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Survey:
     """What the training images are like, from one look at each.
@@ -38,6 +47,8 @@ class Survey:
         The readable ones.
     shapes : tuple
         Spatial shape of each.
+    sizes : frozenset
+        The spatial shapes that occur in train and validation: statistics by position are learned from both.
     extremes : float64 array, (n, C, 2)
         Smallest and largest valid value of each.
     pixels : tuple of float64 array, (C, k)
@@ -52,6 +63,7 @@ class Survey:
 
     samples: tuple[Sample, ...]
     shapes: tuple[tuple[int, ...], ...]
+    sizes: frozenset[tuple[int, ...]]
     extremes: FloatArray
     pixels: tuple[FloatArray, ...]
     thumbnails: tuple[FloatArray, ...]
@@ -62,24 +74,35 @@ class Survey:
     @property
     def has_one_size(self) -> bool:
         """Whether all images have the same size: one camera, one field of view."""
-        return len(set(self.shapes)) == 1
+        return len(self.sizes) == 1
 
     @property
     def is_aligned(self) -> bool:
         """Whether the images share one grid: equal sizes, and the same thing in the same place."""
-        return len(set(self.shapes)) == 1 and alignment(self.thumbnails) >= ALIGNED_CORRELATION
+        return self.has_one_size and alignment(self.thumbnails) >= ALIGNED_CORRELATION
 
 
-def readable_parts(parts: dict[str, tuple[Sample, ...]], listener: Listener) -> dict[str, tuple[Sample, ...]]:
-    """Decode every image once before hours are spent on it; leave out, and name, what cannot be read."""
+def readable_parts(
+    parts: dict[str, tuple[Sample, ...]], listener: Listener
+) -> tuple[dict[str, tuple[Sample, ...]], dict[str, Form]]:
+    """Decode every image once before hours are spent on it; leave out, and name, what cannot be read.
+
+    Returns
+    -------
+    parts : dict
+        The readable ones.
+    forms : dict
+        The form of each, by its id.
+    """
     samples = [sample for part in parts.values() for sample in part]
-    failed: set[str] = set()
-    for done, (sample, result) in enumerate(in_order(samples, lambda s: read_sample(s).pixels.shape), start=1):
+    forms: dict[str, Form] = {}
+    for done, (sample, form) in enumerate(in_order(samples, _form), start=1):
         listener.progress("reading", done, len(samples), "")
-        if isinstance(result, AnomalyAEError):
-            listener.say(f"left out: {result}")
-            failed.add(sample.id)
-    kept = {name: tuple(s for s in part if s.id not in failed) for name, part in parts.items()}
+        if isinstance(form, AnomalyAEError):
+            listener.say(f"left out: {form}")
+        else:
+            forms[sample.id] = form
+    kept = {name: tuple(s for s in part if s.id in forms) for name, part in parts.items()}
     n_kept = sum(len(part) for part in kept.values())
     if n_kept < MIN_NORMALS or not all(kept.values()):
         raise DataError(
@@ -87,11 +110,18 @@ def readable_parts(parts: dict[str, tuple[Sample, ...]], listener: Listener) -> 
             f"at least {MIN_NORMALS} are needed, some in each of train, validation and calibration",
             "mend or replace the files named above",
         )
-    return kept
+    return kept, forms
 
 
-def survey_images(samples: Sequence[Sample], seed: int, listener: Listener) -> Survey:
-    """Look once at every training image.
+def _form(sample: Sample) -> Form:
+    image = read_sample(sample)
+    return Form(image.n_channels, image.was_grey_rgb, image.spatial_shape)
+
+
+def survey_images(
+    samples: Sequence[Sample], seed: int, listener: Listener, validation_shapes: Iterable[tuple[int, ...]] = ()
+) -> Survey:
+    """Look once at every training image; of the validation images only the spatial shapes matter here.
 
     Raises
     ------
@@ -128,6 +158,7 @@ def survey_images(samples: Sequence[Sample], seed: int, listener: Listener) -> S
     return Survey(
         samples=tuple(samples),
         shapes=tuple(shapes),
+        sizes=frozenset([*shapes, *validation_shapes]),
         extremes=np.stack(extremes),
         pixels=tuple(pixels),
         thumbnails=tuple(thumbnails),

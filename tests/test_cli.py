@@ -543,6 +543,16 @@ def test_a_checkpoint_of_another_fit_is_refused(
     assert names(tmp_path) == {"small.csv", "m.safetensors"}, "without --resume it starts anew"
 
 
+def test_a_fit_that_is_refused_keeps_the_checkpoint_of_an_older_one(small_set: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "m.checkpoint.safetensors"
+    checkpoint.write_bytes(b"hours of training")
+    command = ("fit", small_set, "--preset", "smoke", "--out", tmp_path / "m.safetensors")
+    assert run(*command, "--false-alarm-rate", "0.1%").code == 1
+    assert checkpoint.read_bytes() == b"hours of training"
+    done(*command)
+    assert names(tmp_path) == {"small.csv", "m.safetensors"}
+
+
 # --- what exists is not replaced unasked ------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -165,9 +166,9 @@ def test_groups_count_and_not_images_for_the_rate(part_manifest: Manifest) -> No
 
 def test_what_will_be_done_is_said_before_training(noise_manifest: Manifest) -> None:
     lines = said(lambda listener: fit(noise_manifest, config_of(), device="cpu", listener=listener))
-    assert lines[0].startswith("reachable false-alarm rate: 14.3 % (1/7) with 6 normal images")
-    assert lines[1] == "preset smoke: asked for"
-    assert lines[2].startswith("32 x 32 px are mapped as they are")
+    assert lines[0] == "preset smoke: asked for"
+    assert lines[1].startswith("32 x 32 px are mapped as they are")
+    assert lines[2].startswith("reachable false-alarm rate: 14.3 % (1/7) with 6 normal images")
     assert lines[3].startswith("training on the CPU (")
     assert lines[3].endswith("4 steps")
 
@@ -187,14 +188,80 @@ def test_asking_for_positions_with_several_sizes_is_refused(tmp_path: Path) -> N
     assert caught.value.fix.endswith("scoring.standardise=context")
 
 
+def part_of(manifest: Manifest, name: str) -> tuple[Sample, ...]:
+    """What becomes of a manifest without splits."""
+    split = config_of().split
+    return split_normals(manifest.samples, split.validation_share, split.calibration_share, 0)[name]
+
+
 @pytest.mark.usefixtures("no_training")
-def test_one_validation_image_of_another_size_is_refused_before_training(tmp_path: Path) -> None:
-    config = config_of("scoring.standardise=position")
+def test_asking_for_positions_with_one_validation_image_of_another_size_is_refused(noise_manifest: Manifest) -> None:
+    np.save(part_of(noise_manifest, "validation")[0].files[0], noise(1, (32, 44), seed=1)[0])
+    with pytest.raises(DataError, match=r"needs images of one size: .* have 2, from 32 x 32 px to 32 x 44 px"):
+        fit(noise_manifest, config_of("scoring.standardise=position"), device="cpu")
+
+
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_one_image_of_another_size_means_statistics_without_positions_wherever_it_is(
+    noise_manifest: Manifest, part: str
+) -> None:
+    np.save(part_of(noise_manifest, part)[0].files[0], noise(1, (32, 44), seed=1)[0])
+    assert fit(noise_manifest, config_of(), device="cpu").config.scoring.standardise == "global"
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [((32, 32, 3), "has 3 channel(s), the training images have 1"), ((32, 60), "has 32 x 60 px, and standardising")],
+)
+def test_calibration_images_that_do_not_fit_are_left_out_before_the_rate_is_checked(
+    noise_manifest: Manifest, shape: tuple[int, ...], words: str
+) -> None:
+    odd = part_of(noise_manifest, "calibration")[1]
+    np.save(odd.files[0], noise(1, shape, seed=1)[0])
+    lines: list[str] = []
+    with pytest.raises(CalibrationError, match="5 normal images"):  # the six of the part would support 1/7
+        fit(noise_manifest, config_of(), rate="1/7", device="cpu", listener=Listener(say=lines.append))
+    (named,) = [line for line in lines if "left out" in line]
+    assert named.startswith(f"left out of the calibration: {odd.id} {words}")
+
+
+def test_calibration_images_that_do_not_fit_count_as_unusable(noise_manifest: Manifest) -> None:
+    np.save(part_of(noise_manifest, "calibration")[1].files[0], noise(1, (32, 60), seed=1)[0])
+    part_of(noise_manifest, "train")[0].files[0].write_bytes(b"")
+    made = fit(noise_manifest, config_of(), device="cpu").provenance
+    assert made["n_images"] == {"train": 20, "validation": 3, "calibration": 5}
+    assert made["n_unusable"] == 2
+
+
+def test_calibration_images_of_other_sizes_fit_where_positions_do_not_count(tmp_path: Path) -> None:
     manifest = save_images(tmp_path / "sizes", noise(30))
-    parts = split_normals(manifest.samples, config.split.validation_share, config.split.calibration_share, 0)
-    np.save(parts["validation"][0].files[0], noise(1, (32, 44), seed=1)[0])
-    with pytest.raises(DataError, match="image of 32 x 48 px at working scale among the validation normals"):
-        fit(manifest, config, device="cpu")
+    np.save(part_of(manifest, "calibration")[0].files[0], noise(1, (32, 60), seed=1)[0])
+    np.save(part_of(manifest, "calibration")[1].files[0], noise(1, (32, 31), seed=1)[0])  # padded to the same grid
+    by_position = fit(manifest, config_of(), rate="1/6", device="cpu")
+    assert by_position.config.scoring.standardise == "position"
+    assert len(by_position.calibrated[0].image) == 5
+    everywhere = fit(manifest, config_of("scoring.standardise=global"), rate="1/7", device="cpu")
+    assert len(everywhere.calibrated[0].image) == 6
+
+
+def test_a_colourless_calibration_image_fits_a_colour_set_and_a_grey_one_does_not(tmp_path: Path) -> None:
+    manifest = save_images(tmp_path / "colour", noise(30, (32, 32, 3)))
+    colourless, grey = part_of(manifest, "calibration")[:2]
+    np.save(colourless.files[0], np.stack(noise(1, seed=1) * 3, axis=-1))
+    np.save(grey.files[0], noise(1, seed=2)[0])
+    lines = said(lambda listener: fit(manifest, config_of(), rate="1/6", device="cpu", listener=listener))
+    assert [line for line in lines if "left out" in line] == [
+        f"left out of the calibration: {grey.id} has 1 channel(s), the training images have 3"
+    ]
+
+
+@pytest.mark.usefixtures("no_training")
+def test_calibration_images_of_which_none_fits_are_refused(noise_manifest: Manifest) -> None:
+    for number, sample in enumerate(part_of(noise_manifest, "calibration")):
+        np.save(sample.files[0], noise(1, (32, 32, 3), seed=number)[0])
+    with pytest.raises(DataError, match="no calibration image fits the model"):
+        fit(noise_manifest, config_of(), device="cpu")
 
 
 @pytest.mark.usefixtures("no_training")
@@ -262,6 +329,29 @@ def test_a_checkpoint_of_other_settings_or_data_is_refused(noise_manifest: Manif
     np.save(sample.files[0], noise(1, seed=9)[0])
     with pytest.raises(ModelFileError, match="belongs to another fit"):
         fit(noise_manifest, config_of(), device="cpu", checkpoint=checkpoint)
+
+
+def test_a_checkpoint_made_with_other_valid_masks_is_refused(noise_manifest: Manifest, tmp_path: Path) -> None:
+    checkpoint, valid = tmp_path / "state.safetensors", tmp_path / "valid.npy"
+    masked = replace(noise_manifest, samples=tuple(replace(s, valid=valid) for s in noise_manifest.samples))
+    np.save(valid, np.arange(32 * 32).reshape(32, 32) > 100)
+    fit(masked, config_of(), device="cpu", checkpoint=checkpoint)
+    fit(masked, config_of(), device="cpu", checkpoint=checkpoint)
+    np.save(valid, np.arange(32 * 32).reshape(32, 32) > 200)
+    with pytest.raises(ModelFileError, match="belongs to another fit"):
+        fit(masked, config_of(), device="cpu", checkpoint=checkpoint)
+
+
+def test_an_older_checkpoint_is_removed_when_training_begins_and_not_before(
+    noise_manifest: Manifest, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "state.safetensors"
+    fit(noise_manifest, config_of("training.steps=6"), device="cpu", checkpoint=checkpoint)
+    before = checkpoint.read_bytes()
+    with pytest.raises(CalibrationError):
+        fit(noise_manifest, config_of(), rate="0.01", device="cpu", checkpoint=checkpoint, resume=False)
+    assert checkpoint.read_bytes() == before
+    assert fit(noise_manifest, config_of(), device="cpu", checkpoint=checkpoint, resume=False).provenance["steps"] == 4
 
 
 # --- the preset that is picked ---
@@ -356,6 +446,21 @@ def test_images_that_were_learned_from_set_no_threshold(smoke_detector: Detector
     n_known = sum(smoke_detector.provenance["n_images"][name] for name in ("train", "validation"))
     with pytest.raises(DataError, match=f"{n_known} of 80 calibration images were used in training"):
         calibrate(smoke_detector, samples)
+
+
+def test_the_model_tells_of_the_images_that_set_its_thresholds_last(
+    smoke_detector: Detector, part_folder: Path, tmp_path: Path
+) -> None:
+    before = copy.deepcopy(smoke_detector.provenance)
+    shutil.copytree(part_folder / "test" / "good", tmp_path / "good")
+    (tmp_path / "good" / "004.png").write_bytes(b"")
+    rows = [replace(s, group=f"lot {i // 5}") for i, s in enumerate(load_manifest(tmp_path / "good").samples)]
+    other = calibrate(smoke_detector, rows)
+    hashes = [fitting.image_sha256(s.files)[:16] for s in rows if s.files[0].name != "004.png"]
+    for key, value in (("n_images", 14), ("n_groups", 3), ("image_hashes", hashes)):
+        assert other.provenance[key] == {**before[key], "calibration": value}
+    assert any("14 calibration" in line for line in other.describe())
+    assert smoke_detector.provenance == before, "the old one is as it was"
 
 
 def test_units_are_calibrated_on_their_largest_score_and_groups_as_wholes(

@@ -303,7 +303,6 @@ def test_the_crop_fits_the_smallest_image_and_is_a_multiple() -> None:
         assert store.crop_shape(96, 8) == (16, 16)
         assert store.crop_shape(96, 4) == (20, 20)
         assert store.crop_shape(10, 4) == (8, 8)
-        assert store.spatial_shapes == {(20 + 4 * i, 40 - 4 * i) for i in range(6)}
 
 
 def test_the_file_of_mapped_images_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

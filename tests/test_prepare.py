@@ -148,6 +148,7 @@ def test_padded_as_little_as_possible(shape: tuple[int, ...], factor: float, mul
     prepared = prepare(Image(np.random.default_rng(RNG_SEED).normal(size=(2, *shape))), Geometry(factor, multiple), 2)
     assert prepared.inner_shape == working_shape(shape, factor)
     assert prepared.pixels.shape == (2, *prepared.valid.shape)
+    assert prepared.valid.shape == Geometry(factor, multiple).grid(shape)
     for padded, inner in zip(prepared.valid.shape, prepared.inner_shape, strict=True):
         assert padded % multiple == 0
         assert 0 <= padded - inner < multiple

@@ -16,7 +16,7 @@ from anomaly_ae.errors import DataError
 from anomaly_ae.listener import Listener
 from anomaly_ae.prepare import resample
 from anomaly_ae.records import PixelArray, Sample
-from anomaly_ae.survey import Survey, alignment, choose_preset, dataset_limits, readable_parts, survey_images
+from anomaly_ae.survey import Form, Survey, alignment, choose_preset, dataset_limits, readable_parts, survey_images
 from anomaly_ae.synthetic import make_part, make_surface
 
 SIDE_PX = 64
@@ -227,14 +227,37 @@ def test_unreadable_files_are_left_out_and_named(tmp_path: Path) -> None:
     (tmp_path / "010.npy").unlink()
     lines: list[str] = []
     parts = {"train": samples[:8], "validation": samples[8:10], "calibration": samples[10:]}
-    kept = readable_parts(parts, Listener(say=lines.append))
+    kept, forms = readable_parts(parts, Listener(say=lines.append))
     assert [s.id for s in kept["train"]] == [f"{i:03d}.npy" for i in (0, 1, 2, 4, 5, 6, 7)]
     assert [s.id for s in kept["validation"]] == ["008.npy", "009.npy"]
     assert [s.id for s in kept["calibration"]] == ["011.npy"]
+    assert set(forms) == {s.id for part in kept.values() for s in part}
     assert len(lines) == 2
     assert lines[0].startswith("left out: ")
     assert "003.npy" in lines[0]
     assert "010.npy" in lines[1]
+
+
+def test_the_form_of_an_image_is_known_after_reading(tmp_path: Path) -> None:
+    grey, wide = noise(2, (32, 40))
+    images = [*noise(7), grey, grey_as_colour(wide), *noise(1, (24, 16, 3))]
+    samples = write(tmp_path, images)
+    _, forms = readable_parts({"train": samples[:8], "validation": samples[8:9], "calibration": samples[9:]}, QUIET)
+    assert forms["000.npy"] == Form(1, False, (32, 32))
+    assert forms["007.npy"] == Form(1, False, (32, 40))
+    assert forms["008.npy"] == Form(1, True, (32, 40))
+    assert forms["009.npy"] == Form(3, False, (24, 16))
+
+
+def test_a_validation_image_of_another_size_counts_like_one_in_train(tmp_path: Path) -> None:
+    samples = write(tmp_path, drawn(make_part))
+    same = survey_images(samples, 0, QUIET, [(SIDE_PX, SIDE_PX)])
+    other = survey_images(samples, 0, QUIET, [(SIDE_PX, SIDE_PX), (SIDE_PX, 48)])
+    assert same.has_one_size
+    assert choose_preset(same)[0] == "object"
+    assert not other.has_one_size
+    assert choose_preset(other)[0] == "default", "as with that image in train"
+    assert other.shapes == same.shapes
 
 
 @pytest.mark.parametrize("damaged", [range(5), range(10, 12)], ids=["fewer than eight", "a whole part"])
