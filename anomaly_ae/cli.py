@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -50,6 +46,10 @@ ConfidenceOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU if there is one), cpu, cuda, cuda:1.")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", help="CPU threads; take fewer where others compute, too (default: all cores).", min=1),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what exists already.")]
 GroupOption = Annotated[
     str | None,
@@ -87,12 +87,15 @@ def version(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("demo"),
+    threads: ThreadsOption = None,
     overwrite: OverwriteOption = False,
     preset: Annotated[str, typer.Option("--preset", hidden=True)] = "",
 ) -> None:
     """Take the whole tour on embedded images: make them, scan, fit, evaluate, write demo/report.html."""
     from anomaly_ae.demo import make_demo
+    from anomaly_ae.loading import use_threads
 
+    use_threads(threads)
     report = make_demo(out, overwrite, preset or None, _listener())
     typer.echo(f"\nOpen {report} in a browser.")
 
@@ -160,6 +163,7 @@ def fit(
         list[str] | None, typer.Option("--set", help="One setting, e.g. training.steps=4000; may be repeated.")
     ] = None,
     device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
     seed: Annotated[int, typer.Option("--seed", help="Every random draw derives from it.", min=0)] = 0,
     rate: RateOption = None,
     confidence: ConfidenceOption = None,
@@ -184,9 +188,12 @@ def fit(
     load_config("default", changes)  # a misspelt --set fails here, not after the images were read
     manifest = load_manifest(data, group_regex)
     from anomaly_ae.fitting import fit as fit_detector
+    from anomaly_ae.loading import use_threads
+    from anomaly_ae.progress import stopping_gently
 
+    use_threads(threads)
     checkpoint = checkpoint_of(out)
-    with _stopping_gently() as should_stop:
+    with stopping_gently() as should_stop:
         detector = fit_detector(
             manifest,
             chosen,
@@ -215,14 +222,14 @@ def calibrate(
     confidence: ConfidenceOption = None,
     group_regex: GroupOption = None,
     device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
 ) -> None:
     """Set new thresholds in MODEL from other normal images. No training; no score changes."""
-    from anomaly_ae.detector import Detector
     from anomaly_ae.fitting import calibrate as set_thresholds
     from anomaly_ae.fitting import calibration_samples
     from anomaly_ae.manifest import load_manifest
 
-    detector = Detector.load(model, device)
+    detector = _load(model, device, threads)
     samples = calibration_samples(load_manifest(data, group_regex))
     detector = set_thresholds(detector, samples, rate, confidence, _listener())
     detector.save(model)
@@ -239,6 +246,7 @@ def score(
     maps: MapsOption = False,
     heatmaps: HeatmapsOption = "anomalous",
     device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Score images: a table with decisions and regions, heatmaps, a report. Needs no labels."""
@@ -249,7 +257,7 @@ def score(
     manifest = load_manifest(inputs[0]) if is_table else manifest_from_paths(inputs)
     from anomaly_ae.evaluation import score as score_run
 
-    _finish(score_run(_load(model, device), manifest, out, options, _listener()))
+    _finish(score_run(_load(model, device, threads), manifest, out, options, _listener()))
 
 
 @app.command()
@@ -265,6 +273,7 @@ def evaluate(
     ] = None,
     group_regex: GroupOption = None,
     device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Score the labelled test images of DATA and measure. The detector is not changed."""
@@ -274,7 +283,7 @@ def evaluate(
     manifest = load_manifest(data, group_regex)
     from anomaly_ae.evaluation import evaluate as evaluate_run
 
-    _finish(evaluate_run(_load(model, device), manifest, out, options, _listener()))
+    _finish(evaluate_run(_load(model, device, threads), manifest, out, options, _listener()))
 
 
 @app.command()
@@ -340,9 +349,11 @@ def _run_options(maps: bool, heatmaps: str, overwrite: bool, by: list[str]) -> A
     return RunOptions(maps=maps, heatmaps=heatmaps, by=tuple(by), overwrite=overwrite)
 
 
-def _load(model: Path, device: str) -> Detector:
+def _load(model: Path, device: str, threads: int | None) -> Detector:
     from anomaly_ae.detector import Detector
+    from anomaly_ae.loading import use_threads
 
+    use_threads(threads)
     return Detector.load(model, device)
 
 
@@ -373,23 +384,3 @@ def _listener() -> Listener:
     from anomaly_ae.progress import TerminalProgress
 
     return TerminalProgress().listener()
-
-
-@contextmanager
-def _stopping_gently() -> Iterator[Callable[[], bool]]:
-    """Yield a question "should I stop?" that the first Ctrl-C or SIGTERM answers with yes; the second one aborts."""
-    asked = False
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        typer.echo("\nstopping: calibrating with what was learned so far; once more to abort", err=True)
-
-    previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

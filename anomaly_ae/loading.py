@@ -45,6 +45,16 @@ def n_workers() -> int:
     return max(1, min(8, os.cpu_count() or 1))
 
 
+def use_threads(n: int | None) -> None:
+    """Compute with ``n`` threads; None leaves the choice to torch, which takes one per core.
+
+    The threads of a step wait for each other, so one that another process keeps off its core delays all of them: two
+    trainings that share all cores can each be ten times slower than with half of the cores for each.
+    """
+    if n is not None:
+        torch.set_num_threads(n)
+
+
 def read_sample(sample: Sample) -> Image:
     """Read one manifest row: its channels, its frame, and its ``valid`` mask if it names one.
 

@@ -1,10 +1,17 @@
-"""How long work shows itself: a bar on a terminal, plain lines elsewhere, nothing for what takes under two seconds."""
+"""How long work shows itself, and how it is stopped.
+
+A bar on a terminal, plain lines elsewhere, nothing for what takes under two seconds.
+"""
 
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from anomaly_ae.listener import Listener
 
@@ -60,6 +67,27 @@ class TerminalProgress:
         if self._has_bar:
             sys.stderr.write("\n")
             self._has_bar = False
+
+
+@contextmanager
+def stopping_gently() -> Iterator[Callable[[], bool]]:
+    """Yield a question "should I stop?" that the first Ctrl-C or SIGTERM answers with yes; the second one aborts."""
+    asked = False
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        sys.stderr.write("\nstopping: calibrating with what was learned so far; once more to abort\n")
+        sys.stderr.flush()
+
+    previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _duration(seconds: float) -> str:

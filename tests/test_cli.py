@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer.main
 from command import done, left_behind, run
 
@@ -302,6 +303,42 @@ def test_preview_of_few_images(part_folder: Path, tmp_path: Path, n_images: int)
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 
 
+class _BeganError(Exception):
+    """Stands for the beginning of the work."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "work"),
+    [
+        (["fit", "DATA", "--out", "m.safetensors"], "anomaly_ae.fitting.fit"),
+        (["calibrate", "MODEL", "DATA"], "anomaly_ae.fitting.calibrate"),
+        (["score", "MODEL", "DATA", "--out", "run"], "anomaly_ae.evaluation.score"),
+        (["evaluate", "MODEL", "DATA", "--out", "run"], "anomaly_ae.evaluation.evaluate"),
+        (["demo", "--out", "demo"], "anomaly_ae.demo.make_demo"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_every_command_that_computes_takes_a_number_of_threads(
+    arguments: list[str], work: str, smoke_model_file: Path, small_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def begin(*args: object, **kwargs: object) -> None:
+        seen.append(torch.get_num_threads())
+        raise _BeganError
+
+    monkeypatch.setattr(work, begin)
+    places = {"DATA": str(small_set), "MODEL": str(smoke_model_file)}
+    before = torch.get_num_threads()
+    try:
+        for option in ([], ["--threads", str(before + 1)]):
+            with pytest.raises(_BeganError):
+                run(*(places.get(word, word) for word in arguments), *option)
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [before, before + 1]
+
+
 # --- exit codes ------------------------------------------------------------
 
 
@@ -313,6 +350,7 @@ def test_preview_of_few_images(part_folder: Path, tmp_path: Path, n_images: int)
         (["fit", "DATA"], "Missing option '--out'"),
         (["fit", "DATA", "--out", "m.safetensors", "--stepps", "3"], "No such option: --stepps"),
         (["fit", "DATA", "--out", "m.safetensors", "--seed", "-1"], "Invalid value for '--seed'"),
+        (["fit", "DATA", "--out", "m.safetensors", "--threads", "0"], "Invalid value for '--threads'"),
         (["fit", "DATA", "--out", "m.pt"], "ends in .safetensors"),
         (["fit", "DATA", "--out", "m.safetensors", "--preset", "fast", "--config", "f.toml"], "give one of them"),
         (["fit", "DATA", "--out", "m.safetensors", "--preset", "smok"], "unknown preset 'smok' (one of"),
