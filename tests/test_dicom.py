@@ -399,6 +399,23 @@ def test_unknown_transfer_syntax(tmp_path: Path) -> None:
     refusal(tmp_path / "a.dcm")
 
 
+@pytest.mark.parametrize("element", [b"\x02\0\x10\0UI", b"\x08\0\x16\0UI"])
+def test_no_message_repeats_a_value_that_took_in_other_elements(tmp_path: Path, element: bytes) -> None:
+    """A damaged length makes the transfer syntax or the SOP class run on over the patient's name."""
+    path = save(dataset(GREY), tmp_path / "a.dcm")
+    whole = path.read_bytes()
+    start = whole.index(element) + len(element)
+    for n_bytes in {*range(26, 180, 2)} - {26, 42, 64, 80}:  # at these, the next element begins where one does
+        path.write_bytes(whole[:start] + n_bytes.to_bytes(2, "little") + whole[start + 2 :])
+        assert refusal(path).isprintable()
+
+
+def test_a_damaged_code_is_not_repeated(tmp_path: Path) -> None:
+    path = save(dataset(GREY), tmp_path / "a.dcm")
+    path.write_bytes(path.read_bytes().replace(b"MONOCHROME2", b"MONO\x1b[31m_2"))
+    assert "an unknown value with 1 sample per pixel" in refusal(path)
+
+
 def test_technical_value_with_identity_in_it_is_not_repeated(tmp_path: Path) -> None:
     ds = dataset(GREY, RescaleSlope="1.5", RescaleIntercept="0")
     whole = save(ds, tmp_path / "a.dcm").read_bytes()

@@ -6,6 +6,7 @@ picture is shown, not what was measured. No message holds a header value other t
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -118,7 +119,7 @@ def _read_header(source: str | Path | Dataset, name: str) -> tuple[Dataset, int]
 def _check_header(header: Dataset, name: str, frame: int) -> int:
     """Refuse what cannot be decoded to an image, by the header alone; return the number of frames."""
     if any(header.get(key) is None for key in _REQUIRED):
-        object_kind = getattr(header.get("SOPClassUID"), "name", "object of unknown kind")
+        object_kind = _uid_name(header.get("SOPClassUID"), "object of unknown kind")
         raise UnreadableImageError(
             f"{name}: holds no image", f"it is a DICOM {object_kind} without rows and columns", "leave it out"
         )
@@ -126,7 +127,7 @@ def _check_header(header: Dataset, name: str, frame: int) -> int:
     if (photometric, n_samples) not in _supported():
         raise UnreadableImageError(
             f"{name}: unsupported DICOM colours",
-            f"{photometric} with {n_samples} sample{'s' if n_samples != 1 else ''} per pixel",
+            f"{_code(photometric)} with {n_samples} sample{'s' if n_samples != 1 else ''} per pixel",
             "convert it to MONOCHROME2 or RGB",
         )
     check_size(name, (int(header.Rows), int(header.Columns), n_samples))
@@ -138,6 +139,15 @@ def _supported() -> set[tuple[str, int]]:
     return {(grey, 1) for grey in _GREY} | {("PALETTE COLOR", 1)} | {(colour, 3) for colour in _COLOUR}
 
 
+def _uid_name(uid: Any, otherwise: str) -> str:
+    """Name of a UID; a damaged one can have taken in the elements after it, the patient's name among them."""
+    return str(uid.name) if getattr(uid, "is_valid", False) else otherwise
+
+
+def _code(value: Any) -> str:
+    return str(value) if re.fullmatch("[A-Z0-9_ ]{1,16}", str(value)) else "an unknown value"  # VR CS (PS3.5, 6.2)
+
+
 def _decoder(header: Dataset, name: str) -> Any:
     from pydicom.pixels.decoders.base import get_decoder
 
@@ -147,7 +157,7 @@ def _decoder(header: Dataset, name: str) -> Any:
     except NotImplementedError:
         raise UnreadableImageError(
             f"{name}: unsupported DICOM transfer syntax",
-            str(syntax.name),
+            _uid_name(syntax, "it has no valid UID"),
             "convert it to Explicit VR Little Endian",
         ) from None
     if not decoder.is_available:
