@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -362,6 +363,26 @@ def test_size_is_checked_by_the_header(tmp_path: Path) -> None:
     assert "50000 x 50000 x 1 samples" in refusal(save(ds, tmp_path / "a.dcm"))
     ds = dataset(GREY, Rows=0)
     assert "declares 0 x 4" in refusal(save(ds, tmp_path / "b.dcm"))
+
+
+@pytest.mark.parametrize("has_preamble", [True, False])
+def test_deflated_data_set_is_not_inflated_beyond_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_preamble: bool
+) -> None:
+    ds = dataset(GREY)
+    ds.PixelData += bytes(40_000_000)
+    path = save(ds, tmp_path / "a.dcm", DeflatedExplicitVRLittleEndian)
+    path.write_bytes(path.read_bytes()[0 if has_preamble else 132 :])
+    monkeypatch.setattr(dicom_shared, "_PIECE", 1000)
+    np.testing.assert_array_equal(read_dicom(path).pixels[0], GREY)
+    monkeypatch.setattr(dicom_shared, "_MOST_BYTES", 1_000_000)
+    for read in (read_dicom, count_dicom_frames):
+        tracemalloc.start()
+        with pytest.raises(UnreadableImageError, match="deflated bytes become more than 1,000,000"):
+            read(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 5e6, "40 MB if inflated whole"
 
 
 def test_unsupported_colours(tmp_path: Path) -> None:

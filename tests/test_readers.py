@@ -22,6 +22,7 @@ import pytest
 import tifffile
 from PIL import ImageFile
 
+from anomaly_ae.dicom import shared as dicom_shared
 from anomaly_ae.errors import AnomalyAEError, DataError, UnreadableImageError, UsageError
 from anomaly_ae.readers import (
     IMAGE_SUFFIXES,
@@ -711,6 +712,30 @@ def test_png_that_inflates_to_more_than_declared_takes_no_memory(tmp_path: Path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5e6
+
+
+def test_deflated_tiff_that_inflates_to_more_than_an_image_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tracemalloc
+
+    path = tiff(tmp_path / "a.tif", GREY, compression="zlib")
+    bomb = zlib.compress(bytes(40_000_000))
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        end = file.filehandle.size
+        file.pages[0].tags["StripOffsets"].overwrite(end)
+        file.pages[0].tags["StripByteCounts"].overwrite(len(bomb))
+        file.filehandle.seek(end)
+        file.filehandle.write(bomb)
+    monkeypatch.setattr(dicom_shared, "_PIECE", 1000)
+    assert read_image(path).pixels.shape == (1, *GREY.shape)
+    monkeypatch.setattr(dicom_shared, "_MOST_BYTES", 1_000_000)
+    tracemalloc.start()
+    text = refusal(read_image, path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "deflated bytes become more than 1,000,000" in text
+    assert peak < 5e6, "40 MB if inflated whole"
 
 
 def test_memory_error_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,21 @@ picture is shown, not what was measured. No message holds a header value other t
 from __future__ import annotations
 
 import re
+import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
 
 import numpy as np
 
-from anomaly_ae.dicom.shared import COPY_AGAIN, check_frame, check_size, decoding, file_head, native
+from anomaly_ae.dicom.shared import (
+    COPY_AGAIN,
+    check_frame,
+    check_inflated_size,
+    check_size,
+    decoding,
+    file_head,
+    native,
+)
 from anomaly_ae.dicom.values import colour_image, grey_image, n_frames_of
 from anomaly_ae.errors import UnreadableImageError
 from anomaly_ae.records import Image, PixelArray
@@ -104,6 +113,7 @@ def _read_header(source: str | Path | Dataset, name: str) -> tuple[Dataset, int]
     path = Path(source)
     head = file_head(path, name)
     with path.open("rb") as file:
+        _check_deflated(file, name)
         header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
         pixels_start = file.tell()
     # pydicom takes any bytes for a data set when forced; these three make it an image.
@@ -114,6 +124,19 @@ def _read_header(source: str | Path | Dataset, name: str) -> tuple[Dataset, int]
             "give the file its right name, or convert it to PNG, TIFF or DICOM",
         )
     return header, pixels_start
+
+
+def _check_deflated(file: BinaryIO, name: str) -> None:
+    """Refuse a deflated data set that is too large; pydicom inflates all of it even for the header."""
+    from pydicom.filereader import read_dataset, read_preamble
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    read_preamble(file, force=True)
+    # Groups 0 and 2 stand before the deflated data set (PS3.5, A.5).
+    meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group > 2)
+    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        check_inflated_size(name, file.read(), -zlib.MAX_WBITS)
+    file.seek(0)
 
 
 def _check_header(header: Dataset, name: str, frame: int) -> int:

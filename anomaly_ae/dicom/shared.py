@@ -6,6 +6,7 @@ import logging
 import math
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,6 +16,9 @@ from anomaly_ae.records import PixelArray
 
 MAX_PIXELS = 2**28
 """Most samples (height x width x channels) of one image: 268 million, 512 MiB at 16 bits."""
+
+_MOST_BYTES = 4 * MAX_PIXELS  # that deflated data may become: an image of so many samples of 32 bits
+_PIECE = 2**18  # deflated bytes, which become 258 MiB at most (zlib, technical details: 1032 to 1)
 
 COPY_AGAIN = "copy the file again from where it came, or leave it out"
 
@@ -43,6 +47,38 @@ def check_size(name: str, shape: Sequence[int]) -> None:
             f"more than the {MAX_PIXELS:,} that one image may have",
             "cut the image into parts or reduce it; a damaged header can also be the cause",
         )
+
+
+def check_inflated_size(name: str, data: bytes, wbits: int = zlib.MAX_WBITS) -> None:
+    """Refuse deflated data too large to be true; a decoder that knows no size beforehand inflates any amount.
+
+    Parameters
+    ----------
+    name : str
+        What the message calls the image.
+    data : bytes
+        One whole deflated part. Little data, which cannot become much, is not inflated here.
+    wbits : int
+        As zlib has it: -15 for data without zlib's header.
+
+    Raises
+    ------
+    UnreadableImageError
+        More than 4 bytes for each of `MAX_PIXELS` samples.
+    """
+    if len(data) <= _PIECE:
+        return
+    inflater, n_bytes = zlib.decompressobj(wbits), 0
+    for start in range(0, len(data), _PIECE):
+        n_bytes += len(inflater.decompress(data[start : start + _PIECE]))
+        if n_bytes > _MOST_BYTES:
+            raise UnreadableImageError(
+                f"{name}: {len(data):,} deflated bytes become more than {_MOST_BYTES:,}",
+                f"one image may have {MAX_PIXELS:,} samples",
+                "save it uncompressed, in parts or reduced; a damaged file can also be the cause",
+            )
+        if inflater.eof:
+            return
 
 
 def check_frame(name: str, frame: int, n_frames: int) -> None:

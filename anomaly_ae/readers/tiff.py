@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from anomaly_ae.dicom.shared import COPY_AGAIN, check_frame, check_size, decoding
+from anomaly_ae.dicom.shared import COPY_AGAIN, check_frame, check_inflated_size, check_size, decoding
 from anomaly_ae.errors import UnreadableImageError
 from anomaly_ae.readers.arrays import finish
 from anomaly_ae.readers.pillow import from_pillow
@@ -20,6 +20,7 @@ _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 _PHOTOMETRIC = {_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE}
 _ALPHA = {1, 2}  # associated, unassociated
 _JPEG = {6, 7}
+_DEFLATE = {8, 32946}
 _ORIENTATION = 274
 
 
@@ -78,6 +79,9 @@ def _check_page(page: Any, n_bytes_file: int, name: str) -> None:
     is_whole = all(n_bytes > 0 and start + n_bytes <= n_bytes_file for start, n_bytes in parts)
     if not is_whole or len(parts) < math.prod(page.chunked):
         raise UnreadableImageError(f"{name}: truncated TIFF file", "parts of the image are missing", COPY_AGAIN)
+    for start, n_bytes in parts if page.compression in _DEFLATE else ():
+        page.parent.filehandle.seek(start)
+        check_inflated_size(name, page.parent.filehandle.read(n_bytes))
 
 
 def _samples(page: Any) -> PixelArray | None:
