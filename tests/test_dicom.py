@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import struct
 import traceback
 import tracemalloc
 import warnings
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -21,6 +24,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
     RLELossless,
     SecondaryCaptureImageStorage,
 )
@@ -410,6 +414,35 @@ def test_damaged_compressed_data(tmp_path: Path) -> None:
     ds.PixelData = pydicom.encaps.encapsulate([whole[: len(whole) // 2]])
     ds.save_as(tmp_path / "a.dcm", enforce_file_format=True)
     refusal(tmp_path / "a.dcm")
+
+
+@pytest.mark.parametrize("n_frames", [1, 2])
+@pytest.mark.parametrize(
+    ("syntax", "options", "size"),
+    [
+        (JPEGBaseline8Bit, {"format": "JPEG"}, struct.Struct(">HH")),
+        (JPEG2000Lossless, {"format": "JPEG2000", "no_jp2": True}, struct.Struct(">II")),
+        (JPEG2000Lossless, {"format": "JPEG2000", "no_jp2": False}, struct.Struct(">II")),
+    ],
+)
+def test_a_frame_compressed_from_another_size_takes_no_memory(
+    tmp_path: Path, syntax: Any, options: dict[str, Any], size: struct.Struct, n_frames: int
+) -> None:
+    grey = np.full((16, 16), 7, np.uint8)
+    file = io.BytesIO()
+    PIL.Image.fromarray(grey).save(file, **options)
+    ds = dataset(np.stack([grey] * n_frames), NumberOfFrames=n_frames)
+    ds.file_meta.TransferSyntaxUID = syntax
+    good = file.getvalue()
+    start = max(good.find(b"\xff\x4f\xff\x51"), 0)  # behind the header of a JP2 file, which says the size too
+    bad = good[:start] + good[start:].replace(size.pack(16, 16), size.pack(64_000, 64_000), 1)
+    for last in (good, bad):
+        ds.PixelData = pydicom.encaps.encapsulate([*[good] * (n_frames - 1), last])
+        ds["PixelData"].is_undefined_length = True
+        path = save(ds, tmp_path / f"{last == good}.dcm", syntax)
+    np.testing.assert_array_equal(read_dicom(tmp_path / "True.dcm", n_frames - 1).pixels[0], grey)
+    text = refusal(path, n_frames - 1)
+    assert "the frame is compressed from 64000 x 64000, the header declares 16 x 16" in text
 
 
 def test_unknown_transfer_syntax(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ picture is shown, not what was measured. No message holds a header value other t
 from __future__ import annotations
 
 import re
+import struct
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 _COLOUR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"})
 _GREY = frozenset({"MONOCHROME1", "MONOCHROME2"})
 _REQUIRED = ("Rows", "Columns", "PhotometricInterpretation", "BitsAllocated")
+_JPEG_2000 = b"\xff\x4f\xff\x51"  # start of codestream, then image size (T.800, A.5.1)
+_START_OF_FRAME = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}  # markers (T.81, B.1; T.87, C.1.1)
 _PIXEL_ATTRIBUTES = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
@@ -95,7 +98,7 @@ def read_dicom(source: str | Path | Dataset, frame: int = 0) -> Image:
         decoder = _decoder(header, name)
     with decoding(name, "DICOM pixel data"):
         if n_frames > 1 and _is_plain_file(source, header, decoder):
-            stored = _decode_in_file(Path(source), name, decoder, frame, pixels_start)
+            stored = _decode_in_file(Path(source), header, name, decoder, frame, pixels_start)
         else:
             stored = _decode(source, name, decoder, frame)  # (H, W) or (H, W, 3)
     with decoding(name, "DICOM file", quote=False):
@@ -216,6 +219,8 @@ def _decode(source: str | Path | Dataset, name: str, decoder: Any, frame: int) -
             f"{name}: has no complete pixel data", "the file has none, or is cut off within it", COPY_AGAIN
         )
     options = as_pixel_options(dataset, pixel_keyword=present[0])
+    if decoder.UID.is_encapsulated:
+        _check_compressed(dataset.PixelData, dataset, frame, name)
     pixels, _ = decoder.as_array(dataset, index=frame, validate=True, raw=False, **options)
     return native(np.asarray(pixels))
 
@@ -226,7 +231,7 @@ def _is_plain_file(source: str | Path | Dataset, header: Dataset, decoder: Any) 
     return isinstance(source, str | Path) and has_meta and not decoder.UID.is_deflated
 
 
-def _decode_in_file(path: Path, name: str, decoder: Any, frame: int, pixels_start: int) -> PixelArray:
+def _decode_in_file(path: Path, header: Dataset, name: str, decoder: Any, frame: int, pixels_start: int) -> PixelArray:
     """Decode one frame of a long series without reading the others."""
     from pydicom.encaps import parse_fragments
     from pydicom.pixels.utils import pixel_array
@@ -237,7 +242,40 @@ def _decode_in_file(path: Path, name: str, decoder: Any, frame: int, pixels_star
             _, starts = parse_fragments(file)
             file.seek(starts[-1] + 4 if starts else 0)
             end = file.tell() + 4 + int.from_bytes(file.read(4), "little")
-        # pydicom hands the half of a frame to the decoders, and some make a picture of it.
-        if not starts or end > path.stat().st_size:
-            raise UnreadableImageError(f"{name}: truncated DICOM file", "the last frame is cut off", COPY_AGAIN)
+            # pydicom hands the half of a frame to the decoders, and some make a picture of it.
+            if not starts or end > path.stat().st_size:
+                raise UnreadableImageError(f"{name}: truncated DICOM file", "the last frame is cut off", COPY_AGAIN)
+            file.seek(pixels_start + 12)
+            _check_compressed(file, header, frame, name)
     return native(np.asarray(pixel_array(path, index=frame)))
+
+
+def _check_compressed(pixel_data: bytes | BinaryIO, header: Dataset, frame: int, name: str) -> None:
+    """Refuse a frame that says another size than the header: decoders take memory for what the frame says."""
+    from pydicom.encaps import get_frame
+    from pydicom.pixels.utils import as_pixel_options
+
+    options = as_pixel_options(header)
+    offsets, n_frames = options.get("extended_offsets"), options["number_of_frames"]
+    size = _size_in_frame(get_frame(pixel_data, frame, extended_offsets=offsets, number_of_frames=n_frames))
+    if size and size != (header.Rows, header.Columns):
+        raise UnreadableImageError(
+            f"{name}: damaged DICOM pixel data",
+            f"the frame is compressed from {size[0]} x {size[1]}, the header declares {header.Rows} x {header.Columns}",
+            COPY_AGAIN,
+        )
+
+
+def _size_in_frame(data: bytes) -> tuple[int, int] | None:
+    """Return height and width that a JPEG 2000, JPEG or JPEG-LS frame declares; None where it does not, as in RLE."""
+    if data.startswith(_JPEG_2000) or data[4:8] == b"jP  ":  # bare, or in a JP2 file
+        start = data.find(_JPEG_2000)
+        right, bottom, left, top = struct.unpack(">4I", data[start + 8 : start + 24])
+        return bottom - top, right - left
+    position = 2 if data.startswith(b"\xff\xd8") else len(data)
+    while position + 9 <= len(data) and data[position] == 0xFF:
+        if data[position + 1] in _START_OF_FRAME:
+            height, width = struct.unpack(">HH", data[position + 5 : position + 9])
+            return (height, width) if height else None  # 0: the height follows the first scan
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return None
