@@ -642,6 +642,16 @@ def test_any_damage_gives_an_image_or_this_error_and_nothing_else(
     assert not caplog.records
 
 
+def test_no_message_is_in_the_words_of_a_program(tmp_path: Path) -> None:
+    path = tiff(tmp_path / "a.tif", GREY)
+    width, no_width = (struct.pack("<HHII", 256, 4, count, 7) for count in (1, 0))
+    path.write_bytes(path.read_bytes().replace(width, no_width))
+    assert "damaged or unsupported TIFF file: its parts contradict each other" in refusal(read_image, path)
+    path = npy(tmp_path / "a.npy", GREY)
+    path.write_bytes(path.read_bytes().replace(b"False", b"Wrong"))
+    assert "<ast.Name object>" in refusal(read_image, path), "the same text in every run, so without an address"
+
+
 def test_a_flipped_bit_in_a_png_is_noticed(tmp_path: Path) -> None:
     path = save(RNG.integers(0, 256, (40, 50)).astype(np.uint8), tmp_path / "a.png", compress_level=0)
     whole = path.read_bytes()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import re
+import struct
 import threading
 import warnings
 import zlib
@@ -19,6 +21,8 @@ MAX_PIXELS = 2**28
 
 _MOST_BYTES = 4 * MAX_PIXELS  # that deflated data may become: an image of so many samples of 32 bits
 _PIECE = 2**18  # deflated bytes, which become 258 MiB at most (zlib, technical details: 1032 to 1)
+
+_PYTHON_ERRORS = (LookupError, TypeError, struct.error)  # decoders let them happen: "'<' not supported between ..."
 
 COPY_AGAIN = "copy the file again from where it came, or leave it out"
 
@@ -137,7 +141,7 @@ def decoding(name: str, kind: str, quote: bool = True) -> Iterator[None]:
         What is decoded: "PNG file".
     quote : bool
         Whether the library's own message is shown, on one line. False where it may hold header values: then
-        only the kind of the exception is named, and the exception is not chained.
+        only the kind of the exception is named, as for errors that no library worded, and it is not chained.
 
     Raises
     ------
@@ -154,7 +158,8 @@ def decoding(name: str, kind: str, quote: bool = True) -> Iterator[None]:
             f"{name}: not enough memory to decode this {kind}", "", "free memory or reduce the image"
         ) from error
     except Exception as error:
-        why = one_line(error) if quote else f"{type(error).__module__}.{type(error).__name__}"
+        is_for_people = quote and not isinstance(error, _PYTHON_ERRORS)
+        why = one_line(error) if is_for_people else f"its parts contradict each other, {type(error).__name__}"
         what = f"{name}: damaged or unsupported {kind}"
         raise UnreadableImageError(what, why, COPY_AGAIN) from (error if quote else None)
 
@@ -165,12 +170,12 @@ def native(pixels: PixelArray) -> PixelArray:
 
 
 def one_line(error: BaseException, n_characters: int = 200) -> str:
-    """Return an exception's message on one line of limited length.
+    """Return an exception's message on one line of limited length, the same in every run.
 
-    >>> one_line(OSError("cannot\\n  identify"))
-    'cannot identify'
+    >>> one_line(OSError("cannot\\n  identify <_io.BytesIO object at 0x7f0a12>"))
+    'cannot identify <_io.BytesIO object>'
     """
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(re.sub(r" at 0x[0-9a-fA-F]+", "", str(error)).split()) or type(error).__name__
     return text if len(text) <= n_characters else text[: n_characters - 3] + "..."
 
 
