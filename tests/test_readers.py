@@ -780,6 +780,17 @@ def test_wholly_transparent_image(tmp_path: Path) -> None:
     assert not read_mask(path).any()
 
 
+def test_a_file_without_frames_is_refused_and_not_taken_for_an_empty_series(tmp_path: Path) -> None:
+    from test_dicom import dataset
+    from test_dicom import save as save_dicom
+
+    (tmp_path / "a.tif").write_bytes(b"II*\0" + bytes(4))  # the offset of the first page is 0: there is none
+    save_dicom(dataset(GREY[np.newaxis], NumberOfFrames="-1"), tmp_path / "a.dcm")
+    for path in (tmp_path / "a.tif", tmp_path / "a.dcm"):
+        assert "has no frame 0" in refusal(count_frames, path)
+        assert "has no frame 0" in refusal(read_image, path)
+
+
 def test_frames_of_formats_without_frames(tmp_path: Path) -> None:
     for path in (save(GREY, tmp_path / "a.png"), npy(tmp_path / "a.npy", GREY)):
         assert count_frames(path) == 1

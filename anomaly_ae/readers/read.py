@@ -220,15 +220,16 @@ def count_frames(path: str | Path) -> int:
     Raises
     ------
     UnreadableImageError
-        The file is not an image, or its header is damaged.
+        The file is not an image, has no frame, or its header is damaged.
     """
     path, name = Path(path), str(path)
-    match _kind(path, name):
-        case "DICOM":
-            return count_dicom_frames(path)
-        case "TIFF":
-            return count_tiff_frames(path, name)
-    return 1
+    kind, n_frames = _kind(path, name), 1
+    if kind == "DICOM":
+        n_frames = count_dicom_frames(path)
+    elif kind == "TIFF":
+        n_frames = count_tiff_frames(path, name)
+    check_frame(name, 0, n_frames)
+    return n_frames
 
 
 def looks_like_image(path: str | Path) -> bool:
