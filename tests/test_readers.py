@@ -11,8 +11,10 @@ import os
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -442,6 +444,26 @@ def test_npy_types(tmp_path: Path, dtype: str) -> None:
     np.testing.assert_array_equal(image.pixels[0], pixels)
     assert image.pixels.dtype == (np.uint8 if dtype == "?" else np.dtype(dtype).newbyteorder("="))
     assert image.bits_stored == {"?": 1, "f2": None, ">f4": None, "f8": None}.get(dtype, image.pixels.itemsize * 8)
+
+
+def test_headers_of_npy_files_are_parsed_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python before 3.11.8 and 3.12.1 fails at random otherwise."""
+    np.save(tmp_path / "a.npy", GREY)
+    read_header, inside, most = np.lib.format.read_array_header_1_0, [0], [0]
+
+    def watched(file: Any) -> Any:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.01)
+        header = read_header(file)
+        inside[0] -= 1
+        return header
+
+    monkeypatch.setattr(np.lib.format, "read_array_header_1_0", watched)
+    with ThreadPoolExecutor(4) as pool:
+        images = list(pool.map(lambda _: read_image(tmp_path / "a.npy"), range(8)))
+    assert all(np.array_equal(image.pixels[0], GREY) for image in images)
+    assert most == [1]
 
 
 @pytest.mark.parametrize("is_fortran", [False, True])

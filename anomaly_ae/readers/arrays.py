@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -14,6 +15,10 @@ from anomaly_ae.errors import UnreadableImageError, UsageError
 from anomaly_ae.records import Image, PixelArray
 
 Axes = Literal["HW", "HWC", "CHW"]
+
+_ONE_HEADER_AT_A_TIME = threading.Lock()
+"""NumPy parses headers with the compiler of Python, whose depth counter threads share before 3.11.8 and 3.12.1
+(SystemError "AST constructor recursion depth mismatch", CPython issue 106905)."""
 
 _MOST_CHANNELS = 4  # more than these on an axis is taken for a height or width
 
@@ -69,27 +74,27 @@ def read_npy(path: Path, name: str) -> Image:
     """Read an NPY file. Pickled content is refused; a fourth channel is a channel, not transparency."""
     with decoding(name, "NPY file"):
         with path.open("rb") as file:
-            shape, dtype = _npy_header(file, name)
+            shape, fortran_order, dtype = _npy_header(file, name)
             n_missing = file.tell() + math.prod(shape) * dtype.itemsize - path.stat().st_size
-        check_dtype(dtype, name)
-        check_size(name, shape or (0,))
-        if n_missing > 0:
-            raise UnreadableImageError(f"{name}: truncated NPY file", f"{n_missing} bytes missing", COPY_AGAIN)
-        pixels = np.load(path, allow_pickle=False)
+            check_dtype(dtype, name)
+            check_size(name, shape or (0,))
+            if n_missing > 0:
+                raise UnreadableImageError(f"{name}: truncated NPY file", f"{n_missing} bytes missing", COPY_AGAIN)
+            values = np.fromfile(file, dtype, math.prod(shape))
+        pixels = values.reshape(shape, order="F" if fortran_order else "C")
         return finish(Image(channels_first(pixels, None, name), source=name))
 
 
-def _npy_header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _npy_header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, whether the first axis varies fastest, and type."""
     version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    elif version == (2, 0):
-        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-    else:
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
         raise UnreadableImageError(
             f"{name}: unsupported NPY version {version[0]}.{version[1]}", "versions 1.0 and 2.0 are read"
         )
-    return shape, dtype
+    with _ONE_HEADER_AT_A_TIME:
+        return readers[version](file)
 
 
 def check_dtype(dtype: np.dtype[Any], name: str) -> None:
