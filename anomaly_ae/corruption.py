@@ -35,8 +35,9 @@ def corrupt(x: Tensor, config: CorruptionConfig, generator: Generator) -> tuple[
         Opacity of the damage, in [0, 1].
     """
     damaged, mask = x, torch.zeros_like(x[:, :1])
+    warp = _coarse_noise(x, x.ndim - 2, generator, finest=6)  # (B, d, *S); every shape takes it from another place
     for _ in range(config.max_shapes):
-        alpha = _some(x, config.shape_probability, generator) * _shape(x, config, generator)
+        alpha = _some(x, config.shape_probability, generator) * _shape(x, _moved(warp, generator), config, generator)
         damaged = torch.lerp(damaged, _fill(x, generator), alpha)
         mask = torch.maximum(mask, alpha)
     coarse = _coarse_noise(x, x.shape[1], generator, finest=8) * config.coarse_noise_sd
@@ -48,7 +49,7 @@ def corrupt(x: Tensor, config: CorruptionConfig, generator: Generator) -> tuple[
     return damaged + noise, x + noise, mask
 
 
-def _shape(x: Tensor, config: CorruptionConfig, generator: Generator) -> Tensor:
+def _shape(x: Tensor, warp: Tensor, config: CorruptionConfig, generator: Generator) -> Tensor:
     """Return opacities (B, 1, *S): a rotated ellipsoid on warped coordinates; long ones are scratches, small dots."""
     n_batch, sides = x.shape[0], x.shape[2:]
     n_dims = len(sides)
@@ -58,11 +59,11 @@ def _shape(x: Tensor, config: CorruptionConfig, generator: Generator) -> Tensor:
     longest = min(sides) * config.max_size_share
     axes = _log_uniform((n_batch, n_dims), config.min_size_px, max(longest, 2 * config.min_size_px), x, generator)
     rotation = torch.linalg.qr(torch.randn(n_batch, n_dims, n_dims, generator=generator, device=x.device))[0]
-    warp = _coarse_noise(x, n_dims, generator, finest=6)  # (B, d, *S)
     spread = axes.amax(dim=1) * torch.rand(n_batch, generator=generator, device=x.device)
     offset = grid[None] - _expand(centre, n_dims) + warp * _expand(spread[:, None], n_dims) * 0.6  # (B, d, *S)
-    turned = torch.einsum("bij,bj...->bi...", rotation, offset)
-    distance = (turned / _expand(axes, n_dims)).square().sum(dim=1, keepdim=True).sqrt()  # 1 on the outline
+    to_unit_ball = rotation / axes[:, :, None]  # (B, d, d)
+    scaled = torch.einsum("bij,bj...->bi...", to_unit_ball, offset)
+    distance = scaled.square().sum(dim=1, keepdim=True).sqrt()  # 1 on the outline
     softness = _log_uniform((n_batch, 1), 0.5, 3.0, x, generator) / axes.amin(dim=1, keepdim=True)
     inside = torch.sigmoid((1 - distance) / _expand(softness, n_dims) * 2)
     opacity = torch.rand(n_batch, 1, generator=generator, device=x.device) * 0.85 + 0.15
@@ -70,19 +71,27 @@ def _shape(x: Tensor, config: CorruptionConfig, generator: Generator) -> Tensor:
 
 
 def _fill(x: Tensor, generator: Generator) -> Tensor:
-    """Return what shows inside a shape, per image one of: another image, itself moved, a shade, a grain, blur."""
-    n_batch = x.shape[0]
+    """Return what shows inside a shape, one kind for the batch: another image, itself moved, a shade, a grain, blur."""
+    match int(torch.randint(0, 6, (1,), generator=generator, device=x.device)):
+        case 0:
+            return torch.roll(_moved(x, generator), 1, dims=0)
+        case 1:
+            return _moved(x, generator)
+        case 2:  # faint ones are as frequent as strong ones
+            sign = torch.where(_uniform(x, 0, 1, generator) < 0.5, -1.0, 1.0)
+            return x + sign * 0.03 * 20 ** _uniform(x, 0, 1, generator)
+        case 3:
+            return _uniform(x, -0.1, 1.1, generator)
+        case 4:
+            grain = _coarse_noise(x, x.shape[1], generator, finest=2) * _uniform(x, 0, 0.3, generator)
+            return _uniform(x, -0.1, 1.1, generator) + grain
+        case _:
+            return _blur(x, 4)
+
+
+def _moved(x: Tensor, generator: Generator) -> Tensor:
     moves = torch.randint(1, max(2, min(x.shape[2:])), (x.ndim - 2,), generator=generator, device=x.device).tolist()
-    moved = torch.roll(x, moves, dims=tuple(range(2, x.ndim)))
-    other = torch.roll(moved, 1, dims=0)
-    sign = torch.where(_uniform(x, 0, 1, generator) < 0.5, -1.0, 1.0)
-    shade = x + sign * 0.03 * 20 ** _uniform(x, 0, 1, generator)  # faint ones are as frequent as strong ones
-    constant = _uniform(x, -0.1, 1.1, generator).expand_as(x)
-    grain = constant + _coarse_noise(x, x.shape[1], generator, finest=2) * _uniform(x, 0, 0.3, generator)
-    blurred = _blur(x, 4)
-    fills = torch.stack([other, moved, shade, constant, grain, blurred])  # (6, B, C, *S)
-    choice = torch.randint(0, len(fills), (n_batch,), generator=generator, device=x.device)
-    return fills[choice, torch.arange(n_batch, device=x.device)]
+    return torch.roll(x, moves, dims=tuple(range(2, x.ndim)))
 
 
 def _coarse_noise(x: Tensor, n_channels: int, generator: Generator, finest: int) -> Tensor:
@@ -92,7 +101,8 @@ def _coarse_noise(x: Tensor, n_channels: int, generator: Generator, finest: int)
     coarse = [max(2, side // (finest * 2**octave)) for side in sides]
     noise = torch.randn(x.shape[0], n_channels, *coarse, generator=generator, device=x.device)
     noise = functional.interpolate(noise, size=sides, mode=INTERPOLATION[len(sides)], align_corners=False)
-    return noise / noise.std().clamp_min(1e-6)
+    gain: float = 1.5 ** (len(sides) / 2)  # linear interpolation leaves two thirds of the variance per axis
+    return noise * gain
 
 
 def _blur(x: Tensor, size: int) -> Tensor:

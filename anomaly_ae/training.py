@@ -245,9 +245,11 @@ class _Loop:
 
     @torch.no_grad()
     def _update_mean(self, decay: float) -> None:
-        for mean, now in zip(self.mean.state_dict().values(), self.network.state_dict().values(), strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(now, 1 - decay)
+        for mean, now in zip(self.mean.parameters(), self.network.parameters(), strict=True):
+            mean.lerp_(now, 1 - decay)
+        # Statistics of the activations are no weights: a mean of old ones would fit no network.
+        for kept, latest in zip(self.mean.buffers(), self.network.buffers(), strict=True):
+            kept.copy_(latest)
 
 
 class _Losses:

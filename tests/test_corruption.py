@@ -117,9 +117,9 @@ def test_mask_marks_coarse_noise_above_half_its_deviation() -> None:
 
 
 def test_coarse_noise_has_its_deviation_and_is_coarse() -> None:
-    damaged, target, _ = damage(normal_images(20, 1, 64, 64), COARSE_ONLY)
-    noise = (damaged - target)[:, 0]
-    assert noise.std() == pytest.approx(COARSE_ONLY.coarse_noise_sd, rel=0.01)
+    pairs = [damage(normal_images(20, 1, 64, 64), COARSE_ONLY, seed)[:2] for seed in range(8)]
+    noise = torch.cat([damaged - target for damaged, target in pairs])[:, 0]
+    assert noise.std() == pytest.approx(COARSE_ONLY.coarse_noise_sd, rel=0.15)  # borders repeat: a little more
     assert (noise[:, 1:] - noise[:, :-1]).std() < 0.4 * noise.std()  # of white noise it would be 1.4 times
 
 
@@ -156,8 +156,10 @@ def test_larger_probability_more_damage() -> None:
 def test_every_kind_of_fill_occurs() -> None:
     """Brighter, darker, flat and structured damage: no single rule tells it from the normal image."""
     rows = torch.linspace(0, 1, 64)[:, None]
-    x = (0.5 + 0.3 * torch.sin(rows * 40)).expand(600, 1, 64, 64).contiguous()
-    damaged, target, mask = damage(x, replace(SHAPES_ONLY, max_shapes=1, max_size_share=0.4))
+    x = (0.5 + 0.3 * torch.sin(rows * 40)).expand(40, 1, 64, 64).contiguous()
+    config = replace(SHAPES_ONLY, max_shapes=1, max_size_share=0.4)
+    batches = [damage(x, config, seed) for seed in range(20)]  # one kind of fill each
+    damaged, target, mask = (torch.cat(parts) for parts in zip(*batches, strict=True))
     solid = (mask > 0.5).flatten(1)
     large = solid.sum(dim=1) > 150
     change = (damaged - target).flatten(1)

@@ -241,6 +241,14 @@ def test_the_weights_are_a_running_mean(data: TrainingData) -> None:
         torch.testing.assert_close(loop.mean.get_parameter(name).detach(), mean)
 
 
+def test_activation_statistics_are_the_latest_and_no_mean_of_old_ones(data: TrainingData) -> None:
+    loop = training._Loop(new_mapper(config_of()), data, config_of(), CPU)
+    for number in range(3):
+        loop.step(number)
+    assert all(torch.equal(kept, now) for kept, now in zip(loop.mean.buffers(), loop.network.buffers(), strict=True))
+    assert float(loop.mean.get_buffer("encoders.0.1.running_var").sub(1).abs().max()) > 0.01
+
+
 def test_normalisation_is_estimated_again_on_undamaged_images(data: TrainingData) -> None:
     config = config_of()
     mapper, _ = trained(config, data)
