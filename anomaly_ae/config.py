@@ -120,9 +120,7 @@ class ScoringConfig:
     )
     smooth_sd_px: float = _number(2.0, 0, 50, "Gaussian smoothing of the error map, at working scale")
     standardise: str = _choice(
-        "auto",
-        ("auto", "global", "context", "position"),
-        "auto: position where all images have one size, else global",
+        "position", ("position", "context", "global"), "whose residuals a pixel is compared with, see scoring"
     )
     pooling: str = _choice("max", ("max", "top_share", "quantile"), "how a map becomes one score")
     top_share: float = _number(0.001, 1e-6, 1, "share of the valid pixels that top_share averages")

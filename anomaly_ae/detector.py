@@ -27,7 +27,6 @@ from anomaly_ae.records import Failure, FloatArray, Image, Sample, Score
 from anomaly_ae.regions import find_regions
 from anomaly_ae.scoring import (
     AnomalyMapper,
-    MapFunction,
     image_score,
     intensity_limits,
     map_in_windows,
@@ -92,7 +91,6 @@ class Detector:
         self.provenance = dict(provenance)
         self.baseline = baseline
         self.scores, self.thresholds = scores, thresholds
-        self.map_function: MapFunction = self.mapper
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -175,7 +173,8 @@ class Detector:
         with torch.inference_mode():
             raw, valid, limits = self._tensors(prepared)
             window, margin = self.mapper.window_px, self.mapper.margin_px
-            working = map_in_windows(self.map_function, raw, valid, limits, window, margin)
+            errors = map_in_windows(self.mapper.errors, raw, valid, limits, window, margin)
+            working = self.mapper.standardise(errors.to(self.device), valid)
         return to_image_grid(working[0, 0].cpu().numpy(), prepared)
 
     def reconstruct(self, source: Source) -> tuple[FloatArray, FloatArray]:
@@ -256,7 +255,6 @@ class Detector:
             "version": __version__,
             "config": config_to_dict(self.config),
             "geometry": asdict(self.geometry),
-            "grid": self.mapper.standardise.grid,
             "thresholds": thresholds.as_json(),
             "provenance": {key: value for key, value in self.provenance.items() if key not in OF_THE_FILE},
         }
@@ -279,7 +277,7 @@ class Detector:
         tensors, values, digest = read_tensors(Path(path), "model")
         try:
             config = config_from_dict(values["config"])
-            mapper = AnomalyMapper(config, tuple(values["grid"]) if values["grid"] else None)
+            mapper = AnomalyMapper(config)
             mapper.load_state_dict(_below(tensors, "mapper."))
             calibration = {name: t.numpy() for name, t in _below(tensors, "calibration.").items()}
             scores = CalibrationScores(**{name: calibration.get(name) for name in CALIBRATION_ARRAYS})  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ from anomaly_ae.files import remove_file
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, split_normals
 from anomaly_ae.model import size_multiple
-from anomaly_ae.prepare import Geometry, choose_geometry, takes_channels
+from anomaly_ae.prepare import choose_geometry, takes_channels
 from anomaly_ae.readers import image_sha256
 from anomaly_ae.records import ANOMALOUS_LABEL, Sample
 from anomaly_ae.residuals import learn_residuals
@@ -81,18 +81,17 @@ def fit(
     given = split_normals(manifest.samples, known.split.validation_share, known.split.calibration_share, known.seed)
     readable, forms = readable_parts(given, listener)
     parts = _without_copies(readable, listener)
-    shapes = [forms[sample.id].spatial_shape for sample in parts["validation"]]
-    survey = survey_images(parts["train"], known.seed, listener, shapes)
+    survey = survey_images(parts["train"], known.seed, listener)
     reason = "asked for"
     if config is None:
         name, reason = choose_preset(survey)
         config = load_config(name, overrides)
-    config = _completed(config, survey)
+    config = with_values(config, model={"n_channels": survey.n_channels})  # what only the data tell
     listener.say(f"preset {config.preset}: {reason}")
     detector = _untrained(config, survey, place)
     listener.say(detector.geometry.describe(_typical_shape(survey.shapes)))
     offered = parts["calibration"]
-    parts["calibration"] = _without_misfits(offered, forms, detector, listener)
+    parts["calibration"] = _without_misfits(offered, forms, survey.n_channels, listener)
     _announce_rates(parts["calibration"], rate, confidence, listener)
     listener.say(f"training on {describe_device(place)}: {config.training.steps} steps")
     images = _described(parts)
@@ -221,33 +220,26 @@ def _without_copies(parts: dict[str, tuple[Sample, ...]], listener: Listener) ->
 
 
 def _without_misfits(
-    samples: Sequence[Sample], forms: Mapping[str, Form], detector: Detector, listener: Listener
+    samples: Sequence[Sample], forms: Mapping[str, Form], n_channels: int, listener: Listener
 ) -> tuple[Sample, ...]:
     """Leave out, and name, calibration images that the model will not take: before training, while it costs nothing."""
     kept = []
     for sample in samples:
-        misfit = _misfit(forms[sample.id], detector)
-        if misfit:
-            listener.say(f"left out of the calibration: {sample.id} {misfit}")
-        else:
+        form = forms[sample.id]
+        if takes_channels(n_channels, form.n_channels, form.was_grey_rgb):
             kept.append(sample)
+        else:
+            listener.say(
+                f"left out of the calibration: {sample.id} has {form.n_channels} channel(s), "
+                f"the training images have {n_channels}"
+            )
     if not kept:
         raise DataError(
             "no calibration image fits the model",
-            "they have other channels or another size than the training images",
+            "they have other channels than the training images",
             "give normal images of the kind that is trained on",
         )
     return tuple(kept)
-
-
-def _misfit(form: Form, detector: Detector) -> str:
-    """Say why the model does not take an image of this form; empty where it does."""
-    n_channels, grid = detector.config.model.n_channels, detector.mapper.standardise.grid
-    if not takes_channels(n_channels, form.n_channels, form.was_grey_rgb):
-        return f"has {form.n_channels} channel(s), the training images have {n_channels}"
-    if grid is not None and detector.geometry.grid(form.spatial_shape) != grid:
-        return f"has {_px(form.spatial_shape)}, and standardising by position needs images of one size"
-    return ""
 
 
 def _check_promise(rate: Share | None, confidence: Share | None) -> None:
@@ -268,36 +260,15 @@ def _announce_rates(
     listener.say(reachable_text(len(samples), groups, confidence))
 
 
-def _completed(config: Config, survey: Survey) -> Config:
-    """Fill in what only the data tell: the number of channels, and whether standardising by position makes sense."""
-    kind = config.scoring.standardise
-    if kind == "auto":
-        kind = "position" if survey.has_one_size else "global"
-    return with_values(config, model={"n_channels": survey.n_channels}, scoring={"standardise": kind})
-
-
 def _untrained(config: Config, survey: Survey, device: torch.device) -> Detector:
     """Return what training begins with: working scale, fresh weights, intensity limits."""
     geometry = choose_geometry(survey.shapes, config.geometry, size_multiple(config.model))
     torch.manual_seed(config.seed)
-    mapper = AnomalyMapper(config, _grid(survey, geometry, config))
+    mapper = AnomalyMapper(config)
     limits = dataset_limits(survey, config)
     mapper.get_buffer("limits").copy_(torch.from_numpy(limits))
     baseline = fit_pca([small_grey(thumbnail, limits) for thumbnail in survey.thumbnails])
     return Detector(mapper, config, geometry, {}, device, baseline)
-
-
-def _grid(survey: Survey, geometry: Geometry, config: Config) -> tuple[int, ...] | None:
-    if config.scoring.standardise != "position":
-        return None
-    if not survey.has_one_size:
-        raise DataError(
-            "standardising by position needs images of one size",
-            f"those of train and validation have {len(survey.sizes)}, from {_px(min(survey.sizes))} "
-            f"to {_px(max(survey.sizes))}",
-            "leave the odd ones out, or use --set scoring.standardise=context",
-        )
-    return geometry.grid(survey.shapes[0])
 
 
 def _train(
@@ -373,10 +344,6 @@ def _fingerprint(
     masks = {name: [_short_hash([s.valid]) if s.valid else "" for s in part] for name, part in parts.items()}
     text = json.dumps([config_to_dict(config), image_hashes, masks], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _px(shape: Sequence[int]) -> str:
-    return f"{' x '.join(map(str, shape))} px"
 
 
 def _typical_shape(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

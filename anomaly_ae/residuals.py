@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from anomaly_ae.config import Config
 from anomaly_ae.loading import ImageStore
-from anomaly_ae.scoring import N_CONTEXT_BINS, AnomalyMapper, GaussianSmoothing, map_in_windows
+from anomaly_ae.scoring import N_CONTEXT_BINS, N_POSITIONS, AnomalyMapper, map_in_windows, valid_box
 from anomaly_ae.training import TrainingData
 
 MIN_IMAGES = 60
@@ -23,9 +24,6 @@ N_PIXELS_PER_IMAGE = 20_000
 SD_FLOOR = 0.25
 """A deviation is never taken smaller than this share of the median one: where no normal image ever showed an error,
 a single grey level must not become an alarm."""
-
-POSITION_SMOOTHING_PX = 3.0
-"""Neighbouring positions share their statistics: with 60 images a pixel's own deviation is uncertain by 9 %."""
 
 Example = tuple[Tensor, Tensor, Tensor]
 """raw (1, C, *S), valid (1, 1, *S), limits (1, C, 2)"""
@@ -50,15 +48,14 @@ def learn_residuals(
             yield map_in_windows(function, raw, valid, limits, window, margin).cpu(), valid.cpu()
 
     _set_units(mapper, over(mapper.measures, "units of the error measures"))
-    maps = over(mapper.error_and_activity, "residuals of normal images")
-    if mapper.standardise.grid is not None:
-        _set_by_position(mapper, maps)
-    else:
-        _set_by_context(mapper, maps, np.random.default_rng(config.seed), n_bins=_n_bins(config))
-
-
-def _n_bins(config: Config) -> int:
-    return 1 if config.scoring.standardise == "global" else N_CONTEXT_BINS
+    maps = over(mapper.errors, "residuals of normal images")
+    match mapper.standardise.kind:
+        case "position":
+            _set_by_position(mapper, maps)
+        case "context":
+            _set_by_context(mapper, maps, np.random.default_rng(config.seed))
+        case _:
+            _set_everywhere(mapper, maps)
 
 
 class _Examples:
@@ -88,31 +85,44 @@ def _set_units(mapper: AnomalyMapper, maps: Iterator[tuple[Tensor, Tensor]]) -> 
 
 
 def _set_by_position(mapper: AnomalyMapper, maps: Iterator[tuple[Tensor, Tensor]]) -> None:
-    """Mean and deviation of every position over the images, smoothed over its neighbours."""
-    n, total, squares = 0, torch.zeros(()), torch.zeros(())
-    for both, _ in maps:  # sums, so that the memory does not grow with the number of images
-        smooth = both[:, :1].double()  # (1, 1, *S)
-        n, total, squares = n + 1, total + smooth, squares + smooth.square()
-    mean, variance = total / n, (squares - total.square() / n) / (n - 1)
-    blur = GaussianSmoothing(POSITION_SMOOTHING_PX, total.ndim - 2)
-    _write(mapper, blur.blur(mean.float()), blur.blur(variance.float()).clamp_min(0).sqrt())
+    """Mean and deviation in every cell of the box around the valid pixels, over the images."""
+    total = torch.zeros((), dtype=torch.float64)
+    for errors, valid in maps:  # sums, so that the memory does not grow with the number of images
+        total = total + _sums_in_cells(errors[0], valid[0])
+    n, first, second = total  # three times (1, *cells)
+    overall = total.flatten(1).sum(dim=1)
+    is_seen = n > 0  # a cell that no image ever filled takes the numbers of all others
+    mean = torch.where(is_seen, first / n, overall[1] / overall[0])
+    square = torch.where(is_seen, second / n, overall[2] / overall[0])
+    _write(mapper, mean[None], (square - mean.square()).clamp_min(0).sqrt()[None])
+
+
+def _sums_in_cells(smooth: Tensor, valid: Tensor) -> Tensor:
+    """Return per cell the share of valid pixels, and the sums of their errors and squared errors: (3, 1, *cells)."""
+    box = valid_box(valid)
+    weight, smooth = valid[:, *box].double(), smooth[:, *box].double()  # (1, *box)
+    pool = functional.adaptive_avg_pool2d if smooth.ndim == 3 else functional.adaptive_avg_pool3d
+    return pool(torch.stack([weight, weight * smooth, weight * smooth.square()]), N_POSITIONS)
+
+
+def _set_everywhere(mapper: AnomalyMapper, maps: Iterator[tuple[Tensor, Tensor]]) -> None:
+    """One mean and one deviation, every image weighing the same."""
+    moments = [torch.stack([v.mean(), v.square().mean()]) for v in (e[0, 0][m[0, 0]].double() for e, m in maps)]
+    mean, square = torch.stack(moments).mean(dim=0)
+    _write(mapper, mean, (square - mean.square()).clamp_min(0).sqrt())
 
 
 def _set_by_context(
-    mapper: AnomalyMapper, maps: Iterator[tuple[Tensor, Tensor]], generator: np.random.Generator, n_bins: int
+    mapper: AnomalyMapper, maps: Iterator[tuple[Tensor, Tensor]], generator: np.random.Generator
 ) -> None:
     """Mean and deviation in equally filled bins of local activity."""
-    samples = [_some_pixels(both[0][:, valid[0, 0]], generator) for both, valid in maps]
+    samples = [_some_pixels(errors[0][:, valid[0, 0]], generator) for errors, valid in maps]
     smooth, activity = torch.cat(samples, dim=1).double()  # (k,), (k,)
-    order = activity.argsort()
-    bins = order.tensor_split(n_bins)
-    centres = torch.stack([activity[i].mean() for i in bins])
-    mean = torch.stack([smooth[i].mean() for i in bins])
-    sd = torch.stack([smooth[i].std() for i in bins])
-    repeat = N_CONTEXT_BINS // n_bins  # one bin serves everywhere
-    increasing = torch.cummax(centres.repeat(repeat), 0).values + torch.arange(N_CONTEXT_BINS) * 1e-7
+    bins = activity.argsort().tensor_split(N_CONTEXT_BINS)
+    centres = torch.cummax(torch.stack([activity[i].mean() for i in bins]), 0).values
+    increasing = centres + torch.arange(N_CONTEXT_BINS) * 1e-7
     mapper.standardise.get_buffer("activity").copy_(increasing)
-    _write(mapper, mean.repeat(repeat), sd.repeat(repeat))
+    _write(mapper, torch.stack([smooth[i].mean() for i in bins]), torch.stack([smooth[i].std() for i in bins]))
 
 
 def _write(mapper: AnomalyMapper, mean: Tensor, sd: Tensor) -> None:

@@ -16,12 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anomaly_ae.config import Config, IntensityConfig, ScoringConfig
-from anomaly_ae.errors import DataError, IncompatibleImageError
+from anomaly_ae.errors import DataError
 from anomaly_ae.model import build_autoencoder, context_px, size_multiple
 from anomaly_ae.records import BoolArray, FloatArray, PixelArray
 
 MEASURES = ("l1", "l2", "ssim", "gms")
 N_CONTEXT_BINS = 12
+N_POSITIONS = 32
+"""Cells along every side of the object in which normal errors are compared: about 8 px each at 256 px."""
+
 MapFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(raw (B, C, *S), valid (B, 1, *S), limits (B, C, 2)) -> anomaly map (B, 1, *S)."""
 
@@ -33,11 +36,9 @@ class AnomalyMapper(nn.Module):
     ----------
     config : Config
         Architecture and scoring.
-    grid : tuple of int or None
-        Spatial shape at working scale when all images share one grid (standardising by position), else None.
     """
 
-    def __init__(self, config: Config, grid: tuple[int, ...] | None = None) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         n_dims = config.model.spatial_dims
         self.scale = IntensityScale(config.intensity.headroom)
@@ -45,14 +46,13 @@ class AnomalyMapper(nn.Module):
         self.autoencoder = build_autoencoder(config.model)
         self.compare = ErrorMeasures(config.scoring, n_dims)
         self.smooth = GaussianSmoothing(config.scoring.smooth_sd_px, n_dims)
-        self.standardise = Standardise(n_dims, grid)
+        self.standardise = Standardise(config.scoring.standardise, n_dims)
         self.register_buffer("limits", torch.zeros(config.model.n_channels, 2, dtype=torch.float64))
         self.size_multiple = size_multiple(config.model)
         self.margin_px = _round_up(
             context_px(config.model) + self.compare.reach_px + self.smooth.reach_px, self.size_multiple
         )
-        window_px = config.scoring.window_px // self.size_multiple * self.size_multiple
-        self.window_px = max(grid) if grid else window_px  # statistics by position have the shape of the whole image
+        self.window_px = config.scoring.window_px // self.size_multiple * self.size_multiple
 
     def forward(self, raw: Tensor, valid: Tensor, limits: Tensor) -> Tensor:
         """Map a batch.
@@ -70,21 +70,19 @@ class AnomalyMapper(nn.Module):
         tensor, (B, 1, *spatial)
             Smoothed error in standard deviations of what normal images show there.
         """
-        smooth, z_hat = self.smoothed_error(raw, valid, limits)
-        anomaly_map: Tensor = self.standardise(smooth, z_hat)
+        anomaly_map: Tensor = self.standardise(self.errors(raw, valid, limits), valid)
         return anomaly_map
 
-    def smoothed_error(self, raw: Tensor, valid: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the error map before standardising, and the reconstruction that it was measured against."""
-        x = self.scale(raw, valid, limits)
-        z = self.embed(x)
-        z_hat = self.autoencoder(z)
-        error = self.compare(z, z_hat, valid)  # (B, 1, *spatial)
-        return self.smooth(error, valid), z_hat
+    def errors(self, raw: Tensor, valid: Tensor, limits: Tensor) -> Tensor:
+        """Return all that `standardise` needs, and that depends on nothing far away: ``(B, 1 or 2, *S)``.
 
-    def error_and_activity(self, raw: Tensor, valid: Tensor, limits: Tensor) -> Tensor:
-        """Return the smoothed error and the local activity that its normal range depends on: (B, 2, *S)."""
-        smooth, z_hat = self.smoothed_error(raw, valid, limits)
+        The smoothed error, and where statistics follow the context also the activity of the reconstruction.
+        """
+        z = self.embed(self.scale(raw, valid, limits))
+        z_hat = self.autoencoder(z)
+        smooth: Tensor = self.smooth(self.compare(z, z_hat, valid), valid)
+        if self.standardise.kind != "context":
+            return smooth
         return torch.cat([smooth, self.standardise.local_activity(z_hat)], dim=1)
 
     def measures(self, raw: Tensor, valid: Tensor, limits: Tensor) -> Tensor:
@@ -232,34 +230,41 @@ class GaussianSmoothing(nn.Module):
 
 
 class Standardise(nn.Module):
-    """``(smooth - mean) / sd`` of what normal images show: at this position, or in such surroundings.
+    """``(smooth - mean) / sd`` of what normal images show: everywhere, at this place, or in such surroundings.
 
-    With a grid, mean and sd are maps. Without, they are functions of the local activity of the *reconstruction*
-    (its smoothed gradient): edges and texture are allowed larger errors than flat areas. One bin = one global pair.
+    A place is relative to the box around the valid pixels, so that images of any size share their statistics; borders,
+    where reconstructions are worst, are compared with borders. Surroundings are known by the local activity of the
+    *reconstruction* (its smoothed gradient): edges and texture are allowed larger errors than flat areas.
     """
 
-    def __init__(self, n_dims: int, grid: tuple[int, ...] | None) -> None:
+    def __init__(self, kind: str, n_dims: int) -> None:
         super().__init__()
-        self.grid = grid
+        self.kind, self.n_dims = kind, n_dims
         self.window = GaussianSmoothing(2.0, n_dims)
-        shape = (1, 1, *grid) if grid else (N_CONTEXT_BINS,)
-        self.register_buffer("mean", torch.zeros(shape))
-        self.register_buffer("sd", torch.ones(shape))
+        shapes = {"global": (1,), "position": (1, 1, *[N_POSITIONS] * n_dims), "context": (N_CONTEXT_BINS,)}
+        self.register_buffer("mean", torch.zeros(shapes[kind]))
+        self.register_buffer("sd", torch.ones(shapes[kind]))
         self.register_buffer("activity", torch.arange(float(N_CONTEXT_BINS)))  # bin centres, increasing
 
-    def forward(self, smooth: Tensor, z_hat: Tensor) -> Tensor:
-        """Return the anomaly map ``(B, 1, *S)``."""
+    def forward(self, errors: Tensor, valid: Tensor) -> Tensor:
+        """Return the anomaly map ``(B, 1, *S)`` of whole images: ``errors`` as `AnomalyMapper.errors` gives them."""
         mean, sd = self.get_buffer("mean"), self.get_buffer("sd")
-        if self.grid is None:
-            position = self._bin_position(self.local_activity(z_hat))
+        if self.kind == "position":
+            mean, sd = self._in_place(mean, valid), self._in_place(sd, valid)
+        elif self.kind == "context":
+            position = self._bin_position(errors[:, 1:])
             mean, sd = _interpolate(mean, position), _interpolate(sd, position)
-        elif tuple(smooth.shape[2:]) != self.grid:
-            raise IncompatibleImageError(
-                f"image of {_sides(smooth.shape[2:])} px at working scale",
-                f"this model standardises by position on a grid of {_sides(self.grid)} px",
-                "give images of the size of the training images, or fit with --set scoring.standardise=context",
-            )
-        return (smooth - mean) / sd
+        return (errors[:, :1] - mean) / sd
+
+    def _in_place(self, cells: Tensor, valid: Tensor) -> Tensor:
+        """Stretch statistics (1, 1, *cells) over the box of every image's valid pixels; outside any value will do."""
+        mode = "bilinear" if self.n_dims == 2 else "trilinear"
+        stretched = cells.mean() * torch.ones(valid.shape, device=cells.device)
+        for image, inside in zip(stretched, valid, strict=True):
+            box = valid_box(inside)
+            sides = [part.stop - part.start for part in box]
+            image[:, *box] = functional.interpolate(cells, size=sides, mode=mode, align_corners=False)[0]
+        return stretched
 
     def local_activity(self, z_hat: Tensor) -> Tensor:
         """Return the smoothed gradient magnitude, mean over channels: ``(B, 1, *S)``."""
@@ -271,6 +276,15 @@ class Standardise(nn.Module):
         upper = torch.searchsorted(centres, activity.contiguous()).clamp(1, len(centres) - 1)
         low, high = centres[upper - 1], centres[upper]
         return (upper - 1 + ((activity - low) / (high - low)).clamp(0, 1)).to(activity.dtype)
+
+
+def valid_box(valid: Tensor) -> tuple[slice, ...]:
+    """Return the smallest box that holds all valid pixels of one image (1, *S); all of it where there is none."""
+    found = valid.nonzero()[:, 1:]  # (n, d)
+    if len(found) in (0, valid.numel()):
+        return tuple(slice(0, side) for side in valid.shape[1:])
+    low, high = found.amin(dim=0).tolist(), found.amax(dim=0).tolist()
+    return tuple(slice(start, last + 1) for start, last in zip(low, high, strict=True))
 
 
 def _interpolate(values: Tensor, position: Tensor) -> Tensor:

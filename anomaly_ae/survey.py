@@ -5,7 +5,7 @@ Of an image of the calibration part, all that is found out here is whether it ca
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,6 @@ class Form:
 
     n_channels: int
     was_grey_rgb: bool
-    spatial_shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,8 +46,6 @@ class Survey:
         The readable ones.
     shapes : tuple
         Spatial shape of each.
-    sizes : frozenset
-        The spatial shapes that occur in train and validation: statistics by position are learned from both.
     extremes : float64 array, (n, C, 2)
         Smallest and largest valid value of each.
     pixels : tuple of float64 array, (C, k)
@@ -63,7 +60,6 @@ class Survey:
 
     samples: tuple[Sample, ...]
     shapes: tuple[tuple[int, ...], ...]
-    sizes: frozenset[tuple[int, ...]]
     extremes: FloatArray
     pixels: tuple[FloatArray, ...]
     thumbnails: tuple[FloatArray, ...]
@@ -74,7 +70,7 @@ class Survey:
     @property
     def has_one_size(self) -> bool:
         """Whether all images have the same size: one camera, one field of view."""
-        return len(self.sizes) == 1
+        return len(set(self.shapes)) == 1
 
     @property
     def is_aligned(self) -> bool:
@@ -115,13 +111,11 @@ def readable_parts(
 
 def _form(sample: Sample) -> Form:
     image = read_sample(sample)
-    return Form(image.n_channels, image.was_grey_rgb, image.spatial_shape)
+    return Form(image.n_channels, image.was_grey_rgb)
 
 
-def survey_images(
-    samples: Sequence[Sample], seed: int, listener: Listener, validation_shapes: Iterable[tuple[int, ...]] = ()
-) -> Survey:
-    """Look once at every training image; of the validation images only the spatial shapes matter here.
+def survey_images(samples: Sequence[Sample], seed: int, listener: Listener) -> Survey:
+    """Look once at every training image.
 
     Raises
     ------
@@ -158,7 +152,6 @@ def survey_images(
     return Survey(
         samples=tuple(samples),
         shapes=tuple(shapes),
-        sizes=frozenset([*shapes, *validation_shapes]),
         extremes=np.stack(extremes),
         pixels=tuple(pixels),
         thumbnails=tuple(thumbnails),

@@ -180,69 +180,36 @@ def test_identical_images_are_refused(tmp_path: Path) -> None:
         fit(save_images(tmp_path / "same", images), config_of(), device="cpu")
 
 
-@pytest.mark.usefixtures("no_training")
-def test_asking_for_positions_with_several_sizes_is_refused(tmp_path: Path) -> None:
-    manifest = save_images(tmp_path / "sizes", [*noise(15), *noise(15, (32, 40), seed=1)])
-    with pytest.raises(DataError, match="needs images of one size") as caught:
-        fit(manifest, config_of("scoring.standardise=position"), device="cpu")
-    assert caught.value.fix.endswith("scoring.standardise=context")
-
-
 def part_of(manifest: Manifest, name: str) -> tuple[Sample, ...]:
     """What becomes of a manifest without splits."""
     split = config_of().split
     return split_normals(manifest.samples, split.validation_share, split.calibration_share, 0)[name]
 
 
-@pytest.mark.usefixtures("no_training")
-def test_asking_for_positions_with_one_validation_image_of_another_size_is_refused(noise_manifest: Manifest) -> None:
-    np.save(part_of(noise_manifest, "validation")[0].files[0], noise(1, (32, 44), seed=1)[0])
-    with pytest.raises(DataError, match=r"needs images of one size: .* have 2, from 32 x 32 px to 32 x 44 px"):
-        fit(noise_manifest, config_of("scoring.standardise=position"), device="cpu")
-
-
-@pytest.mark.parametrize("part", ["train", "validation"])
-def test_one_image_of_another_size_means_statistics_without_positions_wherever_it_is(
-    noise_manifest: Manifest, part: str
-) -> None:
+@pytest.mark.parametrize("part", ["train", "validation", "calibration"])
+def test_an_image_of_another_size_is_welcome_wherever_it_is(noise_manifest: Manifest, part: str) -> None:
     np.save(part_of(noise_manifest, part)[0].files[0], noise(1, (32, 44), seed=1)[0])
-    assert fit(noise_manifest, config_of(), device="cpu").config.scoring.standardise == "global"
+    made = fit(noise_manifest, config_of(), rate="1/7", device="cpu").provenance
+    assert made["n_unusable"] == 0
 
 
 @pytest.mark.usefixtures("no_training")
-@pytest.mark.parametrize(
-    ("shape", "words"),
-    [((32, 32, 3), "has 3 channel(s), the training images have 1"), ((32, 60), "has 32 x 60 px, and standardising")],
-)
-def test_calibration_images_that_do_not_fit_are_left_out_before_the_rate_is_checked(
-    noise_manifest: Manifest, shape: tuple[int, ...], words: str
-) -> None:
+def test_calibration_images_that_do_not_fit_are_left_out_before_the_rate_is_checked(noise_manifest: Manifest) -> None:
     odd = part_of(noise_manifest, "calibration")[1]
-    np.save(odd.files[0], noise(1, shape, seed=1)[0])
+    np.save(odd.files[0], noise(1, (32, 32, 3), seed=1)[0])
     lines: list[str] = []
     with pytest.raises(CalibrationError, match="5 normal images"):  # the six of the part would support 1/7
         fit(noise_manifest, config_of(), rate="1/7", device="cpu", listener=Listener(say=lines.append))
     (named,) = [line for line in lines if "left out" in line]
-    assert named.startswith(f"left out of the calibration: {odd.id} {words}")
+    assert named == f"left out of the calibration: {odd.id} has 3 channel(s), the training images have 1"
 
 
 def test_calibration_images_that_do_not_fit_count_as_unusable(noise_manifest: Manifest) -> None:
-    np.save(part_of(noise_manifest, "calibration")[1].files[0], noise(1, (32, 60), seed=1)[0])
+    np.save(part_of(noise_manifest, "calibration")[1].files[0], noise(1, (32, 32, 3), seed=1)[0])
     part_of(noise_manifest, "train")[0].files[0].write_bytes(b"")
     made = fit(noise_manifest, config_of(), device="cpu").provenance
     assert made["n_images"] == {"train": 20, "validation": 3, "calibration": 5}
     assert made["n_unusable"] == 2
-
-
-def test_calibration_images_of_other_sizes_fit_where_positions_do_not_count(tmp_path: Path) -> None:
-    manifest = save_images(tmp_path / "sizes", noise(30))
-    np.save(part_of(manifest, "calibration")[0].files[0], noise(1, (32, 60), seed=1)[0])
-    np.save(part_of(manifest, "calibration")[1].files[0], noise(1, (32, 31), seed=1)[0])  # padded to the same grid
-    by_position = fit(manifest, config_of(), rate="1/6", device="cpu")
-    assert by_position.config.scoring.standardise == "position"
-    assert len(by_position.calibrated[0].image) == 5
-    everywhere = fit(manifest, config_of("scoring.standardise=global"), rate="1/7", device="cpu")
-    assert len(everywhere.calibrated[0].image) == 6
 
 
 def test_a_colourless_calibration_image_fits_a_colour_set_and_a_grey_one_does_not(tmp_path: Path) -> None:
@@ -371,15 +338,10 @@ def test_without_a_preset_the_data_decide_and_the_reason_is_kept(part_manifest: 
     assert detector.config.training.crop_px == load_config("object").training.crop_px
 
 
-def test_the_data_fill_in_what_only_they_can_tell(tmp_path: Path) -> None:
-    one_size = fit(save_images(tmp_path / "one", noise(20, (32, 32, 3))), config_of(), device="cpu")
-    assert one_size.config.model.n_channels == 3
-    assert one_size.config.scoring.standardise == "position"
-    assert one_size.mapper.standardise.grid == (32, 32)
-    sizes = fit(save_images(tmp_path / "two", noise(10) + noise(10, (40, 32), seed=1)), config_of(), device="cpu")
-    assert sizes.config.model.n_channels == 1
-    assert sizes.config.scoring.standardise != "position"
-    assert sizes.mapper.standardise.grid is None
+@pytest.mark.parametrize(("shape", "n_channels"), [((32, 32), 1), ((32, 32, 3), 3)])
+def test_the_data_tell_the_number_of_channels(tmp_path: Path, shape: tuple[int, ...], n_channels: int) -> None:
+    detector = fit(save_images(tmp_path / "images", noise(20, shape)), config_of(), device="cpu")
+    assert detector.config.model.n_channels == n_channels
 
 
 def test_the_smallest_batch_of_the_smallest_crops_can_be_learned_from(noise_manifest: Manifest) -> None:

@@ -15,7 +15,7 @@ from anomaly_ae.loading import ImageStore
 from anomaly_ae.prepare import Prepared
 from anomaly_ae.records import FloatArray
 from anomaly_ae.residuals import learn_residuals
-from anomaly_ae.scoring import N_CONTEXT_BINS, AnomalyMapper
+from anomaly_ae.scoring import N_CONTEXT_BINS, N_POSITIONS, AnomalyMapper
 from anomaly_ae.training import TrainingData
 
 CPU = torch.device("cpu")
@@ -49,13 +49,11 @@ def data() -> TrainingData:
     return data_of(20, 12)
 
 
-def learned(
-    data: TrainingData, *settings: str, seed: int = 0, grid: tuple[int, ...] | None = None
-) -> tuple[AnomalyMapper, list[tuple[str, int, int]]]:
+def learned(data: TrainingData, *settings: str, seed: int = 0) -> tuple[AnomalyMapper, list[tuple[str, int, int]]]:
     """A network with random weights is enough: it makes errors."""
     config: Config = load_config("smoke", ["model.architecture=bottleneck", *TWO_MEASURES, *settings])
     torch.manual_seed(seed)
-    mapper, seen = AnomalyMapper(config, grid), []
+    mapper, seen = AnomalyMapper(config), []
     learn_residuals(mapper, data, config, CPU, lambda stage, done, total, detail: seen.append((stage, done, total)))
     return mapper, seen
 
@@ -74,7 +72,7 @@ def maps_of(mapper: AnomalyMapper, data: TrainingData) -> Tensor:
 
 @torch.inference_mode()
 def smoothed_errors(mapper: AnomalyMapper, data: TrainingData) -> Tensor:
-    return torch.cat([mapper.smoothed_error(*image)[0] for image in all_images(data)])
+    return torch.cat([mapper.errors(*image)[:, :1] for image in all_images(data)])
 
 
 @torch.inference_mode()
@@ -97,19 +95,17 @@ def test_normal_images_have_mean_zero_and_deviation_one(data: TrainingData, kind
 
 def test_context_tells_quiet_from_lively_surroundings(data: TrainingData) -> None:
     by_context, _ = learned(data, "scoring.standardise=context")
-    everywhere, _ = learned(data, "scoring.standardise=global")
     activity = by_context.standardise.get_buffer("activity")
     assert len(activity) == N_CONTEXT_BINS
     assert bool((activity.diff() > 0).all())
     for buffer in ("mean", "sd"):
-        assert len(set(everywhere.standardise.get_buffer(buffer).tolist())) == 1
         assert len(set(by_context.standardise.get_buffer(buffer).tolist())) > 6
 
 
 def test_context_bins_are_equally_filled_and_hold_their_own_mean(data: TrainingData) -> None:
     mapper, _ = learned(data, "scoring.standardise=context")
     with torch.inference_mode():
-        both = torch.cat([mapper.error_and_activity(*image)[0].flatten(1) for image in all_images(data)], dim=1)
+        both = torch.cat([mapper.errors(*image)[0].flatten(1) for image in all_images(data)], dim=1)
     smooth, activity = both.double()[:, both[1].argsort()]
     means = torch.stack([part.mean() for part in smooth.tensor_split(N_CONTEXT_BINS)])
     sds = torch.stack([part.std() for part in smooth.tensor_split(N_CONTEXT_BINS)])
@@ -120,13 +116,11 @@ def test_context_bins_are_equally_filled_and_hold_their_own_mean(data: TrainingD
     torch.testing.assert_close(mapper.standardise.get_buffer("activity").double(), centres, rtol=0.05, atol=1e-4)
 
 
-def test_by_position_means_mean_and_deviation_over_the_images(
-    data: TrainingData, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(residuals, "POSITION_SMOOTHING_PX", 0.0)
-    mapper, _ = learned(data, "scoring.standardise=position", grid=(SIDE_PX, SIDE_PX))
+def test_by_position_means_mean_and_deviation_over_the_images(data: TrainingData) -> None:
+    mapper, _ = learned(data, "scoring.standardise=position")
+    assert SIDE_PX == N_POSITIONS  # a pixel is a cell here
     errors = smoothed_errors(mapper, data).double()
-    sd = errors.std(dim=0, keepdim=True)
+    sd = errors.std(dim=0, keepdim=True, correction=0)
     floored = sd.clamp_min(residuals.SD_FLOOR * float(sd.median()))
     mean = errors.mean(dim=0, keepdim=True)
     torch.testing.assert_close(mapper.standardise.get_buffer("mean").double(), mean, rtol=1e-4, atol=1e-6)
@@ -135,13 +129,25 @@ def test_by_position_means_mean_and_deviation_over_the_images(
     torch.testing.assert_close(maps.mean(dim=0), torch.zeros(1, SIDE_PX, SIDE_PX), rtol=0, atol=1e-3)
 
 
-def test_positions_share_their_statistics_with_their_neighbours(data: TrainingData) -> None:
-    mapper, _ = learned(data, "scoring.standardise=position", grid=(SIDE_PX, SIDE_PX))
-    errors = smoothed_errors(mapper, data)
-    raw_sd = errors.std(dim=0)[0]
-    shared = mapper.standardise.get_buffer("sd")[0, 0]
-    assert float(shared.diff(dim=0).abs().mean()) < 0.5 * float(raw_sd.diff(dim=0).abs().mean())
-    assert float(shared[:, -8:].mean()) > 1.2 * float(shared[:, :8].mean())  # the noise grows to the right
+def test_a_cell_knows_the_pixels_in_it_that_are_valid() -> None:
+    smooth, valid = torch.rand(1, 80, 64), torch.ones(1, 80, 64, dtype=torch.bool)
+    valid[:, 64:] = False  # padding: cells divide what is left
+    valid[:, :2, :2] = False  # the first cell of 2 x 2 px is empty
+    valid[:, 0, 2] = False
+    n, first, second = residuals._sums_in_cells(smooth, valid)[:, 0]
+    assert n.shape == (N_POSITIONS, N_POSITIONS)
+    assert (n[0, 0], n[0, 1], n[5, 7]) == (0.0, 0.75, 1.0)
+    cell = smooth[0, :2, 2:4].double().flatten()[1:]
+    assert float(first[0, 1] / n[0, 1]) == pytest.approx(float(cell.mean()))
+    assert float(second[0, 1] / n[0, 1]) == pytest.approx(float(cell.square().mean()))
+    assert float(first[5, 7]) == pytest.approx(float(smooth[0, 10:12, 14:16].mean()))
+
+
+def test_everywhere_means_one_pair_for_all_valid_pixels(data: TrainingData) -> None:
+    mapper, _ = learned(data, "scoring.standardise=global")
+    errors = smoothed_errors(mapper, data).double()
+    assert float(mapper.standardise.get_buffer("mean")) == pytest.approx(float(errors.mean()), rel=1e-4)
+    assert float(mapper.standardise.get_buffer("sd")) == pytest.approx(float(errors.std()), rel=1e-3)
 
 
 def test_without_any_error_the_map_is_still_finite() -> None:
@@ -157,7 +163,7 @@ def test_validation_normals_first_training_images_only_to_fill_up(
     n_train: int, n_validation: int, n_used: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(AnomalyMapper, "measures", lambda self, raw, valid, limits: raw)
-    monkeypatch.setattr(AnomalyMapper, "error_and_activity", lambda self, raw, valid, limits: torch.cat([raw] * 2, 1))
+    monkeypatch.setattr(AnomalyMapper, "errors", lambda self, raw, valid, limits: raw)
     data = data_of(n_train, n_validation)
     mapper, seen = learned(data, "scoring.gms=0.0")
     assert [s for s in seen if s[0] == "residuals of normal images"][-1][1:] == (n_used, n_used)
@@ -170,10 +176,8 @@ def test_validation_normals_first_training_images_only_to_fill_up(
 
 @pytest.mark.parametrize("kind", ["context", "global", "position"])
 def test_what_lies_outside_the_valid_mask_does_not_count(kind: str) -> None:
-    grid = (SIDE_PX, SIDE_PX) if kind == "position" else None
     first, second = (
-        learned(data_of(6, 4, outside), f"scoring.standardise={kind}", grid=grid)[0].state_dict()
-        for outside in (0.0, 1e6)
+        learned(data_of(6, 4, outside), f"scoring.standardise={kind}")[0].state_dict() for outside in (0.0, 1e6)
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
 

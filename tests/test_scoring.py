@@ -11,14 +11,16 @@ import pytest
 import torch
 from scipy import ndimage
 from torch import Generator, Tensor, nn
+from torch.nn import functional
 
 from anomaly_ae.config import Config, IntensityConfig, ScoringConfig, with_values
-from anomaly_ae.errors import DataError, IncompatibleImageError
+from anomaly_ae.errors import DataError
 from anomaly_ae.prepare import Geometry, prepare, resample, to_image_grid
 from anomaly_ae.records import FloatArray, Image
 from anomaly_ae.scoring import (
     MEASURES,
     N_CONTEXT_BINS,
+    N_POSITIONS,
     AnomalyMapper,
     ErrorMeasures,
     GaussianSmoothing,
@@ -49,9 +51,9 @@ def small_config(**sections: dict[str, Any]) -> Config:
     return with_values(Config(), **values)
 
 
-def random_mapper(config: Config, grid: tuple[int, ...] | None = None) -> AnomalyMapper:
+def random_mapper(config: Config) -> AnomalyMapper:
     """A mapper in evaluation mode with random numbers wherever there is something to learn."""
-    mapper = AnomalyMapper(config, grid).eval()
+    mapper = AnomalyMapper(config).eval()
     generator = Generator().manual_seed(2)
     for name, values in mapper.autoencoder.state_dict().items():
         if values.is_floating_point():
@@ -305,40 +307,61 @@ def test_by_context_mean_and_deviation_follow_the_activity_of_the_reconstruction
     centres, mean, sd = (standardise.get_buffer(name).numpy() for name in ("activity", "mean", "sd"))
     assert activity.min() < centres[1] < centres[-1] < activity.max()
     expected = (smooth.numpy() - np.interp(activity, centres, mean)) / np.interp(activity, centres, sd)
-    assert standardise(smooth, z_hat).numpy() == pytest.approx(expected, abs=1e-3)
+    errors = torch.cat([smooth, torch.from_numpy(activity)], dim=1)
+    assert standardise(errors, everywhere(smooth)).numpy() == pytest.approx(expected, abs=1e-3)
 
 
 def test_activity_is_the_smoothed_gradient() -> None:
     z_hat = rand(1, 2, 16, 18)
     gradient = np.mean([brute_gradient(channel.double().numpy()) for channel in z_hat[0]], axis=0)
-    found = Standardise(2, None).local_activity(z_hat)[0, 0].numpy()
+    found = Standardise("context", 2).local_activity(z_hat)[0, 0].numpy()
     assert found == pytest.approx(brute_blur(gradient, 2.0), abs=1e-5)
 
 
-def test_one_bin_serves_everywhere() -> None:
-    standardise = Standardise(2, None)
+def test_one_pair_serves_everywhere() -> None:
+    standardise = Standardise("global", 2)
     standardise.get_buffer("mean").fill_(3.0)
     standardise.get_buffer("sd").fill_(2.0)
     smooth = rand(1, 1, 16, 16)
-    assert torch.allclose(standardise(smooth, rand(1, 1, 16, 16, seed=1)), (smooth - 3) / 2)
+    assert torch.allclose(standardise(smooth, everywhere(smooth)), (smooth - 3) / 2)
 
 
-def test_by_position_every_pixel_has_its_own() -> None:
-    standardise = Standardise(2, (8, 12))
-    mean, sd = rand(1, 1, 8, 12, seed=1), rand(1, 1, 8, 12, seed=2) + 0.1
-    standardise.get_buffer("mean").copy_(mean)
-    standardise.get_buffer("sd").copy_(sd)
-    smooth = rand(3, 1, 8, 12)
-    assert torch.equal(standardise(smooth, smooth), (smooth - mean) / sd)
+def by_position(n_dims: int = 2) -> Standardise:
+    standardise = Standardise("position", n_dims)
+    standardise.get_buffer("mean").copy_(rand(1, 1, *[N_POSITIONS] * n_dims, seed=1))
+    standardise.get_buffer("sd").copy_(rand(1, 1, *[N_POSITIONS] * n_dims, seed=2) + 0.1)
+    return standardise
 
 
-@pytest.mark.parametrize("shape", [(8, 16), (12, 8), (1, 1)])
-def test_other_grid_is_refused_with_both_sizes(shape: tuple[int, int]) -> None:
-    smooth = rand(1, 1, *shape)
-    with pytest.raises(IncompatibleImageError) as caught:
-        Standardise(2, (8, 12))(smooth, smooth)
-    assert f"{shape[0]} x {shape[1]}" in caught.value.what
-    assert "8 x 12" in caught.value.why
+@pytest.mark.parametrize("n_dims", [2, 3])
+def test_by_position_every_cell_has_its_own(n_dims: int) -> None:
+    standardise = by_position(n_dims)
+    smooth = rand(2, 1, *[N_POSITIONS] * n_dims)
+    expected = (smooth - standardise.get_buffer("mean")) / standardise.get_buffer("sd")
+    assert torch.allclose(standardise(smooth, everywhere(smooth)), expected, atol=1e-5)
+
+
+def test_positions_are_relative_to_the_size_of_the_image() -> None:
+    standardise = by_position()
+    small, large = torch.zeros(1, 1, 64, 96), torch.zeros(1, 1, 128, 192)
+    found = [standardise(smooth, everywhere(smooth)) for smooth in (small, large)]
+    shrunk = functional.interpolate(found[1], size=(64, 96), mode="bilinear", align_corners=False)
+    assert float((found[0] - shrunk).abs().mean()) < 0.1 * float(found[0].std())
+
+
+def test_positions_are_relative_to_the_box_of_the_valid_pixels() -> None:
+    """Padding moves nothing, and an object is compared with itself wherever it lies."""
+    standardise = by_position()
+    smooth = rand(2, 1, 48, 40)
+    alone = standardise(smooth, everywhere(smooth))
+    valid = torch.zeros(2, 1, 80, 64, dtype=torch.bool)
+    valid[0, :, :48, :40] = True
+    valid[1, :, 20:68, 10:50] = True
+    padded = torch.zeros(2, 1, 80, 64).masked_scatter(valid, smooth)
+    found = standardise(padded, valid)
+    assert torch.allclose(found[0, :, :48, :40], alone[0], atol=1e-6)
+    assert torch.allclose(found[1, :, 20:68, 10:50], alone[1], atol=1e-6)
+    assert torch.isfinite(standardise(padded, torch.zeros_like(valid))).all()
 
 
 # --- the whole path ---
@@ -356,13 +379,14 @@ def test_map_is_the_chain_of_its_steps(architecture: str, n_dims: int, n_channel
         x = torch.where(valid, raw, torch.tensor(0.0))
         x_hat = mapper.autoencoder(x)
         smooth = mapper.smooth(mapper.compare(x, x_hat, valid), valid)
-        expected = mapper.standardise(smooth, x_hat)
-        both = mapper.error_and_activity(raw, valid, limits)
+        errors = torch.cat([smooth, mapper.standardise.local_activity(x_hat)], dim=1)
+        expected = mapper.standardise(errors, valid)
+        found_errors = mapper.errors(raw, valid, limits)
         shown = mapper.reconstruct(raw, valid, limits)
         measures = mapper.measures(raw, valid, limits)
     assert found.shape == (2, 1, *raw.shape[2:])
     assert torch.allclose(found, expected, atol=1e-5)
-    assert torch.allclose(both, torch.cat([smooth, mapper.standardise.local_activity(x_hat)], dim=1), atol=1e-6)
+    assert torch.allclose(found_errors, errors, atol=1e-6)
     assert torch.allclose(torch.stack(shown), torch.stack([x, x_hat]))
     unit = mapper.compare.get_buffer("unit").reshape(1, -1, *[1] * n_dims)
     assert torch.allclose((0.5 * measures / unit).sum(dim=1, keepdim=True), mapper.compare(x, x_hat, valid), atol=1e-5)
@@ -495,7 +519,7 @@ def test_the_margin_is_needed() -> None:
     assert (tiled - whole).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["measures", "error_and_activity"])
+@pytest.mark.parametrize("name", ["measures", "errors"])
 def test_windows_of_what_has_several_channels(name: str) -> None:
     mapper = random_mapper(small_config(model={"unshuffle": 1}))
     raw = rand(1, 1, 180, 60)
@@ -514,20 +538,6 @@ def test_window_and_margin_are_whole_blocks(window_px: int, unshuffle: int, dept
     mapper = AnomalyMapper(config)
     assert mapper.window_px % mapper.size_multiple == mapper.margin_px % mapper.size_multiple == 0
     assert window_px - mapper.size_multiple < mapper.window_px <= window_px
-
-
-def test_images_on_one_grid_are_mapped_whole() -> None:
-    """Statistics by position fit no window."""
-    config = small_config(scoring={"window_px": 128, "standardise": "position"})
-    mapper = random_mapper(config, (200, 136))
-    raw = rand(1, 1, 200, 136)
-    arguments = (raw, everywhere(raw), limits_for(raw))
-    with torch.inference_mode():
-        tiled = map_in_windows(mapper, *arguments, mapper.window_px, mapper.margin_px)
-        assert torch.equal(tiled, mapper(*arguments))
-        larger = rand(1, 1, 400, 300)
-        with pytest.raises(IncompatibleImageError):
-            map_in_windows(mapper, larger, everywhere(larger), limits_for(larger), mapper.window_px, mapper.margin_px)
 
 
 # --- from a map to a score ---

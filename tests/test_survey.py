@@ -243,21 +243,10 @@ def test_the_form_of_an_image_is_known_after_reading(tmp_path: Path) -> None:
     images = [*noise(7), grey, grey_as_colour(wide), *noise(1, (24, 16, 3))]
     samples = write(tmp_path, images)
     _, forms = readable_parts({"train": samples[:8], "validation": samples[8:9], "calibration": samples[9:]}, QUIET)
-    assert forms["000.npy"] == Form(1, False, (32, 32))
-    assert forms["007.npy"] == Form(1, False, (32, 40))
-    assert forms["008.npy"] == Form(1, True, (32, 40))
-    assert forms["009.npy"] == Form(3, False, (24, 16))
-
-
-def test_a_validation_image_of_another_size_counts_like_one_in_train(tmp_path: Path) -> None:
-    samples = write(tmp_path, drawn(make_part))
-    same = survey_images(samples, 0, QUIET, [(SIDE_PX, SIDE_PX)])
-    other = survey_images(samples, 0, QUIET, [(SIDE_PX, SIDE_PX), (SIDE_PX, 48)])
-    assert same.has_one_size
-    assert choose_preset(same)[0] == "object"
-    assert not other.has_one_size
-    assert choose_preset(other)[0] == "default", "as with that image in train"
-    assert other.shapes == same.shapes
+    assert forms["000.npy"] == Form(1, False)
+    assert forms["007.npy"] == Form(1, False)
+    assert forms["008.npy"] == Form(1, True)
+    assert forms["009.npy"] == Form(3, False)
 
 
 @pytest.mark.parametrize("damaged", [range(5), range(10, 12)], ids=["fewer than eight", "a whole part"])
