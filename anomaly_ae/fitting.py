@@ -115,8 +115,10 @@ def calibrate(
 
     Images that cannot be read are left out and named; the promise counts those that were scored.
     """
+    listener = listener or Listener()
     _refuse_known(detector, samples)
-    return _set_thresholds(detector, samples, rate, confidence, listener or Listener())
+    _announce_rates(samples, rate, confidence, listener)
+    return _set_thresholds(detector, samples, rate, confidence, listener)
 
 
 def _set_thresholds(

@@ -354,6 +354,15 @@ def test_the_smallest_batch_of_the_smallest_crops_can_be_learned_from(noise_mani
 # --- calibrate ---
 
 
+def test_calibrate_refuses_a_rate_out_of_reach_before_it_scores(
+    smoke_detector: Detector, part_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Detector, "measure_many", lambda self, samples: pytest.fail("it scored first"))
+    normals = load_manifest(part_folder / "test" / "good").samples
+    with pytest.raises(CalibrationError):
+        calibrate(smoke_detector, normals, rate="0.001")
+
+
 def test_calibrate_changes_thresholds_and_no_score(smoke_detector: Detector, part_folder: Path) -> None:
     image = part_folder / "test" / "stain" / "003.png"
     before, thresholds = smoke_detector.score(image), smoke_detector.calibrated[1].as_json()

@@ -26,6 +26,7 @@ from PIL import ImageFile
 
 from anomaly_ae.dicom import shared as dicom_shared
 from anomaly_ae.errors import AnomalyAEError, DataError, UnreadableImageError, UsageError
+from anomaly_ae.manifest import load_manifest
 from anomaly_ae.readers import (
     IMAGE_SUFFIXES,
     MAX_PIXELS,
@@ -811,6 +812,18 @@ def test_a_file_without_frames_is_refused_and_not_taken_for_an_empty_series(tmp_
     for path in (tmp_path / "a.tif", tmp_path / "a.dcm"):
         assert "has no frame 0" in refusal(count_frames, path)
         assert "has no frame 0" in refusal(read_image, path)
+
+
+def test_a_file_that_claims_too_many_frames_is_one_failure_of_the_folder(tmp_path: Path) -> None:
+    from test_dicom import dataset
+    from test_dicom import save as save_dicom
+
+    (tmp_path / "images").mkdir()
+    save_dicom(dataset(GREY[np.newaxis], NumberOfFrames="2000000000"), tmp_path / "images" / "a.dcm")
+    save(GREY, tmp_path / "images" / "b.png")
+    assert "claims to hold 2000000000 frames" in refusal(count_frames, tmp_path / "images" / "a.dcm")
+    assert "claims to hold 2000000000 frames" in refusal(read_image, tmp_path / "images" / "a.dcm")
+    assert [sample.id for sample in load_manifest(tmp_path / "images").samples] == ["a.dcm", "b.png"]
 
 
 def test_frames_of_formats_without_frames(tmp_path: Path) -> None:

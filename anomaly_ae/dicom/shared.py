@@ -16,6 +16,9 @@ from pathlib import Path
 from anomaly_ae.errors import AnomalyAEError, UnreadableImageError
 from anomaly_ae.records import PixelArray
 
+MAX_FRAMES = 100_000
+"""A damaged header may claim thousands of millions of frames, and each becomes a row."""
+
 MAX_PIXELS = 2**28
 """Most samples (height x width x channels) of one image: 268 million, 512 MiB at 16 bits."""
 
@@ -91,8 +94,12 @@ def check_frame(name: str, frame: int, n_frames: int) -> None:
     Raises
     ------
     UnreadableImageError
-        `frame` is negative or not below `n_frames`.
+        `frame` is negative or not below `n_frames`, or there are more than `MAX_FRAMES`.
     """
+    if n_frames > MAX_FRAMES:
+        raise UnreadableImageError(
+            f"{name}: claims to hold {n_frames} frames", f"at most {MAX_FRAMES} are read", "cut it into pieces"
+        )
     if not 0 <= frame < n_frames:
         raise UnreadableImageError(
             f"{name}: has no frame {frame}",

@@ -35,8 +35,6 @@ SPLIT_FOLDERS = {
 MASK_FOLDER = "ground_truth"
 GROUP_FILES = ("groups.tsv", "groups.csv")
 
-# A damaged header may claim thousands of millions of frames, and each becomes a row.
-_MAX_FRAMES = 100_000
 _N_EXAMPLES = 3
 
 
@@ -157,13 +155,9 @@ def _samples(root: Path, path: str, place: _Place, mask: Path | None) -> list[Sa
 
 def _n_frames(file: Path) -> int:
     try:
-        n_frames = count_frames(file)
+        return count_frames(file)
     except UnreadableImageError:  # it is listed all the same, and becomes a failure when it is read
         return 1
-    if n_frames > _MAX_FRAMES:
-        what = f"{file} claims to hold {n_frames} frames"
-        raise DataError(what, f"at most {_MAX_FRAMES} are read", "remove the file, or cut it into pieces")
-    return n_frames
 
 
 def _list_folder(root: Path) -> _Listing:
