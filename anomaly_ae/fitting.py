@@ -92,7 +92,8 @@ def fit(
     listener.say(detector.geometry.describe(_typical_shape(survey.shapes)))
     offered = parts["calibration"]
     parts["calibration"] = _without_misfits(offered, forms, survey.n_channels, listener)
-    _announce_rates(parts["calibration"], rate, confidence, listener)
+    _check_reachable(parts["calibration"], rate, confidence)
+    listener.say(reachable_text(len(parts["calibration"]), _n_groups(parts["calibration"]), confidence))
     listener.say(f"training on {describe_device(place)}: {config.training.steps} steps")
     images = _described(parts)
     fingerprint = _fingerprint(config, parts, images["image_hashes"])
@@ -115,10 +116,9 @@ def calibrate(
 
     Images that cannot be read are left out and named; the promise counts those that were scored.
     """
-    listener = listener or Listener()
     _refuse_known(detector, samples)
-    _announce_rates(samples, rate, confidence, listener)
-    return _set_thresholds(detector, samples, rate, confidence, listener)
+    _check_reachable(samples, rate, confidence)
+    return _set_thresholds(detector, samples, rate, confidence, listener or Listener())
 
 
 def _set_thresholds(
@@ -252,14 +252,16 @@ def _check_promise(rate: Share | None, confidence: Share | None) -> None:
         parse_confidence(confidence)
 
 
-def _announce_rates(
-    samples: Sequence[Sample], rate: Share | None, confidence: Share | None, listener: Listener
-) -> None:
-    n_groups = len({s.group for s in samples})
-    groups = n_groups if n_groups < len(samples) else None
+def _check_reachable(samples: Sequence[Sample], rate: Share | None, confidence: Share | None) -> None:
+    """Refuse an asked-for rate that so many images, or groups, cannot support."""
     if rate is not None:
-        check_reachable(len(samples), groups, rate, confidence)
-    listener.say(reachable_text(len(samples), groups, confidence))
+        check_reachable(len(samples), _n_groups(samples), rate, confidence)
+
+
+def _n_groups(samples: Sequence[Sample]) -> int | None:
+    """Return the number of groups; None where every image is its own."""
+    n_groups = len({s.group for s in samples})
+    return n_groups if n_groups < len(samples) else None
 
 
 def _untrained(config: Config, survey: Survey, device: torch.device) -> Detector:
