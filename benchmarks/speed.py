@@ -1,0 +1,160 @@
+"""Time and memory of the real commands on embedded images; one line per question.
+
+    python benchmarks/speed.py --out docs/benchmarks/speed.md [--only start fit fast score memory] [--device auto]
+
+Run it alone on an otherwise idle machine. Every command is a process of its own, timed from start to end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+import anomaly_ae
+from anomaly_ae.files import write_text
+from anomaly_ae.synthetic import make_dataset
+
+COMMAND = [sys.executable, "-m", "anomaly_ae"]
+HEAD = """# Speed and memory
+
+    {command}
+
+{machine}; Python {python}, torch {torch}, anomaly_ae {version}. Embedded images; every line is one whole command
+in a process of its own, start-up included, measured once (start-up: the best of five). On shared machines such times
+vary by a third.
+
+| what | measured |
+| --- | --- |
+"""
+
+
+def main() -> None:
+    """Measure what is asked for and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", choices=QUESTIONS, default=list(QUESTIONS))
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as work:
+        bench = Bench(Path(work), arguments.device)
+        lines = [f"| {what} | {measured} |" for name in arguments.only for what, measured in QUESTIONS[name](bench)]
+    head = HEAD.format(
+        command=" ".join(["python", *sys.argv]),
+        machine=_machine(arguments.device),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        version=anomaly_ae.__version__,
+    )
+    write_text(arguments.out, head + "\n".join(lines) + "\n")
+
+
+class Bench:
+    """A folder to work in, and commands that are timed."""
+
+    def __init__(self, work: Path, device: str) -> None:
+        self.work, self.device = work, device
+
+    def seconds(self, *command: str | Path) -> float:
+        """Run a command to its end; exit code 3 (some images could not be used) would be a fault here."""
+        started = time.perf_counter()
+        subprocess.run([str(c) for c in command], check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - started
+
+    def fit(self, data: Path, model: Path, preset: str) -> float:
+        """Return the time of a whole fit."""
+        return self.seconds(*COMMAND, "fit", data, "--preset", preset, "--out", model, "--device", self.device)
+
+    def untrained(self, size_px: int) -> tuple[Path, Path]:
+        """Return normal images, and a model with the default network and scoring that saw a few of them."""
+        data, model = self.work / f"px{size_px}", self.work / f"px{size_px}.safetensors"
+        if not model.exists():
+            make_dataset(data, n_train=40, n_test_normal=100, n_per_defect=0, size_px=size_px)
+            settings = ["--set", "training.steps=20"]
+            self.seconds(*COMMAND, "fit", data, "--preset", "default", *settings, "--out", model)
+        return data, model
+
+    def score(self, n_images: int, size_px: int) -> tuple[float, int]:
+        """Return seconds and the largest resident memory in MiB of scoring so many files."""
+        data, model = self.untrained(size_px)
+        folder = self.work / f"{n_images}_of_{size_px}"
+        folder.mkdir()
+        originals = sorted((data / "test" / "good").glob("*.png"))
+        for i in range(n_images):
+            shutil.copy(originals[i % len(originals)], folder / f"{i:06d}.png")
+        command = [*COMMAND, "score", model, folder, "--out", self.work / f"run_{folder.name}", "--device", self.device]
+        started = time.perf_counter()
+        process = subprocess.Popen([str(c) for c in command], stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, process.args)
+        return seconds, usage.ru_maxrss // 1024
+
+
+def start(bench: Bench) -> Iterator[tuple[str, str]]:
+    """How long a user waits before anything happens."""
+    programs = {
+        "`anomaly-ae --help`": [*COMMAND, "--help"],
+        "`import anomaly_ae`": [sys.executable, "-c", "import anomaly_ae"],
+        "`import numpy`, to compare with": [sys.executable, "-c", "import numpy"],
+    }
+    for what, command in programs.items():
+        yield what, f"{min(bench.seconds(*command) for _ in range(5)):.2f} s"
+
+
+def fit_with(preset: str) -> Callable[[Bench], Iterator[tuple[str, str]]]:
+    """How long 700 images of 300 px take to learn from."""
+
+    def measure(bench: Bench) -> Iterator[tuple[str, str]]:
+        data = bench.work / "px300"
+        if not data.exists():
+            make_dataset(data, "surface", n_train=700, n_test_normal=0, n_per_defect=0, size_px=300)
+        minutes = bench.fit(data, bench.work / f"{preset}.safetensors", preset) / 60
+        yield f"`fit --preset {preset}`, 700 images of 300 x 300 px", f"{minutes:.1f} min"
+
+    return measure
+
+
+def score(bench: Bench) -> Iterator[tuple[str, str]]:
+    """Images per second from files to files."""
+    few, many = bench.score(10, 256)[0], bench.score(410, 256)[0]
+    yield "`score`, 410 files of 256 x 256 px", f"{many:.0f} s: {410 / many:.1f} images/s"
+    yield "the same without start-up (less the time of 10 files)", f"{400 / (many - few):.1f} images/s"
+
+
+def memory(bench: Bench) -> Iterator[tuple[str, str]]:
+    """Whether memory grows with the number of images."""
+    for n_images in (1_000, 10_000):
+        seconds, mebibytes = bench.score(n_images, 128)
+        speed = f"{n_images / seconds:.1f} images/s"
+        yield f"largest memory of `score`, {n_images:,} files of 128 x 128 px", f"{mebibytes} MiB ({speed})"
+
+
+QUESTIONS: dict[str, Callable[[Bench], Iterator[tuple[str, str]]]] = {
+    "start": start,
+    "fit": fit_with("default"),
+    "fast": fit_with("fast"),
+    "score": score,
+    "memory": memory,
+}
+
+
+def _machine(device: str) -> str:
+    n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = f", {torch.cuda.get_device_name()}" if device != "cpu" and torch.cuda.is_available() else ""
+    return f"{platform.system()} {platform.machine()}, {n_cpus} CPU cores{gpu}"
+
+
+if __name__ == "__main__":
+    main()
