@@ -31,7 +31,7 @@ from anomaly_ae.report import (
     write_report,
 )
 from anomaly_ae.report.figures import histogram_svg, outline_path, pr_points, roc_points
-from anomaly_ae.report.html import embedded_json
+from anomaly_ae.report.html import _interval_methods, embedded_json
 from anomaly_ae.report.pictures import Detail, Pictures, read_pictures, rescaled
 from anomaly_ae.report.run import Run, read_run
 from anomaly_ae.report.sheets import N_COLUMNS, detail_panels, map_sheets, thumbnail_sheets
@@ -292,6 +292,20 @@ def test_headline_with_confidence_and_by_hand(tmp_path: Path) -> None:
 
 def test_headline_is_about_units_where_they_are_decided(tmp_path: Path) -> None:
     assert "normal units on average" in headline(read_run(fake_run.build(tmp_path, with_units=True, pictures=False)))
+
+
+def test_a_method_of_intervals_is_named_once_whatever_its_numbers() -> None:
+    methods = [
+        "Clopper-Pearson at effective sample size 10.4",
+        "Clopper-Pearson at effective sample size 61.0",
+        "bootstrap of whole groups, 1000 draws, 16 draws with one class only dropped, widened to Newcombe method 5",
+        "bootstrap of whole groups, 1000 draws, widened to Newcombe method 5",
+    ]
+    metrics = {"a": [{"intervals": [{"method": method, "unit": "group"}]} for method in methods]}
+    assert _interval_methods(metrics) == [
+        "Clopper-Pearson at effective sample size (groups taken as independent)",
+        "bootstrap of whole groups, 1000 draws, widened to Newcombe method 5 (groups taken as independent)",
+    ]
 
 
 def test_headline_without_anomalous_images_says_so(tmp_path: Path) -> None:
