@@ -34,6 +34,7 @@ HERE = Path(__file__).parent
 VARIANTS = {"default": None, "fast": "fast", "textbook": HERE / "textbook.toml"}
 N_SPLITS = 200
 CHECK_RATE = Fraction(1, 5)
+ONE_PERCENT = Fraction(1, 100)
 
 
 def main() -> None:
@@ -148,8 +149,8 @@ def table_row(cell: dict[str, Any]) -> str:
         figure(image["average_precision"]),
         *([figure(pixel["roc_auc"]), figure(pixel["average_precision"])] if pixel else ["-", "-"]),
         *([figure(pixel["au_pro"]["0.3"]), figure(pixel["au_pro"]["0.05"])] if pixel else ["-", "-"]),
-        rates["rate_asked"],
-        figure(rates["false_alarm_rate"]),
+        asked(rates["rate_asked"], metrics),
+        figure(rates["false_alarm_rate"]) + band(rates),
         figure(rates["sensitivity"]),
         figure(metrics["baselines"]["mean grey"]),
         figure(metrics["baselines"]["PCA residual"]),
@@ -157,6 +158,19 @@ def table_row(cell: dict[str, Any]) -> str:
         str(cell["fit_seconds"]),
     ]
     return "| " + " | ".join(columns) + " |"
+
+
+def asked(rate: str, metrics: dict[str, Any]) -> str:
+    """Return the asked rate, and what 1 % would need where the calibration normals do not support it."""
+    counts = metrics["counts"]
+    noun = "groups" if counts["groups"] < counts["normal"] + counts["anomalous"] else "n"
+    return rate if Fraction(rate) <= ONE_PERCENT else f"{rate}; 1 % needs {noun} >= {normals_needed(ONE_PERCENT)}"
+
+
+def band(rates: dict[str, Any]) -> str:
+    """Return where the rate found on so many normals is expected, where images are independent."""
+    expected = rates["false_alarm_band"]
+    return f", expected {expected[0]:.3f} to {expected[1]:.3f}" if expected else ""
 
 
 def figure(metric: dict[str, Any]) -> str:
