@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,8 @@ def _digest(sample: Sample) -> str:
 class MapKeeper:
     """Maps of the run in temporary files, because the pixel figures need to see every map twice.
 
-    Pixel figures are computed when at least one anomalous image has a mask. Anomalous images without one are left out,
-    and so is every image whose mask cannot be read.
+    Pixel figures are computed when at least one image has a mask. Left out is what could count anomalous pixels as
+    normal ones: images whose mask cannot be read, and anomalous ones without a mask or with an empty one.
     """
 
     def __init__(self, folder: Path, samples: Sequence[Sample]) -> None:
@@ -88,14 +89,14 @@ class MapKeeper:
         self._entries: list[tuple[Path, Sample, BoolArray | None]] = []
         self._has_masks = any(sample.mask for sample in samples)
         self._disk_is_full = False
-        self._n_left_out = 0
+        self._left_out: Counter[str] = Counter()
 
     def keep(self, sample: Sample, result: Score, image: Image) -> None:
         """Keep one map, if pixel figures are still possible and the image has a part in them."""
         if not self._has_masks or self._disk_is_full or result.anomaly_map is None:
             return
-        if (sample.mask or sample.label == ANOMALOUS_LABEL) and mask_of(sample, image) is None:
-            self._n_left_out += 1
+        if why := _why_left_out(sample, image):
+            self._left_out[why] += 1
             return
         self._folder.mkdir(exist_ok=True)
         if shutil.disk_usage(self._folder).free < MIN_FREE_BYTES + result.anomaly_map.nbytes:
@@ -113,8 +114,7 @@ class MapKeeper:
         """Say what is missing in the pixel figures."""
         if self._disk_is_full:
             return ["no pixel figures: not enough free disk space for the maps"]
-        n = self._n_left_out
-        return [f"{n} images without a readable mask are left out of the pixel figures"] if n else []
+        return [f"{n} {what} are left out of the pixel figures" for what, n in self._left_out.items()]
 
     def close(self) -> None:
         """Remove the temporary maps."""
@@ -125,6 +125,15 @@ class MapKeeper:
             anomaly_map = np.load(path, allow_pickle=False)
             mask = read_mask(sample.mask, anomaly_map.shape) if sample.mask else None
             yield PixelMap(anomaly_map, mask, valid)
+
+
+def _why_left_out(sample: Sample, image: Image) -> str:
+    """Say why nobody knows which pixels of an image are anomalous; "" where it is known."""
+    mask = mask_of(sample, image)
+    is_anomalous = sample.label == ANOMALOUS_LABEL
+    if mask is None:
+        return "images without a readable mask" if sample.mask or is_anomalous else ""
+    return "anomalous images with an empty mask" if is_anomalous and not mask.any() else ""
 
 
 def _write_map(path: Path, anomaly_map: FloatArray) -> None:

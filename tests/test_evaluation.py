@@ -252,6 +252,21 @@ def test_images_without_a_readable_mask_are_left_out_and_said(
     assert result.metrics["pixel"]["roc_auc"]["n_normal"] == len(kept) * 64 * 64 - n_masked
 
 
+def test_an_anomalous_image_with_an_empty_mask_is_left_out_and_said(
+    few: Manifest, smoke_detector: Detector, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty.png"
+    Picture.new("L", (64, 64), 0).save(empty)
+    masks = {few.samples[0].id: empty, few.samples[4].id: empty, few.samples[5].id: empty}
+    assert [few.samples[i].label for i in (0, 4, 5)] == ["normal", "anomalous", "anomalous"]
+    samples = tuple(replace(sample, mask=masks.get(sample.id, sample.mask)) for sample in few.samples)
+    result = evaluate(smoke_detector, replace(few, samples=samples), tmp_path / "run", RunOptions())
+    assert "2 anomalous images with an empty mask are left out of the pixel figures" in result.warnings
+    assert result.metrics
+    pixel = result.metrics["pixel"]["roc_auc"]
+    assert pixel["n_normal"] + pixel["n_anomalous"] == 6 * 64 * 64, "the empty mask of a normal image is true"
+
+
 def test_a_small_disk_costs_the_pixel_figures_and_no_more(
     few: Manifest, smoke_detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
