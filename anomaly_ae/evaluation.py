@@ -35,6 +35,7 @@ from anomaly_ae.results import (
     write_json,
     write_tables,
 )
+from anomaly_ae.survey import pixel_hash
 from anomaly_ae.version import __version__
 
 FIGURES = (("ROC-AUC", "roc_auc"), ("average precision", "average_precision"))
@@ -228,7 +229,7 @@ def _score_all(job: _Job, folder: Path, keeper: MapKeeper | None) -> _Collected:
                 continue
             row = score_row(sample, result, pixel_threshold)
             collected.rows.append({**row, "baselines": detector.baseline_scores(image)})
-            collected.seen_in_fit += result.image_sha256[:16] in known
+            collected.seen_in_fit += pixel_hash(image) in known
             keep_pictures(detector, sample, result, image, folder, options.heatmaps, options.maps, pictures)
             if keeper:
                 keeper.keep(sample, result, image)

@@ -20,7 +20,7 @@ from anomaly_ae.baselines import fit_pca, small_grey
 from anomaly_ae.calibration import calibration_scores, thresholds_from
 from anomaly_ae.config import Config, config_to_dict, load_config, with_values
 from anomaly_ae.detector import Detector, choose_device
-from anomaly_ae.errors import AnomalyAEError, DataError, UnreadableImageError
+from anomaly_ae.errors import AnomalyAEError, DataError
 from anomaly_ae.files import remove_file
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, split_normals
@@ -30,7 +30,15 @@ from anomaly_ae.readers import image_sha256
 from anomaly_ae.records import ANOMALOUS_LABEL, Sample
 from anomaly_ae.residuals import learn_residuals
 from anomaly_ae.scoring import AnomalyMapper
-from anomaly_ae.survey import Form, Survey, choose_preset, dataset_limits, readable_parts, survey_images
+from anomaly_ae.survey import (
+    Form,
+    Survey,
+    choose_preset,
+    dataset_limits,
+    readable_forms,
+    readable_parts,
+    survey_images,
+)
 from anomaly_ae.threshold import Share, check_reachable, parse_confidence, parse_rate, reachable_text
 from anomaly_ae.training import Progress, TrainingData, train
 
@@ -80,7 +88,7 @@ def fit(
     known = config or load_config("default", overrides)  # presets differ neither in seed nor in split
     given = split_normals(manifest.samples, known.split.validation_share, known.split.calibration_share, known.seed)
     readable, forms = readable_parts(given, listener)
-    parts = _without_copies(readable, listener)
+    parts = _without_copies(readable, forms, listener)
     survey = survey_images(parts["train"], known.seed, listener)
     reason = "asked for"
     if config is None:
@@ -95,11 +103,10 @@ def fit(
     _check_reachable(parts["calibration"], rate, confidence)
     listener.say(reachable_text(len(parts["calibration"]), _n_groups(parts["calibration"]), confidence))
     listener.say(f"training on {describe_device(place)}: {config.training.steps} steps")
-    images = _described(parts)
-    fingerprint = _fingerprint(config, parts, images["image_hashes"])
+    fingerprint = _fingerprint(config, parts)
     progress = _train(detector, parts, checkpoint, resume, fingerprint, listener, should_stop)
-    detector.provenance = {**_provenance(detector, survey, progress, reason), **images}
-    detector = _set_thresholds(detector, parts["calibration"], rate, confidence, listener)
+    detector.provenance = {**_provenance(detector, survey, progress, reason), **_described(parts, forms)}
+    detector = _set_thresholds(detector, parts["calibration"], forms, rate, confidence, listener)
     n_not_calibrated = len(offered) - len(detector.calibrated[0].image)
     detector.provenance["n_unusable"] = _n_images(given) - _n_images(readable) + n_not_calibrated
     return detector
@@ -116,13 +123,21 @@ def calibrate(
 
     Images that cannot be read are left out and named; the promise counts those that were scored.
     """
-    _refuse_known(detector, samples)
+    listener = listener or Listener()
     _check_reachable(samples, rate, confidence)
-    return _set_thresholds(detector, samples, rate, confidence, listener or Listener())
+    forms = readable_forms(samples, listener, " of the calibration")
+    readable = [sample for sample in samples if sample.id in forms]
+    _refuse_known(detector, readable, forms)
+    return _set_thresholds(detector, readable, forms, rate, confidence, listener)
 
 
 def _set_thresholds(
-    detector: Detector, samples: Sequence[Sample], rate: Share | None, confidence: Share | None, listener: Listener
+    detector: Detector,
+    samples: Sequence[Sample],
+    forms: Mapping[str, Form],
+    rate: Share | None,
+    confidence: Share | None,
+    listener: Listener,
 ) -> Detector:
     values: list[float] = []
     peaks: list[float] = []
@@ -139,7 +154,7 @@ def _set_thresholds(
         raise DataError("no normal image could be scored for calibration", "all were unreadable", "see the lines above")
     scores = calibration_scores(values, peaks, [s.unit for s in kept], [s.group for s in kept])
     calibrated = detector.with_thresholds(scores, thresholds_from(scores, rate, confidence))
-    for key, facts in _described({"calibration": kept}).items():
+    for key, facts in _described({"calibration": kept}, forms).items():
         calibrated.provenance[key] = {**calibrated.provenance.get(key, {}), **facts}
     return calibrated
 
@@ -163,11 +178,11 @@ def calibration_samples(manifest: Manifest) -> tuple[Sample, ...]:
     return tuple(samples)
 
 
-def _refuse_known(detector: Detector, samples: Sequence[Sample]) -> None:
+def _refuse_known(detector: Detector, samples: Sequence[Sample], forms: Mapping[str, Form]) -> None:
     """Refuse images that the detector learned from: a threshold set on them promises nothing."""
     hashes = detector.provenance.get("image_hashes", {})
     known = {*hashes.get("train", []), *hashes.get("validation", [])}
-    n_known = sum(_short_hash(s.files) in known for s in samples)
+    n_known = sum(forms[s.id].pixel_hash in known for s in samples)
     if n_known:
         raise DataError(
             f"{n_known} of {len(samples)} calibration images were used in training",
@@ -180,21 +195,13 @@ def _n_images(parts: dict[str, tuple[Sample, ...]]) -> int:
     return sum(len(part) for part in parts.values())
 
 
-def _described(parts: Mapping[str, Sequence[Sample]]) -> dict[str, dict[str, Any]]:
+def _described(parts: Mapping[str, Sequence[Sample]], forms: Mapping[str, Form]) -> dict[str, dict[str, Any]]:
     """Return what a model file says of the images of each part; no path and no name of an image or patient."""
     return {
         "n_images": {name: len(part) for name, part in parts.items()},
         "n_groups": {name: len({s.group for s in part}) for name, part in parts.items()},
-        "image_hashes": {name: [_short_hash(s.files) for s in part] for name, part in parts.items()},
+        "image_hashes": {name: [forms[s.id].pixel_hash for s in part] for name, part in parts.items()},
     }
-
-
-def _short_hash(files: Sequence[Path]) -> str:
-    """Return the identity of files; empty where they cannot be read, which is said when they are scored."""
-    try:
-        return image_sha256(files)[:16]
-    except UnreadableImageError:
-        return ""
 
 
 def describe_device(device: torch.device) -> str:
@@ -207,10 +214,12 @@ def describe_device(device: torch.device) -> str:
     return f"the CPU ({torch.get_num_threads()} threads{hint})"
 
 
-def _without_copies(parts: dict[str, tuple[Sample, ...]], listener: Listener) -> dict[str, tuple[Sample, ...]]:
+def _without_copies(
+    parts: dict[str, tuple[Sample, ...]], forms: Mapping[str, Form], listener: Listener
+) -> dict[str, tuple[Sample, ...]]:
     """Leave out, and name, calibration images that are copies of learned ones: their scores would be too low."""
-    learned = {(image_sha256(s.files), s.frame) for name in ("train", "validation") for s in parts[name]}
-    copies = [s for s in parts["calibration"] if (image_sha256(s.files), s.frame) in learned]
+    learned = {forms[s.id].pixel_hash for name in ("train", "validation") for s in parts[name]}
+    copies = [s for s in parts["calibration"] if forms[s.id].pixel_hash in learned]
     for sample in copies:
         listener.say(f"left out of the calibration: {sample.id} is a copy of an image that is learned from")
     kept = tuple(s for s in parts["calibration"] if s not in copies)
@@ -341,12 +350,14 @@ def _provenance(
     }
 
 
-def _fingerprint(
-    config: Config, parts: Mapping[str, Sequence[Sample]], image_hashes: Mapping[str, Sequence[str]]
-) -> str:
-    """Return a hash of all that a training depends on: settings, images, and the masks of what is valid in them."""
-    masks = {name: [_short_hash([s.valid]) if s.valid else "" for s in part] for name, part in parts.items()}
-    text = json.dumps([config_to_dict(config), image_hashes, masks], sort_keys=True)
+def _fingerprint(config: Config, parts: Mapping[str, Sequence[Sample]]) -> str:
+    """Return a hash of all that a training depends on: settings, files, and the masks of what is valid in them.
+
+    The bytes of the files and not only the pixels: with them a file may also state its bits and spacing.
+    """
+    images = {name: [(image_sha256(s.files), s.frame) for s in part] for name, part in parts.items()}
+    masks = {name: [image_sha256(s.valid) if s.valid else "" for s in part] for name, part in parts.items()}
+    text = json.dumps([config_to_dict(config), images, masks], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

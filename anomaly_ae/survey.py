@@ -1,6 +1,6 @@
 """One look at the training images before anything is learned: sizes, intensities, alignment, and the preset that fits.
 
-Of an image of the calibration part, all that is found out here is whether it can be read, and its form.
+Of an image of the calibration part, all that is found out here is whether it can be read, its form and its hash.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from anomaly_ae.listener import Listener
 from anomaly_ae.loading import in_order, read_sample
 from anomaly_ae.manifest import MIN_NORMALS
 from anomaly_ae.prepare import resample
+from anomaly_ae.readers import pixel_sha256
 from anomaly_ae.records import FloatArray, Image, Sample
 from anomaly_ae.scoring import spread_limits
 
@@ -30,10 +31,19 @@ N_PIXELS_PER_IMAGE = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What decides whether a model can take an image, whatever it shows: see `Image` for the attributes."""
+    """What one reading tells of an image before a model looks at it.
+
+    Attributes
+    ----------
+    n_channels, was_grey_rgb : int, bool
+        What decides whether a model can take it, see `Image`.
+    pixel_hash : str
+        Its identity, see `pixel_hash`.
+    """
 
     n_channels: int
     was_grey_rgb: bool
+    pixel_hash: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,13 +101,7 @@ def readable_parts(
         The form of each, by its id.
     """
     samples = [sample for part in parts.values() for sample in part]
-    forms: dict[str, Form] = {}
-    for done, (sample, form) in enumerate(in_order(samples, _form), start=1):
-        listener.progress("reading", done, len(samples), "")
-        if isinstance(form, AnomalyAEError):
-            listener.say(f"left out: {form}")
-        else:
-            forms[sample.id] = form
+    forms = readable_forms(samples, listener)
     kept = {name: tuple(s for s in part if s.id in forms) for name, part in parts.items()}
     n_kept = sum(len(part) for part in kept.values())
     if n_kept < MIN_NORMALS or not all(kept.values()):
@@ -109,9 +113,26 @@ def readable_parts(
     return kept, forms
 
 
+def readable_forms(samples: Sequence[Sample], listener: Listener, left_out_of: str = "") -> dict[str, Form]:
+    """Decode every image once; name what cannot be read, and return the form of the others by their id."""
+    forms: dict[str, Form] = {}
+    for done, (sample, form) in enumerate(in_order(samples, _form), start=1):
+        listener.progress("reading", done, len(samples), "")
+        if isinstance(form, AnomalyAEError):
+            listener.say(f"left out{left_out_of}: {form}")
+        else:
+            forms[sample.id] = form
+    return forms
+
+
+def pixel_hash(image: Image) -> str:
+    """Return what tells images apart: the start of the hash of the pixels, the same in every dtype and file format."""
+    return pixel_sha256(image)[:16]
+
+
 def _form(sample: Sample) -> Form:
     image = read_sample(sample)
-    return Form(image.n_channels, image.was_grey_rgb)
+    return Form(image.n_channels, image.was_grey_rgb, pixel_hash(image))
 
 
 def survey_images(samples: Sequence[Sample], seed: int, listener: Listener) -> Survey:

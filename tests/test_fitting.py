@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
+from PIL import Image as Picture
 
 from anomaly_ae import fitting, training
 from anomaly_ae.config import Config, load_config
@@ -18,8 +20,10 @@ from anomaly_ae.detector import Detector
 from anomaly_ae.errors import CalibrationError, DataError, ModelFileError, UsageError
 from anomaly_ae.fitting import calibrate, calibration_samples, fit
 from anomaly_ae.listener import Listener
+from anomaly_ae.loading import read_sample
 from anomaly_ae.manifest import Manifest, load_manifest, split_normals
 from anomaly_ae.model import size_multiple
+from anomaly_ae.readers import pixel_sha256
 from anomaly_ae.records import PixelArray, Sample
 
 
@@ -57,6 +61,18 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "train", fail)
 
 
+def hashes_of(samples: Sequence[Sample]) -> list[str]:
+    return [pixel_sha256(read_sample(s))[:16] for s in samples]
+
+
+def frames_of_one_file(folder: Path, images: Sequence[PixelArray]) -> Manifest:
+    path = folder / "stack.tif"
+    tifffile.imwrite(path, np.stack(images), photometric="minisblack")
+    names = [f"#{i}" for i in range(len(images))]
+    samples = tuple(Sample(name, "stack.tif", (path,), frame=i, group=name, unit=name) for i, name in enumerate(names))
+    return Manifest(folder, samples, (), "csv")
+
+
 def said(run: Callable[[Listener], object]) -> list[str]:
     lines: list[str] = []
     run(Listener(say=lines.append))
@@ -92,7 +108,7 @@ def test_the_one_seed_decides_on_split_and_weights(noise_manifest: Manifest) -> 
     assert zero.weights_sha256 == again.weights_sha256 != one.weights_sha256
     split = config_of().split
     parts = split_normals(noise_manifest.samples, split.validation_share, split.calibration_share, seed=1)
-    expected = {name: [fitting.image_sha256(s.files)[:16] for s in part] for name, part in parts.items()}
+    expected = {name: hashes_of(part) for name, part in parts.items()}
     assert one.provenance["image_hashes"] == expected
     assert zero.provenance["image_hashes"] != expected
     assert (one.provenance["seed"], one.config.seed) == (1, 1)
@@ -242,7 +258,7 @@ def test_copies_of_learned_images_stay_out_of_the_calibration_and_are_named(tmp_
     manifest = save_images(tmp_path / "noise", noise(30))
     parts = split_normals(manifest.samples, config.split.validation_share, config.split.calibration_share, 0)
     copy = parts["calibration"][2]
-    shutil.copy(parts["train"][0].files[0], copy.files[0])
+    np.save(copy.files[0], np.load(parts["train"][0].files[0]).astype(np.float32))  # other bytes, the same pixels
     detectors: list[Detector] = []
     lines = said(lambda listener: detectors.append(fit(manifest, config, device="cpu", listener=listener)))
     assert f"left out of the calibration: {copy.id} is a copy of an image that is learned from" in lines
@@ -251,13 +267,13 @@ def test_copies_of_learned_images_stay_out_of_the_calibration_and_are_named(tmp_
 
 
 def test_frames_of_one_file_are_not_copies_of_each_other(tmp_path: Path) -> None:
-    import tifffile
-
-    path = tmp_path / "stack.tif"
-    tifffile.imwrite(path, np.stack(noise(30)), photometric="minisblack")
-    samples = tuple(Sample(f"#{i}", "stack.tif", (path,), frame=i, group=f"#{i}", unit=f"#{i}") for i in range(30))
-    detector = fit(Manifest(tmp_path, samples, (), "csv"), config_of(), device="cpu")
+    manifest = frames_of_one_file(tmp_path, noise(40))
+    first, rest = manifest.samples[:30], manifest.samples[30:]
+    detector = fit(replace(manifest, samples=first), config_of(), device="cpu")
     assert len(detector.calibrated[0].image) == 6
+    assert len(calibrate(detector, rest).calibrated[0].image) == 10
+    with pytest.raises(DataError, match="1 of 11 calibration images were used in training"):
+        calibrate(detector, [*rest, part_of(replace(manifest, samples=first), "train")[0]])
 
 
 # --- checkpoint and stopping ---
@@ -291,9 +307,7 @@ def test_a_checkpoint_of_other_settings_or_data_is_refused(noise_manifest: Manif
         fit(noise_manifest, config_of("training.steps=6"), device="cpu", checkpoint=checkpoint)
     with pytest.raises(ModelFileError, match="belongs to another fit"):
         fit(noise_manifest, config_of("seed=1"), device="cpu", checkpoint=checkpoint)
-    learned = {*whole.provenance["image_hashes"]["train"]}
-    sample = next(s for s in noise_manifest.samples if fitting.image_sha256(s.files)[:16] in learned)
-    np.save(sample.files[0], noise(1, seed=9)[0])
+    np.save(part_of(noise_manifest, "train")[0].files[0], noise(1, seed=9)[0])
     with pytest.raises(ModelFileError, match="belongs to another fit"):
         fit(noise_manifest, config_of(), device="cpu", checkpoint=checkpoint)
 
@@ -412,11 +426,16 @@ def test_nothing_readable_is_no_calibration(smoke_detector: Detector, tmp_path: 
         calibrate(smoke_detector, load_manifest(tmp_path).samples)
 
 
-def test_images_that_were_learned_from_set_no_threshold(smoke_detector: Detector, part_folder: Path) -> None:
+def test_images_that_were_learned_from_set_no_threshold(
+    smoke_detector: Detector, part_folder: Path, tmp_path: Path
+) -> None:
     samples = load_manifest(part_folder / "train" / "good").samples
     n_known = sum(smoke_detector.provenance["n_images"][name] for name in ("train", "validation"))
-    with pytest.raises(DataError, match=f"{n_known} of 80 calibration images were used in training"):
-        calibrate(smoke_detector, samples)
+    for sample in samples:  # in another format they are the same images
+        Picture.open(sample.files[0]).save(tmp_path / f"{sample.files[0].stem}.tif")
+    for rows in (samples, load_manifest(tmp_path).samples):
+        with pytest.raises(DataError, match=f"{n_known} of 80 calibration images were used in training"):
+            calibrate(smoke_detector, rows)
 
 
 def test_the_model_tells_of_the_images_that_set_its_thresholds_last(
@@ -427,7 +446,7 @@ def test_the_model_tells_of_the_images_that_set_its_thresholds_last(
     (tmp_path / "good" / "004.png").write_bytes(b"")
     rows = [replace(s, group=f"lot {i // 5}") for i, s in enumerate(load_manifest(tmp_path / "good").samples)]
     other = calibrate(smoke_detector, rows)
-    hashes = [fitting.image_sha256(s.files)[:16] for s in rows if s.files[0].name != "004.png"]
+    hashes = hashes_of([s for s in rows if s.files[0].name != "004.png"])
     for key, value in (("n_images", 14), ("n_groups", 3), ("image_hashes", hashes)):
         assert other.provenance[key] == {**before[key], "calibration": value}
     assert any("14 calibration" in line for line in other.describe())

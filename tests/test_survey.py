@@ -16,7 +16,15 @@ from anomaly_ae.errors import DataError
 from anomaly_ae.listener import Listener
 from anomaly_ae.prepare import resample
 from anomaly_ae.records import PixelArray, Sample
-from anomaly_ae.survey import Form, Survey, alignment, choose_preset, dataset_limits, readable_parts, survey_images
+from anomaly_ae.survey import (
+    Survey,
+    alignment,
+    choose_preset,
+    dataset_limits,
+    readable_forms,
+    readable_parts,
+    survey_images,
+)
 from anomaly_ae.synthetic import make_part, make_surface
 
 SIDE_PX = 64
@@ -243,10 +251,18 @@ def test_the_form_of_an_image_is_known_after_reading(tmp_path: Path) -> None:
     images = [*noise(7), grey, grey_as_colour(wide), *noise(1, (24, 16, 3))]
     samples = write(tmp_path, images)
     _, forms = readable_parts({"train": samples[:8], "validation": samples[8:9], "calibration": samples[9:]}, QUIET)
-    assert forms["000.npy"] == Form(1, False)
-    assert forms["007.npy"] == Form(1, False)
-    assert forms["008.npy"] == Form(1, True)
-    assert forms["009.npy"] == Form(3, False)
+    found = [(forms[f"00{i}.npy"].n_channels, forms[f"00{i}.npy"].was_grey_rgb) for i in (0, 7, 8, 9)]
+    assert found == [(1, False), (1, False), (1, True), (3, False)]
+
+
+def test_an_image_has_one_hash_in_every_dtype_and_another_one_has_another(tmp_path: Path) -> None:
+    images = noise(8)
+    images[1] = images[0].astype(np.float32)
+    forms = readable_forms(write(tmp_path, images), QUIET)
+    hashes = [form.pixel_hash for form in forms.values()]
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 7
+    assert {len(one) for one in hashes} == {16}
 
 
 @pytest.mark.parametrize("damaged", [range(5), range(10, 12)], ids=["fewer than eight", "a whole part"])
