@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from anomaly_ae.config import (
 )
 from anomaly_ae.errors import ConfigError
 
+CONFIGURATION = Path(__file__).resolve().parent.parent / "docs" / "reference" / "configuration.md"
 DEFAULT = Config()
 SECTIONS = [f.name for f in dataclasses.fields(Config) if dataclasses.is_dataclass(getattr(DEFAULT, f.name))]
 
@@ -102,6 +105,47 @@ def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="cannot read") as caught:
             load_config(path)
         assert str(path) in str(caught.value)
+
+
+# --- the page that documents them ---
+
+
+def documented_rows() -> list[tuple[str, str]]:
+    """Return section and table row of every setting, as docs/reference/configuration.md has to show them."""
+    general = [f for f in dataclasses.fields(Config) if f.name not in SECTIONS]
+    fields = [("general", DEFAULT, f) for f in general]
+    fields += [
+        (name, getattr(DEFAULT, name), f) for name in SECTIONS for f in dataclasses.fields(getattr(DEFAULT, name))
+    ]
+    return [(name, _row(f.name, getattr(section, f.name), f.metadata)) for name, section, f in fields]
+
+
+def _row(key: str, default: object, metadata: Mapping[str, Any]) -> str:
+    limits = "any number" if default is None else "true, false" if isinstance(default, bool) else "any text"
+    if "range" in metadata:
+        limits = "{:,} to {:,}".format(*metadata["range"])
+    if "choices" in metadata:
+        limits = ", ".join(f"`{choice}`" for choice in metadata["choices"])
+    shown = "none" if default is None else f"`{str(default).lower()}`"
+    return f"| `{key}` | {shown} | {limits} | {metadata.get('help', 'where the settings came from')} |"
+
+
+def test_page_shows_every_setting_with_its_default_and_nothing_else() -> None:
+    page = CONFIGURATION.read_text(encoding="utf-8")
+    sections = re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", page, flags=re.MULTILINE | re.DOTALL)
+    shown = [(name, row) for name, body in sections for row in re.findall(r"^\| `.*$", body, flags=re.MULTILINE)]
+    assert shown == documented_rows()
+
+
+def test_page_shows_what_every_preset_changes() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \|([^|]*)\| [^|]+ \|$", CONFIGURATION.read_text(encoding="utf-8"), re.M)
+    assert {name for name, _ in rows} >= set(PRESETS)
+    for name in PRESETS:
+        changes = re.findall(r"`([^`]+)`", dict(rows)[name])
+        told = load_config("default", changes)
+        assert dataclasses.replace(told, preset=name) == load_config(name)
+        for change in changes:  # a change that changes nothing is none
+            assert load_config("default", [change]) != DEFAULT, change
 
 
 # --- unknown keys ---
