@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -21,17 +23,11 @@ from anomaly_ae.errors import AnomalyAEError, ModelFileError, UsageError
 from anomaly_ae.loading import ImageStore, in_order, read_sample, torch_pixels
 from anomaly_ae.manifest import manifest_from_paths
 from anomaly_ae.modelfile import read_tensors, tensors_sha256, write_tensors
-from anomaly_ae.prepare import Geometry, Prepared, prepare, to_image_grid
+from anomaly_ae.prepare import Geometry, Prepared, check_size, prepare, to_image_grid
 from anomaly_ae.readers import Axes, image_from, image_sha256, pixel_sha256
 from anomaly_ae.records import Failure, FloatArray, Image, Sample, Score
 from anomaly_ae.regions import find_regions
-from anomaly_ae.scoring import (
-    AnomalyMapper,
-    image_score,
-    intensity_limits,
-    map_in_windows,
-    to_device,
-)
+from anomaly_ae.scoring import AnomalyMapper, image_score, intensity_limits, map_in_windows, to_device
 from anomaly_ae.threshold import decide, display_value, p_values
 from anomaly_ae.version import __version__
 
@@ -94,8 +90,10 @@ class Detector:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Hash of every learned number: weights, limits, residual statistics; not of the settings."""
-        return tensors_sha256(self.mapper.state_dict())
+        """Hash of all that decides a score: every learned number, and the settings from the image to its score."""
+        learned, config = tensors_sha256(self.mapper.state_dict()), self.config
+        settings = [asdict(part) for part in (config.model, config.intensity, config.scoring, self.geometry)]
+        return hashlib.sha256(json.dumps([learned, settings]).encode()).hexdigest()
 
     @property
     def calibrated(self) -> tuple[CalibrationScores, Thresholds]:
@@ -164,8 +162,9 @@ class Detector:
                 yield sample, error
 
     def store(self, samples: Sequence[Sample]) -> ImageStore:
-        """Decode samples into a store for training; close it after use."""
-        read = in_order(samples, lambda sample: self.prepare(read_sample(sample)))
+        """Decode samples into a store for training, whatever their size; close it after use."""
+        n_channels = self.config.model.n_channels
+        read = in_order(samples, lambda sample: prepare(read_sample(sample), self.geometry, n_channels))
         return ImageStore(((p, self.limits_of(p)) for p in _all_or_raise(read)), len(samples), self.device)
 
     def anomaly_map(self, prepared: Prepared) -> FloatArray:
@@ -212,7 +211,8 @@ class Detector:
         return shown
 
     def prepare(self, image: Image) -> Prepared:
-        """Bring an image to the model's working scale."""
+        """Bring an image to the model's working scale; refuse one of quite another size than the training images."""
+        check_size(image, self.geometry)
         return prepare(image, self.geometry, self.config.model.n_channels)
 
     def describe(self) -> list[str]:
@@ -284,7 +284,8 @@ class Detector:
             baseline = PcaBaseline(tensors["baseline.mean"].numpy(), tensors["baseline.components"].numpy())
             thresholds = Thresholds.from_json(values["thresholds"])
             provenance = {**values["provenance"], "file": Path(path).name, "file_sha256": digest}
-            geometry = Geometry(**values["geometry"])
+            sizes = {name: tuple(values["geometry"][name]) for name in ("smallest_px", "largest_px")}
+            geometry = Geometry(**{**values["geometry"], **sizes})
         except (KeyError, TypeError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise ModelFileError(f"{path} does not hold a whole model", reason, "fit again") from error

@@ -31,10 +31,14 @@ class Geometry:
         Working pixels per image pixel.
     multiple : int
         Spatial sides at working scale are padded to a multiple of this.
+    smallest_px, largest_px : tuple of int
+        Smallest and largest training side along each axis, in pixels of the image; empty: any size is taken.
     """
 
     factor: float
     multiple: int
+    smallest_px: tuple[int, ...] = ()
+    largest_px: tuple[int, ...] = ()
 
     @property
     def smallest_defect_px(self) -> float:
@@ -51,10 +55,9 @@ class Geometry:
         >>> Geometry(0.5, 16).describe((1000, 800))
         '1000 x 800 px are mapped at 500 x 400 (factor 0.5): defects from about 6 px on survive'
         """
-        there = " x ".join(str(side) for side in shape)
-        work = " x ".join(str(side) for side in working_shape(shape, self.factor))
+        work = _times(working_shape(shape, self.factor))
         how = "as they are" if self.factor == 1 else f"at {work} (factor {self.factor:.3g})"
-        return f"{there} px are mapped {how}: defects from about {self.smallest_defect_px:.3g} px on survive"
+        return f"{_times(shape)} px are mapped {how}: defects from about {self.smallest_defect_px:.3g} px on survive"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +100,8 @@ def choose_geometry(shapes: Sequence[tuple[int, ...]], config: GeometryConfig, m
     factor = min(1.0, config.max_side_px / longer)
     if shorter * factor < config.min_side_px:
         factor = config.min_side_px / shorter
-    return Geometry(factor, multiple)
+    sides = list(zip(*shapes, strict=True))  # of all images, axis by axis
+    return Geometry(factor, multiple, tuple(map(min, sides)), tuple(map(max, sides)))
 
 
 def working_shape(shape: Sequence[int], factor: float) -> tuple[int, ...]:
@@ -108,6 +112,27 @@ def working_shape(shape: Sequence[int], factor: float) -> tuple[int, ...]:
 def takes_channels(n_of_model: int, n_of_image: int, was_grey_rgb: bool) -> bool:
     """Whether a model takes an image with so many channels: a colourless picture is a colour picture, too."""
     return n_of_image == n_of_model or (was_grey_rgb and n_of_model == 3)
+
+
+def check_size(image: Image, geometry: Geometry) -> None:
+    """Refuse an image of quite another size than those the model learned from: it would say "normal" unseen.
+
+    Raises
+    ------
+    IncompatibleImageError
+        A side is below half of the smallest training side along its axis, or above twice the largest.
+    """
+    ranges = zip(image.spatial_shape, geometry.smallest_px, geometry.largest_px, strict=False)
+    if all(smallest / 2 <= side <= largest * 2 for side, smallest, largest in ranges):
+        return
+    learned = f"{_times(geometry.smallest_px)} px"
+    if geometry.largest_px != geometry.smallest_px:
+        learned = f"sides of {learned} to {_times(geometry.largest_px)} px"
+    raise IncompatibleImageError(
+        f"{image.source} has {_times(image.spatial_shape)} px",
+        f"the model was trained on {learned} and takes sides from half of the smallest to twice the largest",
+        "score images of the size that the model was trained on, or fit on images of this size",
+    )
 
 
 def prepare(image: Image, geometry: Geometry, n_channels: int) -> Prepared:
@@ -157,6 +182,10 @@ def resample(pixels: PixelArray, shape: Sequence[int]) -> FloatArray:
         if result.shape[axis] != side:
             result = _resample_axis(result, axis, side)
     return np.ascontiguousarray(result)
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " x ".join(str(side) for side in shape)
 
 
 def _resample_valid(

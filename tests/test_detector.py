@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,13 +15,14 @@ import torch
 from PIL import Image as Picture
 
 from anomaly_ae import training
-from anomaly_ae.config import load_config
+from anomaly_ae.config import load_config, with_values
 from anomaly_ae.detector import Detector, choose_device
 from anomaly_ae.errors import DataError, IncompatibleImageError, ModelFileError, UnreadableImageError, UsageError
 from anomaly_ae.fitting import fit
 from anomaly_ae.loading import read_sample
 from anomaly_ae.manifest import Manifest, load_manifest, manifest_from_paths
 from anomaly_ae.modelfile import read_tensors
+from anomaly_ae.prepare import prepare
 from anomaly_ae.readers import image_from, pixel_sha256, read_image
 from anomaly_ae.records import Decision, Failure, FloatArray, Image, PixelArray, Sample, Score
 
@@ -327,6 +328,25 @@ def test_an_image_that_does_not_fit_is_refused_with_the_numbers(smoke_detector: 
         smoke_detector.score("nowhere.png")
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (31, 64), (64, 31), (129, 64), (3, 500), (700, 9)])
+def test_an_image_of_quite_another_size_is_a_failure_never_normal(
+    smoke_detector: Detector, smoke_model_file: Path, shape: tuple[int, int], tmp_path: Path
+) -> None:
+    Picture.fromarray(np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)).save(tmp_path / "odd.png")
+    sample = manifest_from_paths([tmp_path / "odd.png"]).samples[0]
+    for detector in (smoke_detector, Detector.load(smoke_model_file, "cpu")):
+        (result,) = detector.score_many([sample])
+        assert isinstance(result, Failure)
+        assert f"has {shape[0]} x {shape[1]} px: the model was trained on 64 x 64 px" in result.reason
+        ((_, measured),) = detector.measure_many([sample])
+        assert isinstance(measured, IncompatibleImageError), "nor does it set a threshold"
+
+
+@pytest.mark.parametrize("shape", [(32, 128), (128, 32)])
+def test_half_and_twice_the_size_are_taken(smoke_detector: Detector, shape: tuple[int, int]) -> None:
+    assert np.isfinite(smoke_detector.score(np.zeros(shape, np.uint8)).score)
+
+
 def test_a_folder_or_a_stack_is_not_one_image(smoke_detector: Detector, part_folder: Path, tmp_path: Path) -> None:
     import tifffile
 
@@ -470,12 +490,44 @@ def test_a_detector_describes_itself_in_words(smoke_model_file: Path) -> None:
     assert "None" not in text
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: setattr(d, "config", with_values(d.config, scoring={"pooling": "top_share"})),
+        lambda d: setattr(d, "config", with_values(d.config, intensity={"headroom": 2.0})),
+        lambda d: setattr(d, "geometry", replace(d.geometry, factor=0.5)),
+        lambda d: setattr(d, "geometry", replace(d.geometry, largest_px=(999, 999))),
+        lambda d: d.mapper.get_buffer("limits").add_(1),
+    ],
+)
+def test_whatever_decides_a_score_is_in_the_hash_of_the_weights(
+    change: Callable[[Detector], None], smoke_model_file: Path
+) -> None:
+    detector, other = Detector.load(smoke_model_file, "cpu"), Detector.load(smoke_model_file, "cpu")
+    change(other)
+    assert detector.weights_sha256 != other.weights_sha256
+
+
+def test_how_a_model_was_trained_is_not_in_the_hash_of_the_weights(smoke_model_file: Path) -> None:
+    detector, other = Detector.load(smoke_model_file, "cpu"), Detector.load(smoke_model_file, "cpu")
+    other.config = with_values(other.config, training={"steps": 7})
+    assert detector.weights_sha256 == other.weights_sha256
+
+
+def test_images_of_any_size_may_be_in_a_store(smoke_detector: Detector, tmp_path: Path) -> None:
+    """A validation image that is smaller than those of the training part must not stop a fit."""
+    Picture.fromarray(np.arange(200, dtype=np.uint8).reshape(10, 20)).save(tmp_path / "odd.png")
+    with smoke_detector.store(manifest_from_paths([tmp_path / "odd.png"]).samples) as store:
+        assert len(store) == 1
+
+
 def test_windows_change_no_score(any_size_detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     """A map made tile by tile is the map made at once, but for the rounding of float32."""
     detector = any_size_detector
     image = np.random.default_rng(0).integers(0, 256, (300, 420)).astype(np.uint8)
-    whole = detector.anomaly_map(detector.prepare(image_from(image)))
+    prepared = prepare(image_from(image), detector.geometry, 1)  # larger than the detector takes
+    whole = detector.anomaly_map(prepared)
     monkeypatch.setattr(detector.mapper, "window_px", 256)
-    tiled: FloatArray = detector.anomaly_map(detector.prepare(image_from(image)))
+    tiled: FloatArray = detector.anomaly_map(prepared)
     np.testing.assert_allclose(tiled, whole, rtol=1e-3, atol=1e-3)
     assert not np.array_equal(tiled, np.zeros_like(tiled))

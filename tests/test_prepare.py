@@ -9,7 +9,15 @@ import pytest
 
 from anomaly_ae.config import GeometryConfig
 from anomaly_ae.errors import IncompatibleImageError
-from anomaly_ae.prepare import Geometry, choose_geometry, prepare, resample, to_image_grid, working_shape
+from anomaly_ae.prepare import (
+    Geometry,
+    check_size,
+    choose_geometry,
+    prepare,
+    resample,
+    to_image_grid,
+    working_shape,
+)
 from anomaly_ae.records import FloatArray, Image
 
 FACTORS = [0.13, 0.31, 0.5, 0.77, 1.0, 1.4, 2.0, 2.7]
@@ -270,3 +278,19 @@ def test_padding_never_reaches_the_map(factor: float) -> None:
     prepared = prepare(Image(np.ones((1, 50, 37))), Geometry(factor, 16), 1)
     working = np.where(prepared.valid, np.float32(1), np.float32(np.nan))
     assert to_image_grid(working, prepared) == pytest.approx(np.ones((50, 37)), abs=1e-5)
+
+
+# --- sizes that are taken ---
+
+
+def test_sizes_are_taken_from_half_of_the_smallest_side_to_twice_the_largest_axis_by_axis() -> None:
+    geometry = choose_geometry([(100, 40), (80, 300), (900, 50)], CONFIG, 16)
+    assert (geometry.smallest_px, geometry.largest_px) == ((80, 40), (900, 300))
+    for shape in ((40, 20), (1800, 600), (40, 600), (1800, 20)):
+        check_size(Image(np.zeros((1, *shape))), geometry)
+    for shape in ((39, 20), (40, 19), (1801, 600), (1800, 601)):
+        with pytest.raises(IncompatibleImageError) as refused:
+            check_size(Image(np.zeros((1, *shape)), source="odd.png"), geometry)
+        assert f"odd.png has {shape[0]} x {shape[1]} px" in str(refused.value)
+        assert "trained on sides of 80 x 40 px to 900 x 300 px" in str(refused.value)
+        assert "fit on images of this size" in str(refused.value)
