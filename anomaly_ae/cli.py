@@ -121,33 +121,30 @@ def scan(
     for path in targets:
         refuse_existing_file(path, overwrite)
     manifest = load_manifest(data, group_regex)
+    parts = make_folds(manifest, folds, seed) if folds else []
     progress = _listener().progress
-    report = scan_manifest(manifest, lambda done, total: progress("reading", done, total, ""))
-    for line in [*report.lines(), *_supported_rates(manifest, seed)]:
+    report = scan_manifest(manifest, lambda done, total: progress("reading", done, total, ""), parts)
+    for line in [*report.lines(), *_calibration_lines(report.calibration)]:
         typer.echo(line)
-    report.raise_if_refused()
-    manifests = make_folds(manifest, folds, seed) if folds else [manifest]
-    for path, one in zip(targets, manifests, strict=False):
+    for path, one in zip(targets, parts or [manifest], strict=False):  # before a refusal: its cure may be to edit it
         write_manifest(one, path, overwrite)
         typer.echo(f"wrote {path}")
+    report.raise_if_refused()
     raise typer.Exit(EXIT_SOME_UNREADABLE if report.unreadable else 0)
 
 
-def _supported_rates(manifest: Any, seed: int) -> list[str]:
+def _calibration_lines(part: Any) -> list[str]:
     """Return the line on the false-alarm rates that the normals can support, where there are normals to fit on."""
-    from anomaly_ae.config import SplitConfig
-    from anomaly_ae.errors import DataError
-    from anomaly_ae.manifest import split_normals
-    from anomaly_ae.threshold import reachable_text
+    from anomaly_ae.threshold import normals_needed, percent_text, reachable_rate
 
-    split = SplitConfig()
-    try:
-        parts = split_normals(manifest.samples, split.validation_share, split.calibration_share, seed)
-    except DataError as error:
-        return [f"no fit on these images: {error}"]
-    part = parts["calibration"]
-    n_groups = len({sample.group for sample in part})
-    return [reachable_text(len(part), n_groups if n_groups < len(part) else None)]
+    if part is None:
+        return []
+    needed = normals_needed("1%")
+    share, in_all = (
+        (f" ({100 * part.share:.0f} %)", f", about {needed / part.share:.0f} in all") if part.share else ("", "")
+    )
+    lowest = f"smallest false-alarm rate {percent_text(reachable_rate(part.n))}"
+    return [f"calibration part{share}: {part.n} of {part.n_all} {part.of}: {lowest}; 1 % needs {needed} there{in_all}"]
 
 
 @app.command()

@@ -336,12 +336,48 @@ def test_a_set_that_gives_no_true_result_is_refused(
     refused(run("fit", data, "--preset", "smoke", "--out", tmp_path / "m.safetensors"), *SETS[make])
     assert contents(tmp_path) == before
     scanned = run("scan", data, "--out", tmp_path / "manifest.csv")
-    if make is two_groups:  # it can be scored and measured, so scan does not refuse it
-        assert scanned.code == 0
-        assert "no fit on these images" in scanned.out
+    refused(scanned)
+    if "REFUSED: " in scanned.out:  # the cure may be to correct the table
+        assert f"wrote {tmp_path / 'manifest.csv'}" in scanned.out
     else:
-        refused(scanned)
         assert contents(tmp_path) == before
+
+
+def test_scan_writes_the_table_that_cures_what_it_refuses(part_folder: Path, tmp_path: Path) -> None:
+    folder = normals(tmp_path / "set", part_folder, 12, "train/good")
+    normals(folder, part_folder, 2, "test/good")
+    for number in range(2):  # other pixels, the same numbers: groups in two splits
+        shutil.copy(part_folder / "test" / "good" / f"{number:03d}.png", folder / "test" / "good")
+    table = tmp_path / "m.csv"
+    refused(run("scan", folder, "--group-regex", r"\d+", "--out", table), "2 groups in more than one split", "--folds")
+    lines = table.read_text("utf-8").splitlines()
+    table.write_text("\n".join(line for line in lines if not line.startswith("set/test")), encoding="utf-8")
+    assert run("scan", table).code == 0
+    folded = run("scan", folder, "--group-regex", r"\d+", "--folds", "3", "--out", tmp_path / "k.csv")
+    assert folded.code == 0, folded.err
+    assert "REFUSED" not in folded.out
+    for number in (1, 2, 3):
+        assert run("scan", tmp_path / f"k_{number}.csv").code == 0
+
+
+def test_folds_do_not_mend_everything(part_folder: Path, tmp_path: Path) -> None:
+    folder = normals(tmp_path / "set", part_folder, 9)
+    refused(run("scan", folder, "--folds", "3", "--out", tmp_path / "k.csv"), "6 readable normal images to fit on")
+    assert (tmp_path / "k_3.csv").exists()
+
+
+def test_frames_of_two_files_are_two_groups_and_scan_says_what_to_do(part_folder: Path, tmp_path: Path) -> None:
+    pages = [Picture.open(part_folder / "train" / "good" / f"{number:03d}.png") for number in range(12)]
+    (tmp_path / "set").mkdir()
+    for name, part in (("a", pages[:6]), ("b", pages[6:])):
+        part[0].save(tmp_path / "set" / f"{name}.tif", save_all=True, append_images=part[1:])
+    table = tmp_path / "m.csv"
+    refused(run("scan", tmp_path / "set", "--out", table), "belong to 2 groups", "its own `group` and `unit`")
+    header, *rows = [line.split(",") for line in table.read_text("utf-8").splitlines()]
+    for number, row in enumerate(rows):
+        row[header.index("group")] = row[header.index("unit")] = str(number)
+    table.write_text("\n".join(",".join(row) for row in [header, *rows]), encoding="utf-8")
+    assert run("scan", table).code == 0
 
 
 def test_evaluate_needs_labels_and_score_does_not(part_folder: Path, smoke_model_file: Path, tmp_path: Path) -> None:

@@ -152,7 +152,8 @@ def test_help_says_what_happens_without_an_option() -> None:
 def test_scan_says_what_is_there_and_writes_a_manifest(part_folder: Path, tmp_path: Path) -> None:
     text = done("scan", part_folder, "--out", tmp_path / "parts.csv")
     assert "119 images, 119 readable" in text
-    assert "1 % needs 99" in text
+    assert "calibration part (20 %): 3 of 16 groups: smallest false-alarm rate" in text
+    assert "; 1 % needs 99 there, about 495 in all" in text
     assert len(table(tmp_path / "parts.csv")) == 119
     assert "119 images" in done("scan", tmp_path / "parts.csv")
 

@@ -821,6 +821,26 @@ def test_too_few_readable_normals(picture: Write, tmp_path: Path) -> None:
     assert refused(scan(load_manifest(tmp_path))) == "7 readable normal images to fit on"
 
 
+def test_what_sets_the_threshold_is_counted_as_fit_counts(picture: Write, tmp_path: Path) -> None:
+    """20 % of 40 images are 8; the broken ones among them set no threshold."""
+    for i in range(40):
+        picture(f"{i:02}.png")
+    manifest = load_manifest(tmp_path)
+    part = scan(manifest).calibration
+    assert part == (8, 40, "images", 0.2)
+    broken = split_normals(manifest.samples, 0.1, 0.2, 0)["calibration"][:3]
+    for one in broken:
+        one.files[0].write_bytes(b"")
+    assert scan(manifest).calibration == (5, 37, "images", 0.2)
+    assert scan(load_manifest(tmp_path, r"^\d")).calibration == (1, 4, "groups", 0.2)
+
+
+def test_a_calibration_part_that_the_manifest_names_has_no_share(picture: Write, tmp_path: Path) -> None:
+    mvtec(picture)
+    picture("calibration/good/a.png")
+    assert scan(load_manifest(tmp_path)).calibration == (1, 11, "images", 0.0)
+
+
 def test_all_images_the_same(picture: Write, tmp_path: Path) -> None:
     for i in range(9):
         picture(f"{i}.png", noise(0))
@@ -945,5 +965,5 @@ def test_rows_that_nothing_uses_cross_no_split(picture: Write, tmp_path: Path) -
     rows = []
     for i in range(9):
         picture(f"{i}.png")
-        rows.append(f"{i}.png,{'anomalous' if i == 8 else 'normal'},lot\n")
+        rows.append(f"{i}.png,{'anomalous' if i == 8 else 'normal'},lot {i % 4}\n")
     assert scan(load_manifest(csv(tmp_path, "path,label,group\n" + "".join(rows)))).refusals == ()

@@ -7,16 +7,22 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from anomaly_ae.config import SplitConfig
+from anomaly_ae.errors import DataError
 from anomaly_ae.manifest.facts import ImageFacts, Inspected
-from anomaly_ae.manifest.splits import MIN_NORMALS, roles
+from anomaly_ae.manifest.splits import MIN_NORMALS, roles, split_normals
 from anomaly_ae.manifest.table import FIT_SPLITS, SPLITS
 from anomaly_ae.metrics import mann_whitney_separation
-from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL
+from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Sample
 
 # An area under the ROC curve beyond this, in either direction, for something that is not the defect.
 SHORTCUT_LIMIT = 0.8
 
 _N_EXAMPLES = 3
+_FRAMES_APART = (
+    "the frames of a file are one group; if they are independent, give each its own `group` and `unit` in the CSV "
+    "that `scan --out` writes"
+)
 
 # What an image is like without looking for a defect in it.
 _SHORTCUTS: dict[str, Callable[[ImageFacts], float]] = {
@@ -127,15 +133,14 @@ def shortcut_warnings(areas: dict[str, float]) -> list[str]:
 
 def refusals(rows: Sequence[Row], pairs: Sequence[tuple[str, str]]) -> list[Refusal]:
     """Return everything that would make results false, each kind once."""
+    unfit = [*_crossing_groups(rows), *_anomalous_in_fit(rows), *_too_few_normals(rows)]
     return [
-        *_crossing_groups(rows),
+        *(unfit or _cannot_be_cut(rows)),
         *_units_in_two_groups(rows),
         *_same_pixels_in_two_splits(pairs),
-        *_anomalous_in_fit(rows),
         *_bad_masks(rows),
         *_marked_normals(rows),
         *_mixed_channels(rows),
-        *_too_few_normals(rows),
     ]
 
 
@@ -153,7 +158,7 @@ def _crossing_groups(rows: Sequence[Row]) -> list[Refusal]:
         Refusal(
             f"{n_of(len(crossing), 'group')} in more than one split: {examples(crossing, len(crossing))}",
             f"{first!r} is in {where}; images of one group are alike, so the figures would be too good",
-            "give all rows of a group the same split",
+            "give all rows of a group the same split in the CSV that `scan --out` writes, or let --folds split them",
         )
     ]
 
@@ -248,6 +253,25 @@ def _too_few_normals(rows: Sequence[Row]) -> list[Refusal]:
     if len(set(hashes)) == 1:
         what = f"all {len(hashes)} normal images have the same pixels"
         return [Refusal(what, "there is nothing to learn from copies", "use different images")]
+    return []
+
+
+def cut_for_fit(rows: Sequence[Row]) -> dict[str, tuple[Sample, ...]]:
+    """Cut the normals as `fit` does with no option given; a `DataError` says why it cannot."""
+    split = SplitConfig()
+    return split_normals([row.one.sample for row in rows], split.validation_share, split.calibration_share, seed=0)
+
+
+def _cannot_be_cut(rows: Sequence[Row]) -> list[Refusal]:
+    """What `fit` would refuse as well: normal images that cannot be cut by group into its three parts."""
+    if not any(row.role in FIT_SPLITS for row in rows):
+        return []  # a test set by itself
+    try:
+        cut_for_fit(rows)
+    except DataError as error:
+        n_rows = Counter(row.one.sample.path for row in rows if row.role in FIT_SPLITS)
+        fix = _FRAMES_APART if max(n_rows.values()) > 1 else error.fix
+        return [Refusal(error.what, error.why, fix)]
     return []
 
 

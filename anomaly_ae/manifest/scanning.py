@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from anomaly_ae.config import SplitConfig
 from anomaly_ae.errors import DataError
 from anomaly_ae.manifest.checks import (
     Refusal,
     Row,
+    cut_for_fit,
     duplicates_across_splits,
     mask_problems,
     n_duplicates_within_splits,
@@ -22,7 +24,7 @@ from anomaly_ae.manifest.checks import (
     warnings,
     with_roles,
 )
-from anomaly_ae.manifest.facts import inspect_all
+from anomaly_ae.manifest.facts import Inspected, inspect_all
 from anomaly_ae.manifest.table import SPLITS, Manifest
 from anomaly_ae.records import ANOMALOUS_LABEL
 
@@ -41,6 +43,18 @@ class Count(NamedTuple):
     n_groups: int
 
 
+class Calibration(NamedTuple):
+    """What sets the threshold: n of n_all readable normal groups (or images, where each is its own group).
+
+    ``share`` is the one that was cut off, 0 where the manifest itself names the calibration rows.
+    """
+
+    n: int
+    n_all: int
+    of: str
+    share: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ScanReport:
     """What a data set holds, and what would make results false.
@@ -56,6 +70,8 @@ class ScanReport:
     n_normals, n_normal_groups : mapping of split to int
         Readable images that are not anomalous per use, and their groups; "train" also holds the rows without
         a split that `fit` takes.
+    calibration : Calibration or None
+        The part of the normals that `fit` sets thresholds with; None where it has nothing to cut.
     unreadable : tuple of (path, reason)
     duplicates : tuple of (id, id)
         Rows of different splits with the same pixels.
@@ -81,6 +97,7 @@ class ScanReport:
     n_readable: int
     n_normals: Mapping[str, int]
     n_normal_groups: Mapping[str, int]
+    calibration: Calibration | None
     unreadable: tuple[tuple[str, str], ...]
     duplicates: tuple[tuple[str, str], ...]
     n_duplicates_within: int
@@ -120,7 +137,9 @@ class ScanReport:
             raise DataError(what, why, fix + (f"; `scan` names {n_more} more problems" if n_more else ""))
 
 
-def scan(manifest: Manifest, progress: Callable[[int, int], None] | None = None) -> ScanReport:
+def scan(
+    manifest: Manifest, progress: Callable[[int, int], None] | None = None, folds: Sequence[Manifest] = ()
+) -> ScanReport:
     """Read every image and mask of a manifest once and report what is there.
 
     Only statistics are kept, never the images. Nothing is changed, and nothing is raised for bad data: see
@@ -131,10 +150,14 @@ def scan(manifest: Manifest, progress: Callable[[int, int], None] | None = None)
     manifest : Manifest
     progress : callable, optional
         Called as ``progress(n_done, n_total)``.
+    folds : sequence of Manifest
+        What `make_folds` made of it. Their splits are those that will be used, so refusals are about them.
     """
-    rows = with_roles(inspect_all(manifest.samples, progress))
+    inspected = inspect_all(manifest.samples, progress)
+    rows = with_roles(inspected)
     samples = [row.one.sample for row in rows]
     facts = [row.one.facts for row in rows if row.one.facts is not None]
+    uses = [_with_splits_of(fold, inspected) for fold in folds] or [rows]
     pairs = duplicates_across_splits(rows)
     areas = shortcuts(rows)
     n_normals, n_normal_groups = _normals(rows)
@@ -147,6 +170,7 @@ def scan(manifest: Manifest, progress: Callable[[int, int], None] | None = None)
         n_readable=len(facts),
         n_normals=n_normals,
         n_normal_groups=n_normal_groups,
+        calibration=_calibration(uses[0]),
         unreadable=tuple((row.one.sample.id, row.one.reason) for row in rows if row.one.facts is None),
         duplicates=tuple(pairs),
         n_duplicates_within=n_duplicates_within_splits(rows),
@@ -160,8 +184,18 @@ def scan(manifest: Manifest, progress: Callable[[int, int], None] | None = None)
         shortcuts=areas,
         notes=manifest.notes,
         warnings=(*warnings(rows), *shortcut_warnings(areas)),
-        refusals=tuple(refusals(rows, pairs)),
+        refusals=_all_refusals(uses),
     )
+
+
+def _with_splits_of(fold: Manifest, inspected: Sequence[Inspected]) -> list[Row]:
+    """The same images, used as a fold says; nothing is read again."""
+    return with_roles([replace(one, sample=s) for one, s in zip(inspected, fold.samples, strict=True)])
+
+
+def _all_refusals(uses: Iterable[Sequence[Row]]) -> tuple[Refusal, ...]:
+    found = (refusal for rows in uses for refusal in refusals(rows, duplicates_across_splits(rows)))
+    return tuple(dict.fromkeys(found))
 
 
 def _counts(rows: Sequence[Row]) -> tuple[Count, ...]:
@@ -181,6 +215,23 @@ def _normals(rows: Sequence[Row]) -> tuple[dict[str, int], dict[str, int]]:
             groups[row.role].append(row.one.sample.group)
     n_normals = {role: len(names) for role, names in groups.items()}
     return n_normals, {role: len(set(names)) for role, names in groups.items()}
+
+
+def _calibration(rows: Sequence[Row]) -> Calibration | None:
+    try:
+        parts = cut_for_fit(rows)
+    except DataError:
+        return None  # a refusal says why
+    readable = {row.one.sample.id: row.one.sample.group for row in rows if row.one.facts is not None}
+    groups = {name: [readable[s.id] for s in part if s.id in readable] for name, part in parts.items()}
+    part, everything = groups["calibration"], [group for names in groups.values() for group in names]
+    if not part:
+        return None
+    is_cut = not any(row.role == "calibration" for row in rows)
+    share = SplitConfig().calibration_share if is_cut else 0.0
+    if len(set(everything)) == len(everything):
+        return Calibration(len(part), len(everything), "images", share)
+    return Calibration(len(set(part)), len(set(everything)), "groups", share)
 
 
 def _table(counts: Iterable[Count]) -> list[str]:
