@@ -33,6 +33,7 @@ from anomaly_ae.scoring import AnomalyMapper
 from anomaly_ae.survey import (
     Form,
     Survey,
+    check_axes,
     choose_preset,
     dataset_limits,
     readable_forms,
@@ -275,6 +276,7 @@ def _n_groups(samples: Sequence[Sample]) -> int | None:
 
 def _untrained(config: Config, survey: Survey, device: torch.device) -> Detector:
     """Return what training begins with: working scale, fresh weights, intensity limits."""
+    check_axes(survey, config)
     geometry = choose_geometry(survey.shapes, config.geometry, size_multiple(config.model))
     torch.manual_seed(config.seed)
     mapper = AnomalyMapper(config)
@@ -296,8 +298,8 @@ def _train(
     config, store = detector.config, detector.store
     with store(parts["train"]) as train_store, store(parts["validation"]) as validation_store:
         data = TrainingData(train_store, validation_store)
-        if checkpoint is not None and not resume:
-            remove_file(checkpoint)
+        if checkpoint is not None:
+            _prepare_checkpoint(checkpoint, resume, listener)
         progress = train(
             detector.mapper,
             data,
@@ -307,11 +309,21 @@ def _train(
             report=_speedometer(config.training.steps, listener),
             should_stop=should_stop,
             fingerprint=fingerprint,
+            say=listener.say,
         )
         if progress.stopped:
             listener.say(f"stopped after {progress.step} of {config.training.steps} steps: {progress.stopped}")
         learn_residuals(detector.mapper, data, config, detector.device, listener.progress)
     return progress
+
+
+def _prepare_checkpoint(checkpoint: Path, resume: bool, listener: Listener) -> None:
+    """Remove a checkpoint that is not to be continued; say so, and also where there is none to continue."""
+    if checkpoint.exists() and not resume:
+        listener.say(f"removing an older checkpoint: {checkpoint} (--resume would have continued it)")
+        remove_file(checkpoint)
+    elif resume and not checkpoint.exists():
+        listener.say(f"no checkpoint at {checkpoint}: starting anew")
 
 
 def _speedometer(n_steps: int, listener: Listener) -> Callable[[int, float, int], None]:

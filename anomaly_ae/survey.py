@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from anomaly_ae.config import Config
-from anomaly_ae.errors import AnomalyAEError, DataError
+from anomaly_ae.errors import AnomalyAEError, ConfigError, DataError
 from anomaly_ae.listener import Listener
 from anomaly_ae.loading import in_order, read_sample
 from anomaly_ae.manifest import MIN_NORMALS
@@ -64,6 +64,7 @@ class Survey:
         For alignment and baseline, in the file's numbers.
     n_channels : int
     bits_stored : int or None
+        The most of any image; None as soon as one has floating-point pixels.
     has_spacing : bool
         Every image states its pixel spacing in mm, as medical images do.
     """
@@ -154,6 +155,7 @@ def survey_images(samples: Sequence[Sample], seed: int, listener: Listener) -> S
         pixels.append(_some_pixels(image, generator))
         thumbnails.append(resample(image.pixels, (64,) * len(image.spatial_shape)))
         infos.append((image.n_channels, image.bits_stored, image.spacing_mm is not None, image.was_grey_rgb))
+    bits = [info[1] for info in infos if info[1] is not None]
     channels = sorted({info[0] for info in infos})
     greys = [i for i, info in enumerate(infos) if info[3]]
     if channels == [1, 3] and len(greys) == sum(info[0] == 1 for info in infos):  # colourless pictures in a colour set
@@ -177,7 +179,7 @@ def survey_images(samples: Sequence[Sample], seed: int, listener: Listener) -> S
         pixels=tuple(pixels),
         thumbnails=tuple(thumbnails),
         n_channels=channels[0],
-        bits_stored=max((info[1] for info in infos if info[1]), default=None),
+        bits_stored=max(bits) if len(bits) == len(infos) else None,
         has_spacing=all(info[2] for info in infos),
     )
 
@@ -203,15 +205,37 @@ def choose_preset(survey: Survey) -> tuple[str, str]:
     return "default", f"objects that are not on one grid (correlation with their mean {correlation:.2f})"
 
 
+def check_axes(survey: Survey, config: Config) -> None:
+    """Refuse a network for volumes on flat images, and the other way round."""
+    n_axes, asked = len(survey.shapes[0]), config.model.spatial_dims
+    if n_axes != asked:
+        raise ConfigError(
+            f"model.spatial_dims = {asked}",
+            f"the training images have {n_axes} axes",
+            f"set model.spatial_dims={n_axes}",
+        )
+
+
 def dataset_limits(survey: Survey, config: Config) -> FloatArray:
-    """Return the file values that become 0 and 1 in every image: float64 (C, 2)."""
+    """Return the file values that become 0 and 1 in every image: float64 (C, 2).
+
+    Raises
+    ------
+    ConfigError
+        Policy "dtype" for floating-point pixels.
+    """
     intensity, n_channels = config.intensity, survey.n_channels
     match intensity.policy:
         case "window":
             limits = np.tile(np.array([intensity.low, intensity.high], np.float64), (n_channels, 1))
         case "dtype":
-            top = 2.0**survey.bits_stored - 1 if survey.bits_stored else 1.0
-            limits = np.tile([0.0, top], (n_channels, 1))
+            if survey.bits_stored is None:
+                raise ConfigError(
+                    "intensity.policy = dtype",
+                    "training images have floating-point pixels, whose type does not say what black and white are",
+                    "set intensity.policy=percentile or range, or window with intensity.low and intensity.high",
+                )
+            limits = np.tile([0.0, 2.0**survey.bits_stored - 1], (n_channels, 1))
         case "range":
             limits = np.stack([survey.extremes[:, :, 0].min(axis=0), survey.extremes[:, :, 1].max(axis=0)], axis=1)
         case _:

@@ -64,6 +64,7 @@ def train(
     report: Report | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     fingerprint: str = "",
+    say: Callable[[str], None] = lambda line: None,
 ) -> Progress:
     """Train ``mapper.autoencoder`` in place.
 
@@ -75,6 +76,8 @@ def train(
         Asked after every step; when true, the best weights so far are taken.
     fingerprint : str
         Names configuration and data; a checkpoint of another run is refused.
+    say : callable
+        Told when a checkpoint is continued.
 
     Raises
     ------
@@ -87,6 +90,7 @@ def train(
     progress = Progress()
     if checkpoint is not None and checkpoint.exists():
         progress = loop.restore(checkpoint, fingerprint)
+        say(f"continuing at step {progress.step} of {config.training.steps}")
     while progress.step < config.training.steps and not progress.stopped:
         loss = loop.step(progress.step)
         progress.step += 1

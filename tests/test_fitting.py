@@ -17,7 +17,7 @@ from PIL import Image as Picture
 from anomaly_ae import fitting, training
 from anomaly_ae.config import Config, load_config
 from anomaly_ae.detector import Detector
-from anomaly_ae.errors import CalibrationError, DataError, ModelFileError, UsageError
+from anomaly_ae.errors import CalibrationError, ConfigError, DataError, ModelFileError, UsageError
 from anomaly_ae.fitting import calibrate, calibration_samples, fit
 from anomaly_ae.listener import Listener
 from anomaly_ae.loading import read_sample
@@ -248,6 +248,12 @@ def test_calibration_images_of_which_none_fits_are_refused(noise_manifest: Manif
 
 
 @pytest.mark.usefixtures("no_training")
+def test_a_network_for_volumes_is_refused_for_flat_images(noise_manifest: Manifest) -> None:
+    with pytest.raises(ConfigError, match=r"spatial_dims = 3: the training images have 2 axes \(set .*=2\)"):
+        fit(noise_manifest, config_of("model.spatial_dims=3"), device="cpu")
+
+
+@pytest.mark.usefixtures("no_training")
 def test_too_few_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="7 normal images"):
         fit(save_images(tmp_path / "few", noise(7)), config_of(), device="cpu")
@@ -333,6 +339,29 @@ def test_an_older_checkpoint_is_removed_when_training_begins_and_not_before(
         fit(noise_manifest, config_of(), rate="0.01", device="cpu", checkpoint=checkpoint, resume=False)
     assert checkpoint.read_bytes() == before
     assert fit(noise_manifest, config_of(), device="cpu", checkpoint=checkpoint, resume=False).provenance["steps"] == 4
+
+
+def test_what_becomes_of_a_checkpoint_is_said(noise_manifest: Manifest, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "state.safetensors"
+
+    def lines(resume: bool) -> str:
+        def run(listener: Listener) -> Detector:
+            return fit(
+                noise_manifest, config_of(), device="cpu", checkpoint=checkpoint, resume=resume, listener=listener
+            )
+
+        return "\n".join(said(run))
+
+    none, some, older = (
+        f"no checkpoint at {checkpoint}: starting anew",
+        "continuing at step 4 of 4",
+        "removing an older",
+    )
+    for resume, expected in ((True, none), (True, some), (False, older)):
+        text = lines(resume)
+        assert [part for part in (none, some, older) if part in text] == [expected]
+    checkpoint.unlink()
+    assert "checkpoint" not in lines(resume=False), "there was none, and none was asked for"
 
 
 # --- the preset that is picked ---

@@ -12,7 +12,7 @@ from PIL import Image as Picture
 
 from anomaly_ae import survey as survey_module
 from anomaly_ae.config import load_config
-from anomaly_ae.errors import DataError
+from anomaly_ae.errors import ConfigError, DataError
 from anomaly_ae.listener import Listener
 from anomaly_ae.prepare import resample
 from anomaly_ae.records import PixelArray, Sample
@@ -182,7 +182,12 @@ def test_limits_by_dtype_are_all_stored_bits(tmp_path: Path) -> None:
     survey = survey_of(tmp_path, noise(8, dtype=np.uint16))
     assert limits_of(survey, "intensity.policy=dtype") == [[0.0, 65535.0]]
     assert limits_of(replace(survey, bits_stored=12), "intensity.policy=dtype") == [[0.0, 4095.0]]
-    assert limits_of(replace(survey, bits_stored=None), "intensity.policy=dtype") == [[0.0, 1.0]]
+
+
+def test_floating_point_pixels_have_no_limits_by_dtype(tmp_path: Path) -> None:
+    survey = survey_of(tmp_path, [*noise(4), *noise(4, dtype=np.float32)])  # one kind of image is enough
+    with pytest.raises(ConfigError, match=r"floating-point pixels.*intensity.policy=percentile or range"):
+        limits_of(survey, "intensity.policy=dtype")
 
 
 def test_images_of_one_grey_level_each_have_limits_that_differ(tmp_path: Path) -> None:
