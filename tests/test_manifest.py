@@ -151,6 +151,34 @@ def test_labelled_folders(picture: Write, tmp_path: Path, good: str, bad: str) -
     assert any("unclear/" in note for note in manifest.notes)
 
 
+@pytest.mark.parametrize("good", ["good", "Normal"])
+def test_folders_beside_the_normal_one_are_defects(picture: Write, tmp_path: Path, good: str) -> None:
+    for i in range(8):
+        picture(f"{good}/{i}.png")
+    picture("Blur/0.png")
+    picture("burr/0.png")
+    picture("burr/deep/1.png")
+    picture("ground_truth/burr/0_mask.png", mask_of())
+    picture("ground_truth/0_mask.png", mask_of())
+    picture("beside.png")
+    manifest = load_manifest(tmp_path)
+    rows = by_path(manifest)
+    found = {path: (row.label, row.defect) for path, row in rows.items() if row.label != "normal"}
+    assert found == {
+        path: ("anomalous", path.split("/")[0]) for path in ("Blur/0.png", "burr/0.png", "burr/deep/1.png")
+    }
+    assert (rows["Blur/0.png"].mask, rows["burr/0.png"].mask) == (None, tmp_path / "ground_truth/burr/0_mask.png")
+    assert Counter(roles(manifest.samples)) == {"train": 8, "": 3}, "no defect is learned"
+    assert any("the top folder" in note for note in manifest.notes)
+
+
+def test_data_sets_beside_a_normal_folder_are_refused(picture: Write, tmp_path: Path) -> None:
+    picture("good/a.png")
+    picture("second/good/a.png")
+    with pytest.raises(DataError, match=re.escape(str(tmp_path / "second"))):
+        load_manifest(tmp_path)
+
+
 def test_flat_folder_ignores_other_files_hidden_names_and_masks(picture: Write, tmp_path: Path) -> None:
     picture("b.png")
     picture("a.png")
@@ -294,10 +322,11 @@ def test_group_regex(picture: Write, tmp_path: Path) -> None:
     groups = [s.group for s in load_manifest(tmp_path, r"part(\d+)_").samples]
     assert groups == ["1", "1", "22"]
     assert [s.group for s in load_manifest(tmp_path, r"part\d+").samples] == ["part1", "part1", "part22"]
-    with pytest.raises(DataError, match=r"part1_a\.png"):
+    with pytest.raises(DataError, match=r"'lot\(\\d\+\)' finds nothing in 'part1_a\.png'"):
         load_manifest(tmp_path, r"lot(\d+)")
-    with pytest.raises(UsageError, match="no regular expression"):
-        load_manifest(tmp_path, "(")
+    with pytest.raises(UsageError, match=r"'\(\\d' is no regular expression"):
+        load_manifest(tmp_path, r"(\d")
+    assert load_manifest(tmp_path, r"t(\d+)").notes[0].startswith(r"group from 't(\d+)': 2 groups")
 
 
 def test_group_regex_on_a_csv(tmp_path: Path) -> None:
@@ -689,6 +718,12 @@ def test_group_in_two_splits(picture: Write, tmp_path: Path) -> None:
     report = scan(manifest)
     assert "4 groups in more than one split: 000, 001, 002 and 1 more" in refused(report)
     assert "train and test" in report.refusals[0].why
+
+
+def test_the_largest_group_is_named(picture: Write, tmp_path: Path) -> None:
+    for name in ("lot16_a", "lot17_a", "lot17_b"):
+        picture(f"{name}.png")
+    assert "groups: 2, with 1 to 2 images each (largest: group '17')" in scan(load_manifest(tmp_path, r"(\d+)")).lines()
 
 
 def test_unit_in_two_groups(picture: Write, tmp_path: Path) -> None:

@@ -60,7 +60,8 @@ def load_manifest(data: Path, group_regex: str | None = None) -> Manifest:
     Parameters
     ----------
     data : Path
-        A folder (MVTec layout, ``normal/`` and ``anomalous/``, or flat), a ``.csv`` / ``.tsv``, or one image.
+        A folder (MVTec layout, ``normal/`` and ``anomalous/``, ``good/`` and kinds of defect, or flat), a ``.csv``
+        / ``.tsv``, or one image.
     group_regex : str, optional
         Searched in each relative path; its first capturing group (or the whole match) becomes the group.
 
@@ -206,8 +207,11 @@ def _layout(root: Path, images: Iterable[PurePosixPath]) -> tuple[str, Callable[
     folders = {image.parts[0].lower() for image in images if len(image.parts) > 1}
     if folders & SPLIT_FOLDERS.keys():
         return "mvtec", _place_in_mvtec
-    if folders & (NORMAL_FOLDERS | ANOMALOUS_FOLDERS):
+    if folders & ANOMALOUS_FOLDERS:
         return "normal/anomalous", _place_by_label
+    if folders & NORMAL_FOLDERS:
+        _refuse_deeper_layout(root, [image for image in images if image.parts[0].lower() not in NORMAL_FOLDERS])
+        return "normal/<defect>", _place_by_defect
     _refuse_deeper_layout(root, images)
     return "flat", lambda parts: _Place()
 
@@ -231,6 +235,15 @@ def _place_by_label(parts: tuple[str, ...]) -> _Place | None:
     if folder in ANOMALOUS_FOLDERS:
         return _Place(label=ANOMALOUS_LABEL, defect=parts[1] if len(parts) > 2 else "")
     return None
+
+
+def _place_by_defect(parts: tuple[str, ...]) -> _Place | None:
+    """``good/000.png`` is normal; every folder beside it is the name of a defect, as below ``test`` of MVTec."""
+    if len(parts) == 1:
+        return None
+    if parts[0].lower() in NORMAL_FOLDERS:
+        return _Place(label=NORMAL_LABEL)
+    return _Place(label=ANOMALOUS_LABEL, defect=parts[0])
 
 
 def _refuse_deeper_layout(root: Path, images: Iterable[PurePosixPath]) -> None:
@@ -265,7 +278,7 @@ def _mask_keys(image: PurePosixPath, place: _Place) -> list[str]:
     if place.split:
         tails = [inner] if place.split == "test" else []
     else:
-        tails = [whole, inner] if place.label == ANOMALOUS_LABEL else [whole]
+        tails = [whole, inner] if whole.parts[0].lower() in ANOMALOUS_FOLDERS else [whole]
     in_folder = [f"{MASK_FOLDER}/{tail}{ending}" for tail in tails for ending in ("_mask", "")]
     return [*in_folder, f"{whole}_mask"]
 
@@ -273,7 +286,9 @@ def _mask_keys(image: PurePosixPath, place: _Place) -> list[str]:
 def _no_images(where: str, n_others: int) -> DataError:
     why = f"files of other kinds there: {n_others}" if n_others else "nothing is there"
     return DataError(
-        f"no image in {where}", why, "check the path; layouts: train/good + test/<type>, normal/ + anomalous/"
+        f"no image in {where}",
+        why,
+        "check the path; layouts: train/good + test/<type>, normal/ + anomalous/, good/ + <type>/",
     )
 
 
@@ -322,11 +337,11 @@ def _group_by_regex(manifest: Manifest, group_regex: str) -> Manifest:
     try:
         pattern = re.compile(group_regex)
     except re.error as error:
-        raise UsageError(f"{group_regex!r} is no regular expression", str(error), "example: 'part(\\d+)'") from error
+        raise UsageError(f"'{group_regex}' is no regular expression", str(error), "example: 'part(\\d+)'") from error
     samples = tuple(replace(s, group=_match(pattern, s.path)) for s in manifest.samples)
     sizes = Counter(sample.group for sample in samples)
     examples = ", ".join(repr(group) for group in sorted(sizes)[:_N_EXAMPLES])
-    note = f"group from {group_regex!r}: {len(sizes)} groups, such as {examples}"
+    note = f"group from '{group_regex}': {len(sizes)} groups, such as {examples}"
     return replace(manifest, samples=samples, notes=(*manifest.notes, note))
 
 
@@ -334,6 +349,6 @@ def _match(pattern: re.Pattern[str], path: str) -> str:
     found = pattern.search(path)
     group = found.group(1 if pattern.groups else 0) if found else None
     if not group:
-        what = f"the group pattern {pattern.pattern!r} finds nothing in {path!r}"
+        what = f"the group pattern '{pattern.pattern}' finds nothing in {path!r}"
         raise DataError(what, "every image needs a group", "widen the pattern, or use groups.tsv")
     return group

@@ -256,7 +256,7 @@ def _group_line(sizes: Counter[str]) -> str:
     if largest == 1:
         return f"groups: {len(sizes)}, one image each (images are taken as independent)"
     name = max(sizes, key=lambda group: sizes[group])
-    return f"groups: {len(sizes)}, with {smallest} to {largest} images each (most: {name})"
+    return f"groups: {len(sizes)}, with {smallest} to {largest} images each (largest: group {name!r})"
 
 
 def _image_lines(report: ScanReport) -> list[str]:

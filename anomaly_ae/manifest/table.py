@@ -39,7 +39,7 @@ class Manifest:
     notes : tuple of str
         What was ignored or assumed on the way, for people.
     layout : str
-        "mvtec", "normal/anomalous", "flat" or "csv".
+        "mvtec", "normal/anomalous", "normal/<defect>", "flat" or "csv".
     """
 
     root: Path
