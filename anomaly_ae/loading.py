@@ -28,8 +28,18 @@ from anomaly_ae.records import FloatArray, Image, PixelArray, Sample
 S = TypeVar("S")
 T = TypeVar("T")
 
+SHARE_OF_SMALL = 0.05
+"""At most so many images are smaller than the training crop: a few small ones must not narrow the view of all."""
+
 SHARE_OF_MEMORY = 0.25
 """Training images that need more than this share of the free memory are kept in a file that is mapped instead."""
+
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+CGROUP_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Limit, use, and what of the use is cache that can be dropped (in memory.stat); of version 2 and of version 1."""
 
 WIDER: dict[str, type[np.generic]] = {
     "uint16": np.int32,
@@ -156,22 +166,26 @@ class ImageStore:
         return raw, inside.to(raw.device)
 
     def crop_shape(self, crop_px: int, multiple: int) -> tuple[int, ...]:
-        """Return the largest crop that fits every image and is at most ``crop_px``, a multiple of ``multiple``."""
-        smallest = np.min([tuple(raw.shape[1:]) for raw in self._raw], axis=0)
+        """Return the largest crop that fits all images but the smallest 5 %: at most ``crop_px``, by ``multiple``."""
+        shapes = sorted((tuple(raw.shape[1:]) for raw in self._raw), key=min)
+        smallest = np.min(shapes[int(SHARE_OF_SMALL * len(shapes)) :], axis=0)
         return tuple(max(multiple, int(min(crop_px, side)) // multiple * multiple) for side in smallest)
 
     def crops(self, n: int, crop_shape: Sequence[int], generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw crops from random images: raw (n, C, *crop), valid (n, 1, *crop), limits (n, C, 2), on the device."""
+        """Draw crops from random images: raw (n, C, *crop), valid (n, 1, *crop), limits (n, C, 2), on the device.
+
+        An image that is smaller is continued by its edge, as in `prepare`, where ``valid`` is False.
+        """
         indices = torch.randint(0, len(self), (n,), generator=generator)
         where = torch.rand(n, len(crop_shape), generator=generator)
         raws, valids = [], []
         for index, share in zip(indices.tolist(), where.tolist(), strict=True):
             raw, valid = self.image(index)
-            room = [side - crop + 1 for side, crop in zip(raw.shape[1:], crop_shape, strict=True)]
+            room = [max(1, side - crop + 1) for side, crop in zip(raw.shape[1:], crop_shape, strict=True)]
             starts = [int(s * r) for s, r in zip(share, room, strict=True)]
             cut = [slice(start, start + crop) for start, crop in zip(starts, crop_shape, strict=True)]
-            raws.append(raw[:, *cut].to(self._dtype))
-            valids.append(valid[:, *cut])
+            raws.append(_padded(raw[:, *cut], crop_shape, with_edge=True).to(self._dtype))
+            valids.append(_padded(valid[:, *cut], crop_shape, with_edge=False))
         return (
             torch.stack(raws).to(self.device),
             torch.stack(valids).to(self.device),
@@ -183,6 +197,16 @@ class ImageStore:
         if self.device.type == "cuda" and n_bytes < SHARE_OF_MEMORY * torch.cuda.mem_get_info(self.device)[0]:
             self._raw = [raw.to(self.device) for raw in self._raw]
             self._valid = [None if valid is None else valid.to(self.device) for valid in self._valid]
+
+
+def _padded(cut: Tensor, shape: Sequence[int], with_edge: bool) -> Tensor:
+    """Fill a cut (C, *S) up to (C, *shape) at the end of each axis: with its edge, or with zeros."""
+    for axis, side in enumerate(shape, start=1):
+        n_missing = side - cut.shape[axis]
+        if n_missing:
+            edge = cut.narrow(axis, -1, 1).repeat_interleave(n_missing, axis)
+            cut = torch.cat([cut, edge if with_edge else torch.zeros_like(edge)], dim=axis)
+    return cut
 
 
 class _Spill:
@@ -210,8 +234,34 @@ class _Spill:
 
 
 def free_memory_bytes() -> int:
-    """Return the memory that is free now, as far as the system tells (4 GiB where it does not)."""
+    """Return the memory that can be taken now: what the system has available, and what the limits of a container leave.
+
+    4 GiB where neither is told, as on Windows and macOS. What the page cache holds counts as free.
+    """
+    found = [1024 * kib for kib in _numbers(PROC / "meminfo", "MemAvailable:")]
+    for folder in _cgroups():
+        for names in CGROUP_FILES:
+            limit, used = (_numbers(folder / name) for name in names[:2])
+            cache = _numbers(folder / "memory.stat", names[2])
+            found += [most - now + sum(cache) for most, now in zip(limit, used, strict=False)]
+    return max(0, min(found, default=4 * 2**30))
+
+
+def _cgroups() -> list[Path]:
+    """Return the folders that may limit this process: its control groups, version 2 and 1, and all above them."""
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows, macOS
-        return 4 * 2**30
+        lines = (PROC / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    fields = [line.split(":", 2) for line in lines]
+    own = [Path(path.lstrip("/")) for _, kinds, path in fields if "memory" in kinds.split(",") or not kinds]
+    return [root / above for path in own for root in (CGROUPS, CGROUPS / "memory") for above in (path, *path.parents)]
+
+
+def _numbers(path: Path, name: str = "") -> list[int]:
+    """Return the number of a file that holds one, or the one behind ``name``; nothing where none is told."""
+    try:
+        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+        return [int(words[1 if name else 0]) for words in lines if not name or words[0] == name]
+    except (OSError, ValueError, IndexError):  # not this system, or "max": no limit
+        return []

@@ -305,6 +305,31 @@ def test_the_crop_fits_the_smallest_image_and_is_a_multiple() -> None:
         assert store.crop_shape(10, 4) == (8, 8)
 
 
+def test_one_small_image_in_twenty_narrows_no_crop_and_is_padded_where_nothing_is_valid() -> None:
+    images = [np.full((1, 64, 48), 7, np.uint8) for _ in range(19)]
+    images.append(np.arange(20 * 60, dtype=np.int16).reshape(1, 20, 60) + 100)  # too low, and wide enough
+    with ImageStore([(prepared(image), LIMITS) for image in images], 20, CPU) as store:
+        assert store.crop_shape(96, 16) == (64, 48)
+        raw, valid, _ = store.crops(200, (64, 48), torch.Generator().manual_seed(0))
+    assert raw.shape == valid.shape == (200, 1, 64, 48)
+    small = (raw > 7).flatten(1).any(dim=1)
+    assert 0 < small.sum() < 50
+    assert valid[~small].all()
+    assert valid[small, :, :20].all()
+    assert not valid[small, :, 20:].any()
+    for crop in raw[small, 0]:
+        left = int(crop[0, 0]) - 100
+        expected = images[-1][0, :, left : left + 48]
+        assert np.array_equal(crop.numpy(), np.concatenate([expected, np.repeat(expected[-1:], 44, axis=0)]))
+    assert len({int(crop[0, 0]) for crop in raw[small, 0]}) > 1, "wherever there is room, the place is random"
+
+
+def test_more_than_one_small_image_in_twenty_narrows_the_crop() -> None:
+    sides = [64] * 19 + [32] * 2
+    with ImageStore([(prepared(np.zeros((1, s, 64), np.uint8)), LIMITS) for s in sides], len(sides), CPU) as store:
+        assert store.crop_shape(96, 16) == (32, 64)
+
+
 def test_the_file_of_mapped_images_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_memory(monkeypatch, 1)
     monkeypatch.setattr(loading.tempfile, "tempdir", str(tmp_path))
@@ -362,6 +387,50 @@ def test_more_mapped_images_than_open_files_are_allowed() -> None:
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+MIB = 2**20
+IN_CONTAINER = {
+    "version 2": {
+        "proc/self/cgroup": "0::/jobs/mine\n",
+        "cgroup/jobs/memory.max": f"{900 * MIB}\n",  # a limit above counts, too
+        "cgroup/jobs/memory.current": f"{700 * MIB}\n",
+        "cgroup/jobs/memory.stat": f"anon 1\ninactive_file {100 * MIB}\nactive_file 5\n",
+        "cgroup/jobs/mine/memory.max": "max\n",
+        "cgroup/jobs/mine/memory.current": "5\n",
+    },
+    "version 1": {
+        "proc/self/cgroup": "3:cpu,cpuacct:/other\n2:memory:/docker/ab\n1:name=systemd:/other\n",
+        "cgroup/memory/memory.limit_in_bytes": f"{900 * MIB}\n",  # mounted at the root, as in a container
+        "cgroup/memory/memory.usage_in_bytes": f"{700 * MIB}\n",
+        "cgroup/memory/memory.stat": f"inactive_file 1\ntotal_inactive_file {100 * MIB}\n",
+        "cgroup/memory/other/memory.limit_in_bytes": "9\n",
+        "cgroup/memory/other/memory.usage_in_bytes": "9\n",
+    },
+}
+
+
+def system_with(files: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    monkeypatch.setattr(loading, "PROC", folder / "proc")
+    monkeypatch.setattr(loading, "CGROUPS", folder / "cgroup")
+
+
+@pytest.mark.parametrize("version", IN_CONTAINER)
+@pytest.mark.parametrize(("available_mib", "free_mib"), [(5000, 900 - 700 + 100), (50, 50)])
+def test_free_memory_is_what_the_system_and_the_container_both_leave(
+    version: str, available_mib: int, free_mib: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meminfo = f"MemTotal:  99999999 kB\nMemFree:  1 kB\nMemAvailable:  {available_mib * 1024} kB\n"
+    system_with({"proc/meminfo": meminfo, **IN_CONTAINER[version]}, tmp_path, monkeypatch)
+    assert loading.free_memory_bytes() == free_mib * MIB
+
+
+def test_where_no_memory_is_told_four_gib_are_assumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    system_with({}, tmp_path, monkeypatch)
+    assert loading.free_memory_bytes() == 4 * 2**30
 
 
 def test_free_memory_is_a_plausible_number() -> None:
