@@ -585,6 +585,10 @@ def test_unlabelled_and_unsplit_rows_are_normals() -> None:
         ([*normals([1] * 9), sample("x", split="train", label="anomalous")], "1 anomalous images.*x"),
         ([*normals([1] * 9), sample("x", split="calibration", label="anomalous")], "1 anomalous images"),
         ([*normals([1] * 9), sample("x", split="validation", group="g0")], "group 'g0' stands in train and in"),
+        (
+            [*normals([1] * 9), sample("x", split="train", unit="g000_000.png", group="x")],
+            "unit 'g000_000.png' stands in the groups 'g0' and 'x'",
+        ),
     ],
 )
 def test_cut_that_is_refused(samples: list[Sample], message: str) -> None:
@@ -799,6 +803,15 @@ def test_empty_masks_are_a_warning(picture: Write, tmp_path: Path) -> None:
     report = scan(load_manifest(tmp_path))
     assert report.refusals == ()
     assert "anomalous images with an empty mask: 1" in report.warnings
+    mask = tmp_path / "ground_truth/crack/000_mask.png"
+    assert f"mask: {mask}: is empty, but its image is anomalous" in report.lines()
+
+
+def test_empty_valid_masks_are_named(picture: Write, tmp_path: Path) -> None:
+    picture("a.png")
+    picture("valid.png", mask_of(empty=True))
+    report = scan(load_manifest(csv(tmp_path, "path,valid\na.png,valid.png\n")))
+    assert f"mask: {tmp_path / 'valid.png'}: has no valid pixel" in report.lines()
 
 
 def test_anomalous_images_without_a_mask_are_counted(picture: Write, tmp_path: Path) -> None:
@@ -940,6 +953,17 @@ def test_one_label_has_no_shortcuts(picture: Write, tmp_path: Path) -> None:
     for i in range(8):
         picture(f"{i}.png")
     assert scan(load_manifest(tmp_path)).shortcuts == {}
+
+
+def test_test_defects_without_test_normals_say_why_there_is_no_figure(picture: Write, tmp_path: Path) -> None:
+    mvtec(picture)
+    said = "no normal test images: whether something that is not the defect tells the labels apart cannot be said"
+    assert said not in scan(load_manifest(tmp_path)).warnings
+    for file in (tmp_path / "test/good").iterdir():
+        file.unlink()
+    report = scan(load_manifest(tmp_path))
+    assert report.shortcuts == {}
+    assert said in report.warnings
 
 
 def test_further_warnings(picture: Write, tmp_path: Path) -> None:

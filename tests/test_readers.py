@@ -482,11 +482,31 @@ def test_axes_are_found_by_the_rule(tmp_path: Path, shape: tuple[int, ...], chan
         assert image.pixels.flags.c_contiguous
 
 
-@pytest.mark.parametrize("shape", [(5,), (), (5, 6, 7), (2, 3, 4, 5)])
+@pytest.mark.parametrize(
+    ("shape", "channels"),
+    [((24, 30, 6), 6), ((6, 24, 30), 6), ((256, 256, 64), 64), ((64, 256, 260), 64), ((20, 20, 5), 5), ((3, 30, 5), 3)],
+)
+def test_many_channels_are_an_axis_much_shorter_than_the_others(
+    tmp_path: Path, shape: tuple[int, ...], channels: int
+) -> None:
+    pixels = RNG.integers(0, 256, shape).astype(np.uint8)
+    expected = pixels if shape[0] == channels else np.moveaxis(pixels, -1, 0)
+    for image in (read_image(npy(tmp_path / "a.npy", pixels)), image_from(pixels)):
+        np.testing.assert_array_equal(image.pixels, expected)
+
+
+@pytest.mark.parametrize(
+    "shape", [(5,), (), (5, 6, 7), (2, 3, 4, 5), (23, 30, 6), (30, 23, 6), (6, 23, 30), (300, 300, 65), (65, 300, 300)]
+)
 def test_axes_that_do_not_tell(tmp_path: Path, shape: tuple[int, ...]) -> None:
     pixels = np.ones(shape, np.uint8)
     refusal(read_image, npy(tmp_path / "a.npy", pixels))
     refusal(image_from, pixels)
+
+
+def test_axes_that_do_not_tell_have_a_cure_on_the_command_line(tmp_path: Path) -> None:
+    text = refusal(read_image, npy(tmp_path / "a.npy", np.ones((5, 6, 7), np.uint8)))
+    assert "joined by '|' in the `path` of a manifest CSV" in text
 
 
 def test_axes_argument() -> None:

@@ -133,15 +133,32 @@ def shortcut_warnings(areas: dict[str, float]) -> list[str]:
 
 def refusals(rows: Sequence[Row], pairs: Sequence[tuple[str, str]]) -> list[Refusal]:
     """Return everything that would make results false, each kind once."""
-    unfit = [*_crossing_groups(rows), *_anomalous_in_fit(rows), *_too_few_normals(rows)]
+    unfit = [*_torn(rows), *_anomalous_in_fit(rows), *_too_few_normals(rows)]
     return [
         *(unfit or _cannot_be_cut(rows)),
-        *_units_in_two_groups(rows),
         *_same_pixels_in_two_splits(pairs),
         *_bad_masks(rows),
         *_marked_normals(rows),
         *_mixed_channels(rows),
     ]
+
+
+def check_groups(samples: Sequence[Sample]) -> None:
+    """Refuse what `scan` finds out without reading an image.
+
+    Raises
+    ------
+    DataError
+        A group in two splits, or a unit in two groups.
+    """
+    found = _torn(with_roles([Inspected(sample) for sample in samples]))
+    if found:
+        raise DataError(*found[0])
+
+
+def _torn(rows: Sequence[Row]) -> list[Refusal]:
+    """What belongs together and does not stay together."""
+    return [*_crossing_groups(rows), *_units_in_two_groups(rows)]
 
 
 def _crossing_groups(rows: Sequence[Row]) -> list[Refusal]:
@@ -211,6 +228,17 @@ def mask_problems(rows: Sequence[Row]) -> list[tuple[str, str]]:
         for path, facts in ((row.one.sample.mask, row.one.mask), (row.one.sample.valid, row.one.valid))
     ]
     return [(str(path), facts.problem) for path, facts in checked if facts is not None and facts.problem]
+
+
+def empty_masks(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Return (mask path, problem) of masks of defects that mark nothing, and of `valid` masks that leave nothing."""
+    found = []
+    for row in rows:
+        if _has_empty_mask(row):
+            found.append((str(row.one.sample.mask), "is empty, but its image is anomalous"))
+        if _has_no_valid_pixel(row):
+            found.append((str(row.one.sample.valid), "has no valid pixel"))
+    return found
 
 
 def _marked_normals(rows: Sequence[Row]) -> list[Refusal]:
@@ -302,6 +330,11 @@ def _set_warnings(rows: Sequence[Row]) -> list[str]:
     texts = []
     fit = [row.one.facts for row in rows if row.role in FIT_SPLITS and row.one.facts]
     test = [row.one.facts for row in rows if row.role == "test" and row.one.facts]
+    labels = {row.one.sample.label for row in rows if row.role == "test" and row.one.facts}
+    if ANOMALOUS_LABEL in labels and NORMAL_LABEL not in labels:
+        texts.append(
+            "no normal test images: whether something that is not the defect tells the labels apart cannot be said"
+        )
     if test and not fit:
         texts.append("no normal images to fit on: this set can only be scored and evaluated")
     if not test and any(_is_anomalous(row) for row in rows):

@@ -15,6 +15,7 @@ from anomaly_ae.manifest.checks import (
     Row,
     cut_for_fit,
     duplicates_across_splits,
+    empty_masks,
     mask_problems,
     n_duplicates_within_splits,
     n_of,
@@ -78,6 +79,7 @@ class ScanReport:
     n_duplicates_within : int
         Rows that repeat the pixels of another row of their split.
     mask_problems : tuple of (mask path, problem)
+    empty_masks : tuple of (mask path, problem)
     n_masks, n_anomalous_without_mask : int
     sizes, channels, depths : Counter
         Readable images per spatial shape, number of channels and bit depth.
@@ -102,6 +104,7 @@ class ScanReport:
     duplicates: tuple[tuple[str, str], ...]
     n_duplicates_within: int
     mask_problems: tuple[tuple[str, str], ...]
+    empty_masks: tuple[tuple[str, str], ...]
     n_masks: int
     n_anomalous_without_mask: int
     sizes: Counter[tuple[int, ...]]
@@ -123,6 +126,7 @@ class ScanReport:
             *_listed("unreadable", self.unreadable, None),
             *_listed("same pixels", self.duplicates),
             *_listed("mask", self.mask_problems),
+            *_listed("mask", self.empty_masks),
             *_shortcut_lines(self.shortcuts),
             *(f"note: {note}" for note in self.notes),
             *(f"warning: {warning}" for warning in self.warnings),
@@ -175,6 +179,7 @@ def scan(
         duplicates=tuple(pairs),
         n_duplicates_within=n_duplicates_within_splits(rows),
         mask_problems=tuple(mask_problems(rows)),
+        empty_masks=tuple(empty_masks(rows)),
         n_masks=sum(sample.mask is not None for sample in samples),
         n_anomalous_without_mask=sum(sample.mask is None for sample in anomalous),
         sizes=Counter(one.shape for one in facts),

@@ -20,7 +20,9 @@ _ONE_HEADER_AT_A_TIME = threading.Lock()
 """NumPy parses headers with the compiler of Python, whose depth counter threads share before 3.11.8 and 3.12.1
 (SystemError "AST constructor recursion depth mismatch", CPython issue 106905)."""
 
-_MOST_CHANNELS = 4  # more than these on an axis is taken for a height or width
+_COLOURS = 4  # so many on an axis are channels, however small the image
+_MOST_CHANNELS = 64  # more than these on an axis is taken for a height or width
+_CLEARLY_SMALLER = 4  # so many times shorter than height and width is an axis of channels
 
 
 def channels_first(pixels: PixelArray, axes: Axes | None, name: str) -> PixelArray:
@@ -31,7 +33,8 @@ def channels_first(pixels: PixelArray, axes: Axes | None, name: str) -> PixelArr
     pixels : array
         (H, W), (H, W, C) or (C, H, W).
     axes : "HW", "HWC", "CHW" or None
-        None: two axes are HW; three are HWC if the last has at most 4 entries, else CHW if the first has.
+        None: two axes are HW; three are HWC if the last has at most 4 entries, else CHW if the first has; else the
+        same for an axis of at most 64 entries that is at most a quarter of both others.
     name : str
         What messages call the image.
 
@@ -59,14 +62,22 @@ def channels_first(pixels: PixelArray, axes: Axes | None, name: str) -> PixelArr
 def _guess_axes(shape: tuple[int, ...], name: str) -> Axes:
     if len(shape) == 2:
         return "HW"
-    if len(shape) == 3 and shape[2] <= _MOST_CHANNELS:
-        return "HWC"
-    if len(shape) == 3 and shape[0] <= _MOST_CHANNELS:
-        return "CHW"
+    if len(shape) == 3:
+        first, middle, last = shape
+        if last <= _COLOURS:
+            return "HWC"
+        if first <= _COLOURS:
+            return "CHW"
+        if last <= min(_MOST_CHANNELS, first / _CLEARLY_SMALLER, middle / _CLEARLY_SMALLER):
+            return "HWC"
+        if first <= min(_MOST_CHANNELS, middle / _CLEARLY_SMALLER, last / _CLEARLY_SMALLER):
+            return "CHW"
     raise UnreadableImageError(
         f"{name}: cannot tell the axes of an array of {' x '.join(str(n) for n in shape) or 'no axes'}",
-        f"an image is (H, W), (H, W, C) or (C, H, W) with at most {_MOST_CHANNELS} channels",
-        'pass the array to image_from(..., axes="HWC") or axes="CHW"; save a volume slice by slice',
+        f"an image is (H, W), (H, W, C) or (C, H, W), where C is at most {_COLOURS}, or at most {_MOST_CHANNELS} and a "
+        "quarter of H and W",
+        "save a volume slice by slice, and channels as one file each, joined by '|' in the `path` of a manifest CSV; "
+        'in Python, give axes="HWC" or axes="CHW"',
     )
 
 

@@ -140,7 +140,8 @@ def image_from(source: Any, axes: Axes | None = None, frame: int = 0) -> Image:
         It is not changed; arrays are copied.
     axes : "HW", "HWC", "CHW" or None
         Order of an array's axes. None: two axes are HW; three are HWC if the last has at most 4 entries, else CHW
-        if the first has; anything else is an error. A fourth channel is a channel, not transparency.
+        if the first has; else the same for an axis of at most 64 entries that is at most a quarter of both others;
+        anything else is an error. A fourth channel is a channel, not transparency.
     frame : int
         Of a path or Dataset, counted from 0.
 
