@@ -23,18 +23,10 @@ from anomaly_ae.errors import DataError, OutputError, UsageError
 from anomaly_ae.files import cannot_write, retried
 from anomaly_ae.keeping import MapKeeper, keep_pictures
 from anomaly_ae.listener import Listener
-from anomaly_ae.manifest import Manifest
+from anomaly_ae.manifest import Manifest, check_groups
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision, Failure, Sample
 from anomaly_ae.report import PictureWriter, write_report
-from anomaly_ae.results import (
-    FORMAT,
-    baseline_figures,
-    run_metrics,
-    score_row,
-    unit_rows,
-    write_json,
-    write_tables,
-)
+from anomaly_ae.results import FORMAT, baseline_figures, run_metrics, score_row, unit_rows, write_json, write_tables
 from anomaly_ae.survey import pixel_hash
 from anomaly_ae.version import __version__
 
@@ -123,7 +115,7 @@ class _Collected:
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     not_reached: Sequence[Sample] = ()
-    seen_in_fit: int = 0
+    seen_in_fit: Counter[str] = field(default_factory=Counter)  # by label
 
     @property
     def aborted(self) -> bool:
@@ -153,10 +145,12 @@ def evaluate(
     Raises
     ------
     DataError
-        No labelled test image.
+        No labelled test image, a group in two splits, a unit in two groups, or most of the normal images known from
+        `fit`.
     UsageError
         A column of ``options.by`` that the manifest does not have.
     """
+    check_groups(manifest.samples)
     samples = test_samples(manifest)
     _refuse_unknown_columns(samples, options.by)
     return _run(_Job(detector, manifest, samples, options, listener or Listener(), "evaluate"), out)
@@ -229,7 +223,9 @@ def _score_all(job: _Job, folder: Path, keeper: MapKeeper | None) -> _Collected:
                 continue
             row = score_row(sample, result, pixel_threshold)
             collected.rows.append({**row, "baselines": detector.baseline_scores(image)})
-            collected.seen_in_fit += pixel_hash(image) in known
+            collected.seen_in_fit[sample.label] += pixel_hash(image) in known
+            if keeper:
+                _refuse_known(collected.seen_in_fit[NORMAL_LABEL], samples)
             keep_pictures(detector, sample, result, image, folder, options.heatmaps, options.maps, pictures)
             if keeper:
                 keeper.keep(sample, result, image)
@@ -238,6 +234,17 @@ def _score_all(job: _Job, folder: Path, keeper: MapKeeper | None) -> _Collected:
         job.listener.say(f"stopped after {len(collected.rows)} of {len(samples)} images: writing what there is")
     pictures.write(folder / "pictures.npz")
     return collected
+
+
+def _refuse_known(n_known: int, samples: Sequence[Sample]) -> None:
+    """Refuse to measure what was learned, as soon as that is more than half of the normal images."""
+    n_normal = sum(sample.label == NORMAL_LABEL for sample in samples)
+    if 2 * n_known > n_normal:
+        raise DataError(
+            f"more than half of the {n_normal} normal test images were used in fit",
+            "the model has learned them, so the figures would be far too good",
+            "give normal images a `test` split before fit, or let `scan --folds` do it",
+        )
 
 
 def _write_tables(detector: Detector, collected: _Collected, folder: Path) -> list[dict[str, Any]]:
@@ -337,7 +344,7 @@ def _counts(collected: _Collected, units: Sequence[Mapping[str, Any]]) -> dict[s
         "failed": len(collected.failures),
         "groups": len({row["group"] for row in collected.rows}),
         "units": len(units),
-        "seen_in_fit": collected.seen_in_fit,
+        "seen_in_fit": collected.seen_in_fit.total(),
     }
 
 
@@ -345,8 +352,8 @@ def _warnings(collected: _Collected, baselines: Mapping[str, Any]) -> Iterator[s
     area = baselines["mean grey"]["value"]
     if area is not None and not 0.2 <= area <= 0.8:
         yield f"mean grey alone separates the classes: {area:.2f}"
-    if collected.seen_in_fit:
-        yield f"{collected.seen_in_fit} of these images were used in fit: figures are too good"
+    if collected.seen_in_fit.total():
+        yield f"{collected.seen_in_fit.total()} of these images were used in fit: figures are too good"
     if collected.aborted:
         yield "the run was stopped before all images were scored"
 

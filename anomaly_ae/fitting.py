@@ -10,6 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from anomaly_ae.detector import Detector, choose_device
 from anomaly_ae.errors import AnomalyAEError, DataError
 from anomaly_ae.files import remove_file
 from anomaly_ae.listener import Listener
-from anomaly_ae.manifest import Manifest, split_normals
+from anomaly_ae.manifest import Manifest, check_groups, split_normals
 from anomaly_ae.model import size_multiple
 from anomaly_ae.prepare import choose_geometry, takes_channels
 from anomaly_ae.readers import image_sha256
@@ -84,6 +85,7 @@ def fit(
     """
     place = choose_device(device)  # before anything is read: a typo costs no time
     _check_promise(rate, confidence)
+    check_groups(manifest.samples)
     listener = listener or Listener()
     overrides = [f"seed={seed}", *overrides]
     known = config or load_config("default", overrides)  # presets differ neither in seed nor in split
@@ -125,6 +127,7 @@ def calibrate(
     Images that cannot be read are left out and named; the promise counts those that were scored.
     """
     listener = listener or Listener()
+    check_groups([replace(sample, split="calibration") for sample in samples])  # that is what all of them are now
     _check_reachable(samples, rate, confidence)
     forms = readable_forms(samples, listener, " of the calibration")
     readable = [sample for sample in samples if sample.id in forms]

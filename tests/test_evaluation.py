@@ -322,6 +322,28 @@ def test_images_of_the_fit_are_warned_about(part_manifest: Manifest, smoke_detec
     assert text in (tmp_path / "run" / "report.html").read_text("utf-8")
 
 
+def test_a_test_on_what_was_mostly_learned_is_refused_before_all_is_scored(
+    part_manifest: Manifest, smoke_detector: Detector, tmp_path: Path
+) -> None:
+    known, fresh = part_manifest.select(split="train"), part_manifest.select(split="test")
+    manifest = replace(part_manifest, samples=tuple(replace(sample, split="") for sample in (*known, *fresh)))
+    seen: list[int] = []
+    listener = Listener(progress=lambda stage, done, total, detail: seen.append(done))
+    with pytest.raises(DataError, match=r"more than half of the 95 normal test images were used in fit.*scan --folds"):
+        evaluate(smoke_detector, manifest, tmp_path / "run", RunOptions(), listener)
+    assert seen[-1] == 48
+    assert list(tmp_path.iterdir()) == []
+    assert score(smoke_detector, replace(manifest, samples=known[:3]), tmp_path / "run", RunOptions()).n_scored == 3
+
+
+def test_groups_that_make_figures_false_are_refused(
+    part_manifest: Manifest, smoke_detector: Detector, tmp_path: Path
+) -> None:
+    one_group = tuple(replace(sample, group="lot") for sample in part_manifest.samples)
+    with pytest.raises(DataError, match="1 group in more than one split: lot"):
+        evaluate(smoke_detector, replace(part_manifest, samples=one_group), tmp_path / "run", RunOptions())
+
+
 @pytest.mark.parametrize(("inside", "data"), [("", "."), ("test", "..")])
 def test_a_folder_is_called_by_its_name_also_from_inside(
     part_folder: Path,

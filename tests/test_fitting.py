@@ -21,7 +21,7 @@ from anomaly_ae.errors import CalibrationError, ConfigError, DataError, ModelFil
 from anomaly_ae.fitting import calibrate, calibration_samples, fit
 from anomaly_ae.listener import Listener
 from anomaly_ae.loading import read_sample
-from anomaly_ae.manifest import Manifest, load_manifest, split_normals
+from anomaly_ae.manifest import Manifest, load_manifest, scan, split_normals
 from anomaly_ae.model import size_multiple
 from anomaly_ae.readers import pixel_sha256
 from anomaly_ae.records import PixelArray, Sample
@@ -251,6 +251,29 @@ def test_calibration_images_of_which_none_fits_are_refused(noise_manifest: Manif
 def test_a_network_for_volumes_is_refused_for_flat_images(noise_manifest: Manifest) -> None:
     with pytest.raises(ConfigError, match=r"spatial_dims = 3: the training images have 2 axes \(set .*=2\)"):
         fit(noise_manifest, config_of("model.spatial_dims=3"), device="cpu")
+
+
+def in_two_splits(samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    test = replace(samples[0], split="test", group=samples[1].group, unit=samples[1].group)
+    return (test, *(replace(s, split="train") for s in samples[1:]))
+
+
+def one_unit_in_two_groups(samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    return tuple(replace(s, unit="part" if i < 2 else s.unit) for i, s in enumerate(samples))
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize(
+    ("spoil", "n"), [(in_two_splits, "1 group in more than one split"), (one_unit_in_two_groups, "1 unit in more")]
+)
+def test_what_scan_refuses_of_groups_is_refused_in_the_same_words(
+    noise_manifest: Manifest, spoil: Callable[[Sequence[Sample]], tuple[Sample, ...]], n: str
+) -> None:
+    manifest = replace(noise_manifest, samples=spoil(noise_manifest.samples))
+    with pytest.raises(DataError, match=n) as caught:
+        fit(manifest, config_of(), device="cpu")
+    assert tuple(scan(manifest).refusals[0]) == (caught.value.what, caught.value.why, caught.value.fix)
+    assert len(scan(manifest).refusals) == 1
 
 
 @pytest.mark.usefixtures("no_training")
@@ -492,6 +515,14 @@ def test_units_are_calibrated_on_their_largest_score_and_groups_as_wholes(
     assert (thresholds.image.n, thresholds.image.n_groups) == (15, 3)
     assert (thresholds.unit.n, thresholds.unit.n_groups) == (5, 3)
     assert thresholds.unit.value >= thresholds.image.value
+
+
+def test_a_unit_in_two_groups_is_not_calibrated(smoke_detector: Detector, part_folder: Path) -> None:
+    normals = [replace(s, split="train") for s in load_manifest(part_folder / "test" / "good").samples]
+    normals[0] = replace(normals[0], split="validation", group=normals[1].group, unit=normals[1].unit)
+    assert calibrate(smoke_detector, normals).calibrated[1].image.n_groups == 14, "all rows calibrate, whatever else"
+    with pytest.raises(DataError, match="1 unit in more than one group: part"):
+        calibrate(smoke_detector, one_unit_in_two_groups(normals[2:]))
 
 
 def rows_of(*kinds: str) -> Manifest:

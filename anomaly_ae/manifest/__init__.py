@@ -4,7 +4,7 @@
 `facts`, `checks` and `scanning` look at every image once. The contract: docs/reference/manifest.md.
 """
 
-from anomaly_ae.manifest.checks import Refusal
+from anomaly_ae.manifest.checks import Refusal, check_groups
 from anomaly_ae.manifest.discover import load_manifest, manifest_from_paths
 from anomaly_ae.manifest.scanning import Count, ScanReport, scan
 from anomaly_ae.manifest.splits import MIN_NORMALS, make_folds, roles, split_normals
@@ -17,6 +17,7 @@ __all__ = [
     "Manifest",
     "Refusal",
     "ScanReport",
+    "check_groups",
     "load_manifest",
     "make_folds",
     "manifest_from_paths",

@@ -58,7 +58,7 @@ def split_normals(
     Raises
     ------
     DataError
-        Anomalous rows among them, a group in two parts, fewer than 8 images, too few groups.
+        Anomalous rows among them, a group in two parts, a unit in two groups, fewer than 8 images, too few groups.
     ConfigError
         The shares leave nothing to train on.
     """
@@ -100,11 +100,15 @@ def _refuse_unfit(parts: Mapping[str, Sequence[Sample]]) -> None:
         why = f"at least {MIN_NORMALS} are needed to learn, validate and set a threshold"
         raise DataError(what, why, "add normal images; 50 to 300 make a useful start")
     part_of: dict[str, str] = {}
+    group_of: dict[str, str] = {}
     for name, part in parts.items():
         for sample in part:
             if part_of.setdefault(sample.group, name) != name:
                 what = f"group {sample.group!r} stands in {part_of[sample.group]} and in {name}"
                 raise DataError(what, "images of one group are not independent", "give its rows one split")
+            if group_of.setdefault(sample.unit, sample.group) != sample.group:
+                what = f"unit {sample.unit!r} stands in the groups {group_of[sample.unit]!r} and {sample.group!r}"
+                raise DataError(what, "a unit is decided as a whole", "give all rows of a unit the same group")
 
 
 def _refuse_few_groups(pool: Mapping[str, Sequence[Sample]], n_needed: int) -> None:
