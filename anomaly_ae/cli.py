@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,8 +63,11 @@ HeatmapsOption = Annotated[str, typer.Option("--heatmaps", help="Full-size pictu
 
 def main() -> None:
     """Run the program; expected errors become one line and their exit code."""
+    from anomaly_ae.progress import sigterm_as_ctrl_c
+
     try:
-        app(standalone_mode=True)
+        with sigterm_as_ctrl_c():
+            app(standalone_mode=True)
     except AnomalyAEError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
@@ -190,7 +195,7 @@ def fit(
 
     use_threads(threads)
     checkpoint = checkpoint_of(out)
-    with stopping_gently() as should_stop:
+    with _naming_checkpoint(checkpoint), stopping_gently() as should_stop:
         detector = fit_detector(
             manifest,
             chosen,
@@ -289,8 +294,8 @@ def threshold(run: RunArgument, rate: RateOption = None, confidence: ConfidenceO
     from anomaly_ae.report import write_report
     from anomaly_ae.results import redecide
 
-    thresholds = redecide(run, rate, confidence, _listener())
-    typer.echo(f"image threshold {thresholds.image.value:.4g}: {thresholds.image.promise}")
+    for line in redecide(run, rate, confidence, _listener()).lines():
+        typer.echo(line)
     typer.echo(f"wrote {write_report(run)}")
 
 
@@ -330,6 +335,17 @@ def preview(
 def checkpoint_of(out: Path) -> Path:
     """Return where `fit` keeps the state of the training."""
     return out.with_name(f"{out.stem}.checkpoint.safetensors")
+
+
+@contextmanager
+def _naming_checkpoint(checkpoint: Path) -> Iterator[None]:
+    """Say, when a fit is aborted, what is left of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if checkpoint.exists():
+            typer.echo(f"{checkpoint} keeps what was learned: --resume goes on from there", err=True)
+        raise
 
 
 def _check_model_name(out: Path, overwrite: bool) -> None:

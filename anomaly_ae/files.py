@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,17 @@ from typing import TypeVar
 from anomaly_ae.errors import OutputError
 
 T = TypeVar("T")
+
+_CURES = {
+    errno.ENOSPC: "free some space or choose another folder",
+    errno.EDQUOT: "free some space or choose another folder",
+    errno.EACCES: "choose a folder that you may write to",
+    errno.EPERM: "choose a folder that you may write to",
+    errno.EROFS: "choose a folder that you may write to",
+    errno.ENOTDIR: "a part of the path is a file: choose another folder",
+    errno.EEXIST: "a part of the path is a file: choose another folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
 
 
 @contextmanager
@@ -66,11 +78,9 @@ def remove_file(path: Path) -> None:
 
 def cannot_write(path: Path, error: OSError) -> OutputError:
     """Turn an `OSError` of writing into a message with a cure."""
-    return OutputError(
-        f"cannot write {path}",
-        error.strerror or str(error),
-        "free some space or choose another folder; an older file of this name is unchanged",
-    )
+    cure = _CURES.get(error.errno or 0, "choose another folder")
+    why = error.strerror or str(error)
+    return OutputError(f"cannot write {path}", why, f"{cure}; an older file of this name is unchanged")
 
 
 def retried(action: Callable[[], T], attempts: int = 10) -> T:

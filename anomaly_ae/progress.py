@@ -25,6 +25,7 @@ class TerminalProgress:
     def __init__(self) -> None:
         self._is_terminal = sys.stderr.isatty()
         self._stage, self._started, self._shown, self._has_bar = "", 0.0, 0.0, False
+        self._n_before = 0  # done before this stage was seen: a resumed training starts in the middle
 
     def listener(self) -> Listener:
         """Return the callbacks."""
@@ -41,7 +42,7 @@ class TerminalProgress:
         now = time.monotonic()
         if stage != self._stage:
             self._end_bar()
-            self._stage, self._started, self._shown = stage, now, now
+            self._stage, self._started, self._shown, self._n_before = stage, now, now, done
         pause = 0.1 if self._is_terminal else LINE_EVERY_SECONDS
         if now - self._started < QUIET_SECONDS or (now - self._shown < pause and done < total):
             return
@@ -49,7 +50,7 @@ class TerminalProgress:
         self._draw(done, total, detail, now - self._started)
 
     def _draw(self, done: int, total: int, detail: str, seconds: float) -> None:
-        left = seconds / max(done, 1) * (total - done)
+        left = seconds / max(done - self._n_before, 1) * (total - done)
         text = f"{self._stage}: {done} of {total}, {_duration(left)} left" + (f" ({detail})" if detail else "")
         if self._is_terminal:
             filled = int(24 * done / max(total, 1))
@@ -88,6 +89,16 @@ def stopping_gently() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM, which service managers send, end a command as cleanly as Ctrl-C does."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _duration(seconds: float) -> str:

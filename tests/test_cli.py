@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -366,6 +367,7 @@ def test_every_command_that_computes_takes_a_number_of_threads(
         (["fit", "DATA", "--out", "m.safetensors", "--group-regex", "(lot"], "is no regular expression"),
         (["scan", "DATA", "--folds", "3"], "--folds needs --out"),
         (["score", "MODEL", "DATA"], "Missing option '--out'"),
+        (["score", "MODEL", "DATA", ".", "--out", "run"], "give one manifest alone"),
         (["score", "MODEL", "DATA", "--out", "run", "--heatmaps", "some"], "one of: none, anomalous, all"),
         (["score", "MODEL", "DATA", "--out", "run", "--device", "abacus"], "no device 'abacus'"),
         (["evaluate", "MODEL", "DATA", "--out", "run", "--by", "statoin"], "no column 'statoin'"),
@@ -467,6 +469,10 @@ def test_some_unreadable_is_3(model: Path, new_normals: Path, small_set: Path, t
     assert len(table(tmp_path / "run" / "failures.csv")) == 1
 
 
+def _ctrl_c() -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("command", ["score", "evaluate"])
 def test_a_stopped_run_is_130_and_written(
     command: str, smoke_model_file: Path, small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -495,7 +501,30 @@ def test_aborted_before_anything_is_130_and_leaves_nothing(
     assert names(tmp_path) == {"small.csv"}
 
 
-def press_ctrl_c(monkeypatch: pytest.MonkeyPatch, stage: str, at: int) -> None:
+@POSIX
+@pytest.mark.parametrize("command", ["score", "evaluate"])
+def test_sigterm_ends_a_run_as_ctrl_c_does(
+    command: str, smoke_model_file: Path, small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    press_ctrl_c(monkeypatch, "scoring", at=3, press=lambda: signal.raise_signal(signal.SIGTERM))
+    with _harmless_sigterm():
+        outcome = run(command, smoke_model_file, small_set, "--out", tmp_path / "run")
+    assert outcome.code == 130
+    assert "stopped after 2 of" in outcome.err
+    assert names(tmp_path) == {"small.csv", "run"}
+    assert signal.getsignal(signal.SIGTERM) == before, "the handler is put back"
+
+
+@contextmanager
+def _harmless_sigterm() -> Iterator[None]:
+    """Without this a program that does not handle SIGTERM would end the tests."""
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def press_ctrl_c(monkeypatch: pytest.MonkeyPatch, stage: str, at: int, press: Callable[[], None] = _ctrl_c) -> None:
     """Raise what Ctrl-C raises when a stage reaches a step."""
     from anomaly_ae.progress import TerminalProgress
 
@@ -503,7 +532,7 @@ def press_ctrl_c(monkeypatch: pytest.MonkeyPatch, stage: str, at: int) -> None:
 
     def progress(self: TerminalProgress, now: str, n_done: int, total: int, detail: str) -> None:
         if (now, n_done) == (stage, at):
-            raise KeyboardInterrupt
+            press()
         original(self, now, n_done, total, detail)
 
     monkeypatch.setattr(TerminalProgress, "progress", progress)
@@ -557,6 +586,7 @@ def test_second_ctrl_c_aborts_and_resume_goes_on(
     outcome = run(*command)
     assert outcome.code == 130
     assert outcome.err.rstrip().endswith("aborted")
+    assert f"{tmp_path / 'm.checkpoint.safetensors'} keeps what was learned: --resume goes on" in outcome.err
     assert names(tmp_path) == {"small.csv", "m.checkpoint.safetensors"}
     signals_at_step(-1, 0)
     done(*command, "--resume")

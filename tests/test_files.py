@@ -89,6 +89,7 @@ def test_parent_is_a_file(tmp_path: Path) -> None:
         with pytest.raises(OutputError) as caught:
             write_bytes(path, b"new")
         assert str(path) in str(caught.value)
+        assert caught.value.fix.startswith("a part of the path is a file")
     assert (tmp_path / "file").read_bytes() == b"old"
 
 
@@ -97,6 +98,21 @@ def test_target_is_a_folder(tmp_path: Path) -> None:
     with pytest.raises(OutputError):
         write_bytes(tmp_path / "folder", b"new")
     assert names(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize(
+    ("number", "cure"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EACCES, "a folder that you may write to"),
+        (errno.ENAMETOOLONG, "a shorter name"),
+        (errno.EIO, "another folder"),
+    ],
+)
+def test_the_cure_follows_the_cause(tmp_path: Path, number: int, cure: str) -> None:
+    fix = cannot_write(tmp_path, OSError(number, os.strerror(number))).fix
+    assert cure in fix
+    assert ("space" in fix) == (number == errno.ENOSPC)
 
 
 def test_error_without_a_text_still_says_something(tmp_path: Path) -> None:

@@ -91,6 +91,14 @@ def test_the_time_left_goes_by_the_speed_so_far(monkeypatch: pytest.MonkeyPatch,
     assert f"training: {done} of 100, {left}" in stage.shown
 
 
+def test_the_time_left_after_a_resume_goes_by_what_this_run_has_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch, is_terminal=True)
+    stage.progress.progress("training", 80, 100, "")
+    stage.now += 10
+    stage.progress.progress("training", 90, 100, "")
+    assert "training: 90 of 100, 10 s left" in stage.shown
+
+
 def test_nothing_done_and_nothing_to_do_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage(monkeypatch, is_terminal=True)
     stage.progress.progress("measuring", 0, 0, "")

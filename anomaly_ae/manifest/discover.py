@@ -90,11 +90,14 @@ def manifest_from_paths(paths: Sequence[Path]) -> Manifest:
     """List images to be scored: files as given, folders with everything below them.
 
     A file that is named is always listed, image or not: what cannot be read becomes a failure, not a gap.
+    Where one folder is given it is the root, which names the data; paths start where one stands all the same.
 
     Raises
     ------
     DataError
         A path does not exist, or there is no image at all.
+    UsageError
+        A path is a table.
     """
     names: set[str] = set()
     n_others = n_masks = 0
@@ -104,6 +107,7 @@ def manifest_from_paths(paths: Sequence[Path]) -> Manifest:
             n_others, n_masks = n_others + listing.n_others, n_masks + len(listing.masks)
             names |= {(path / image).as_posix() for image in listing.images}
         elif path.exists():
+            _refuse_table(path)
             names.add(path.as_posix())
         else:
             raise DataError(f"{path} does not exist", "it is neither a file nor a folder", "check the path")
@@ -111,7 +115,14 @@ def manifest_from_paths(paths: Sequence[Path]) -> Manifest:
         raise _no_images(", ".join(str(path) for path in paths) or "an empty list", n_others)
     samples = tuple(sample for name in sorted(names) for sample in _samples(Path(), name, _Place(), None))
     notes = _ignored_notes(n_others, n_masks, "masks")
-    return Manifest(Path(), samples, notes, "flat")
+    root = paths[0].resolve() if len(paths) == 1 and paths[0].is_dir() else Path()
+    return Manifest(root, samples, notes, "flat")
+
+
+def _refuse_table(path: Path) -> None:
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        what = f"{path} is a table, and stands among images and folders"
+        raise UsageError(what, "it is a manifest, or no input at all", "give one manifest alone, or leave it out")
 
 
 def _from_folder(root: Path) -> Manifest:
