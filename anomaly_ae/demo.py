@@ -7,19 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from anomaly_ae.config import load_config
+from anomaly_ae.config import load_config, with_values
 from anomaly_ae.errors import DataError
 from anomaly_ae.files import write_bytes
 from anomaly_ae.listener import Listener
-from anomaly_ae.loading import in_order, read_sample, torch_pixels
 from anomaly_ae.manifest import load_manifest, scan
-from anomaly_ae.prepare import choose_geometry, prepare
-from anomaly_ae.records import ANOMALOUS_LABEL, Image
+from anomaly_ae.records import ANOMALOUS_LABEL, Sample
 
 DEMO_SETTINGS = ("training.steps=1000", "training.crop_px=128")
 """A third of the default fit: about a minute on two cores."""
 
-N_PREVIEW = 12
+N_PREVIEW, N_SURVEY = 12, 100
 
 
 def make_demo(out: Path, overwrite: bool, preset: str | None, listener: Listener) -> Path:
@@ -53,24 +51,31 @@ def make_demo(out: Path, overwrite: bool, preset: str | None, listener: Listener
     return out / "report.html"
 
 
-def write_preview(data: Path, out: Path, preset: str, seed: int) -> None:
-    """Write a sheet: normal images of ``data`` in the first row of each pair, damaged as in training in the second."""
+def write_preview(data: Path, out: Path, preset: str | None, seed: int) -> None:
+    """Write a sheet of training crops: normal ones in the first row of each pair, in the second what training makes.
+
+    Scale, crops and damage are those of a `fit` with this seed on (at most 100) normal images of ``data``; with
+    ``preset=None`` its preset, too.
+    """
     import torch
     from PIL import Image as Picture
 
     from anomaly_ae.corruption import corrupt
-    from anomaly_ae.scoring import intensity_limits
+    from anomaly_ae.fitting import untrained
+    from anomaly_ae.survey import choose_preset, survey_images
+    from anomaly_ae.training import augment, step_generator
 
-    config = load_config(preset)
-    images = _normal_images(data, seed)
-    geometry = choose_geometry([image.spatial_shape for image in images], config.geometry, 1)
-    prepared = [prepare(image, geometry, images[0].n_channels) for image in images]
-    side = tuple(int(s) for s in np.min([p.valid.shape for p in prepared], axis=0))
-    x = torch.stack([torch_pixels(p.pixels)[:, : side[0], : side[1]].double() for p in prepared])
-    limits = np.stack([intensity_limits(p.pixels, p.valid, config.intensity) for p in prepared])
-    low, high = torch.from_numpy(limits[:, :, 0, None, None]), torch.from_numpy(limits[:, :, 1, None, None])
-    x = ((x - low) / (high - low)).float()
-    damaged, _, _ = corrupt(x, config.corruption, torch.Generator().manual_seed(seed))
+    survey = survey_images(_normal_images(data, seed), seed, Listener())
+    config = load_config(preset or choose_preset(survey)[0], [f"seed={seed}"])
+    config = with_values(config, model={"n_channels": survey.n_channels})
+    cpu = torch.device("cpu")
+    detector = untrained(config, survey, cpu)
+    with detector.store(survey.samples) as store:
+        crop_shape = store.crop_shape(config.training.crop_px, detector.mapper.size_multiple)
+        generator = step_generator(seed, 0, cpu)
+        raw, valid, limits = store.crops(N_PREVIEW, crop_shape, generator)
+    x, _ = augment(detector.mapper.scale(raw, valid, limits), valid, config.training, generator)
+    damaged = corrupt(x, config.corruption, step_generator(seed + 1, 0, cpu))[0] if config.training.repair else x
     rows = [rows for start in range(0, len(x), 6) for rows in (x[start : start + 6], damaged[start : start + 6])]
     sheet = torch.cat([torch.cat(list(row.mean(dim=1)), dim=1) for row in rows], dim=0)
     buffer = io.BytesIO()
@@ -78,14 +83,14 @@ def write_preview(data: Path, out: Path, preset: str, seed: int) -> None:
     write_bytes(out, buffer.getvalue())
 
 
-def _normal_images(data: Path, seed: int) -> list[Image]:
-    """Return twelve readable normal images, drawn at random, with the channels of the first."""
+def _normal_images(data: Path, seed: int) -> list[Sample]:
+    """Return readable normal images that may be learned from: at most 100, drawn at random."""
+    from anomaly_ae.survey import readable_forms
+
     samples = [s for s in load_manifest(data).samples if s.label != ANOMALOUS_LABEL and s.split in ("", "train")]
-    order = np.random.default_rng(seed).permutation(len(samples))
-    found: list[Image] = []
-    for _, image in in_order([samples[i] for i in order[: 3 * N_PREVIEW]], read_sample):
-        if isinstance(image, Image) and (not found or image.n_channels == found[0].n_channels):
-            found.append(image)
+    chosen = [samples[i] for i in np.random.default_rng(seed).permutation(len(samples))[:N_SURVEY]]
+    forms = readable_forms(chosen, Listener())
+    found = [sample for sample in chosen if sample.id in forms]
     if len(found) < 2:
         raise DataError(f"{data} has {len(found)} readable normal images", "a preview needs two", "check the folder")
-    return found[: N_PREVIEW if len(found) >= N_PREVIEW else len(found) // 6 * 6 or len(found)]
+    return found

@@ -99,7 +99,7 @@ def fit(
         config = load_config(name, overrides)
     config = with_values(config, model={"n_channels": survey.n_channels})  # what only the data tell
     listener.say(f"preset {config.preset}: {reason}")
-    detector = _untrained(config, survey, place)
+    detector = untrained(config, survey, place)
     listener.say(detector.geometry.describe(_typical_shape(survey.shapes)))
     offered = parts["calibration"]
     parts["calibration"] = _without_misfits(offered, forms, survey.n_channels, listener)
@@ -277,7 +277,7 @@ def _n_groups(samples: Sequence[Sample]) -> int | None:
     return n_groups if n_groups < len(samples) else None
 
 
-def _untrained(config: Config, survey: Survey, device: torch.device) -> Detector:
+def untrained(config: Config, survey: Survey, device: torch.device) -> Detector:
     """Return what training begins with: working scale, fresh weights, intensity limits."""
     check_axes(survey, config)
     geometry = choose_geometry(survey.shapes, config.geometry, size_multiple(config.model))

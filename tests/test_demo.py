@@ -169,7 +169,7 @@ def test_a_preview_of_images_of_several_sizes_and_kinds(part_folder: Path, tmp_p
     (folder / "broken.png").write_bytes(b"")
     write_preview(folder, tmp_path / "sheet.png", "default", 0)
     with Picture.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (5 * 69, 2 * 66), "each is cut to what all have"
+        assert sheet.size == (6 * 80, 4 * 80), "crops that all images have; 66 px are padded to 80"
 
 
 def test_a_preview_of_colour_images(tmp_path: Path) -> None:
@@ -180,7 +180,31 @@ def test_a_preview_of_colour_images(tmp_path: Path) -> None:
         Picture.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / f"{number}.png")
     write_preview(folder, tmp_path / "sheet.png", "default", 0)
     normal, damaged = halves(tmp_path / "sheet.png")
-    assert normal.shape == damaged.shape == (1, 64, 3 * 64)
+    assert normal.shape == damaged.shape == (2, 64, 6 * 64)
+
+
+def test_a_preview_shows_crops_on_one_intensity_scale(tmp_path: Path) -> None:
+    """Half of the images are darker, and stay so; and of a large image training sees a crop."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(10):
+        low = (0, 200)[number % 2]
+        Picture.fromarray(rng.integers(low, low + 50, (192, 192), dtype=np.uint8)).save(folder / f"{number}.png")
+    write_preview(folder, tmp_path / "sheet.png", "default", 0)
+    side = load_config("default").training.crop_px
+    with Picture.open(tmp_path / "sheet.png") as picture:
+        sheet = np.asarray(picture, np.float64)
+    assert sheet.shape == (4 * side, 6 * side)
+    means = sheet.reshape(4, side, 6, side).mean(axis=(1, 3))[0::2].ravel()
+    assert set(np.round(means / 255, 1)) == {0.1, 0.9}
+
+
+def test_a_preview_without_a_preset_shows_the_one_that_fit_picks(part_folder: Path, tmp_path: Path) -> None:
+    for preset in (None, "texture", "object"):  # of these images, which share one grid, fit makes an object
+        write_preview(part_folder, tmp_path / f"{preset}.png", preset, 0)
+    sheets = {preset: (tmp_path / f"{preset}.png").read_bytes() for preset in (None, "texture", "object")}
+    assert sheets[None] == sheets["object"] != sheets["texture"]
 
 
 def test_a_preview_needs_two_images(part_folder: Path, tmp_path: Path) -> None:
