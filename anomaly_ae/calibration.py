@@ -96,14 +96,14 @@ def thresholds_from(
         An asked-for rate that cannot be promised.
     """
 
-    def limit(values: FloatArray, groups: npt.NDArray[np.int64] | None) -> Threshold:
+    def limit(values: FloatArray, groups: npt.NDArray[np.int64] | None, noun: str = "image") -> Threshold:
         n_groups = None if groups is None else len(np.unique(groups))
         asked = default_rate(len(values), n_groups, confidence) if rate is None else rate
-        return conformal_threshold(values, asked, groups, confidence)
+        return conformal_threshold(values, asked, groups, confidence, noun)
 
     return Thresholds(
         image=limit(scores.image, scores.image_group),
-        unit=limit(scores.unit, scores.unit_group),
+        unit=limit(scores.unit, scores.unit_group, "unit"),
         pixel=limit(scores.pixel, scores.image_group),
     )
 

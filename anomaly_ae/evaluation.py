@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,7 @@ class _Collected:
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    failed_utc: list[str] = field(default_factory=list)
     not_reached: Sequence[Sample] = ()
     seen_in_fit: Counter[str] = field(default_factory=Counter)  # by label
 
@@ -220,6 +221,7 @@ def _score_all(job: _Job, folder: Path, keeper: MapKeeper | None) -> _Collected:
             job.listener.progress("scoring", done, len(samples), "")
             if isinstance(result, Failure) or image is None:
                 collected.failures.append(result)  # type: ignore[arg-type]
+                collected.failed_utc.append(datetime.now(UTC).isoformat(timespec="milliseconds"))
                 continue
             row = score_row(sample, result, pixel_threshold)
             collected.rows.append({**row, "baselines": detector.baseline_scores(image)})
@@ -250,7 +252,8 @@ def _refuse_known(n_known: int, samples: Sequence[Sample]) -> None:
 def _write_tables(detector: Detector, collected: _Collected, folder: Path) -> list[dict[str, Any]]:
     """Decide the units, write all tables, and return the rows of the units."""
     units = unit_rows(collected.rows, collected.incomplete, *detector.calibrated)
-    failures = [{"path": f.path, "reason": f.reason, "unit": f.unit, "group": f.group} for f in collected.failures]
+    timed = zip(collected.failures, collected.failed_utc, strict=True)
+    failures = [{"format": FORMAT, **asdict(failure), "time_utc": at} for failure, at in timed]
     write_tables(folder, collected.rows, units, failures)
     return units
 
@@ -272,6 +275,7 @@ def _write_metrics(
         "data": job.data_name,
         "counts": _counts(collected, units),
         "seconds": job.seconds,
+        "what_if": False,
         **run_metrics(collected.rows, units, thresholds, job.options.by),
         "pixel": keeper.metrics(),
         "baselines": baselines,
@@ -324,7 +328,6 @@ def _run_info(
             "warnings": list(warnings),
             "shortcuts": {"mean grey": baselines["mean grey"]["value"]},
         },
-        "baselines": baselines,
     }
 
 

@@ -17,10 +17,11 @@ from anomaly_ae.errors import AnomalyAEError
 from anomaly_ae.files import write_bytes
 from anomaly_ae.metrics import PixelMap, pixel_metrics
 from anomaly_ae.readers import read_mask
-from anomaly_ae.records import ANOMALOUS_LABEL, BoolArray, Decision, FloatArray, Image, Sample, Score
+from anomaly_ae.records import ANOMALOUS_LABEL, BoolArray, Decision, FloatArray, Image, Metric, Sample, Score
 from anomaly_ae.report import PictureWriter, write_heatmap
 
 MIN_FREE_BYTES = 2**30
+_DISK_IS_FULL = "not enough free disk space for the maps"
 
 
 def keep_pictures(
@@ -106,14 +107,16 @@ class MapKeeper:
         np.save(path, result.anomaly_map, allow_pickle=False)
         self._entries.append((path, sample, image.valid))
 
-    def metrics(self) -> dict[str, Any] | None:
-        """Return the pixel figures, or None where there are no masks or no room for the maps."""
-        return _as_json(pixel_metrics(self._maps)) if self._has_masks and not self._disk_is_full else None
+    def metrics(self) -> dict[str, Any]:
+        """Return the pixel figures, or why there are none."""
+        if not self._has_masks:
+            return _without_value("there are no masks")
+        return _without_value(_DISK_IS_FULL) if self._disk_is_full else _as_json(pixel_metrics(self._maps))
 
     def warnings(self) -> list[str]:
         """Say what is missing in the pixel figures."""
         if self._disk_is_full:
-            return ["no pixel figures: not enough free disk space for the maps"]
+            return [f"no pixel figures: {_DISK_IS_FULL}"]
         return [f"{n} {what} are left out of the pixel figures" for what, n in self._left_out.items()]
 
     def close(self) -> None:
@@ -142,6 +145,12 @@ def _write_map(path: Path, anomaly_map: FloatArray) -> None:
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, anomaly_map.astype(np.float32), compression="zlib")
     write_bytes(path, buffer.getvalue())
+
+
+def _without_value(reason: str) -> dict[str, Any]:
+    """Return what `MapKeeper.metrics` returns, with one reason in the place of every value."""
+    missing = Metric(None, 0, 0, reason=reason).as_json()
+    return {"roc_auc": missing, "average_precision": missing, "au_pro": dict.fromkeys(("0.3", "0.05"), missing)}
 
 
 def _as_json(pixel: Mapping[str, Any]) -> dict[str, Any]:

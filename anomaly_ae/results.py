@@ -11,18 +11,20 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from anomaly_ae.calibration import CalibrationScores, Thresholds, thresholds_from
 from anomaly_ae.errors import DataError
 from anomaly_ae.files import write_text
 from anomaly_ae.listener import Listener
 from anomaly_ae.metrics import average_precision, found_rate_band, rates_at_threshold, roc_auc
-from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision, Sample, Score
+from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, BoolArray, Decision, Metric, Sample, Score
 from anomaly_ae.threshold import Share, Threshold, decide, display_value, p_values
 
 FORMAT = 1
@@ -34,10 +36,12 @@ SCORE_COLUMNS = [
 UNIT_COLUMNS = [
     *("format", "unit", "group", "label", "decision", "score", "threshold", "display", "p_value", "n_images"),
 ]
-FAILURE_COLUMNS = ["path", "reason", "unit", "group"]
+FAILURE_COLUMNS = ["format", "id", "path", "frame", "reason", "unit", "group", "time_utc", "decision"]
 NOT_INSPECTED = str(int(Decision.NOT_INSPECTED))
 BASELINES = ("mean grey", "PCA residual")
 N_REGIONS_IN_ROW = 50
+_NOT_MEASURED = Metric(None, 0, 0, reason="every unit is one image: its figures are those of images").as_json()
+_NO_UNITS = {"roc_auc": _NOT_MEASURED, "average_precision": _NOT_MEASURED, "baselines": {}, "at_threshold": []}
 
 Row = Mapping[str, Any]
 """One line of ``scores.jsonl``, or of ``units.csv``."""
@@ -129,6 +133,7 @@ def _unit_row(
         "display": None,
         "p_value": None,
         "n_images": len(own),
+        "baselines": None,
     }
     if unit in incomplete:
         return row
@@ -139,6 +144,7 @@ def _unit_row(
         "score": value,
         "display": display_value(value, limit.value, float(np.median(scores.unit))),
         "p_value": float(p_values([value], scores.unit, scores.unit_group)[0]),
+        "baselines": {name: max(image["baselines"][name] for image in own) for name in BASELINES},
     }
 
 
@@ -156,37 +162,51 @@ def run_metrics(rows: Sequence[Row], units: Sequence[Row], thresholds: Threshold
     several = any(unit["n_images"] > 1 for unit in units)
     return {
         "image": figures(labelled, limit),
-        "unit": figures(decided_units, thresholds.unit) if several else None,
+        "unit": figures(decided_units, thresholds.unit, "unit") if several else _NO_UNITS,
         "per_defect": {name: figures(part, limit) for name, part in _per_defect(labelled)},
         "by": {column: {value: figures(part, limit) for value, part in _by_value(labelled, column)} for column in by},
     }
 
 
-def figures(rows: Sequence[Row], threshold: Threshold) -> dict[str, Any]:
+def figures(rows: Sequence[Row], threshold: Threshold, noun: str = "image") -> dict[str, Any]:
     """Return ranking figures and the rates at the calibrated threshold, as JSON values with intervals.
+
+    Baselines have ranking figures only: nobody calibrated a threshold for them.
 
     Parameters
     ----------
     rows : sequence of mapping
-        With "label", "score" and "group".
+        With "label", "score", "group" and "baselines".
+    noun : {"image", "unit"}
+        What one row stands for.
     """
     labels = np.array([row["label"] == ANOMALOUS_LABEL for row in rows], bool)
     scores = np.array([row["score"] for row in rows], np.float64)
     groups = groups_if_any(rows)
-    rates = rates_at_threshold(labels, scores, threshold.value, groups)
-    n_normal = int((~labels).sum())
+    rates = rates_at_threshold(labels, scores, threshold.value, groups, unit=noun)
+    band, no_band = _false_alarm_band(threshold, int((~labels).sum()), groups is not None, noun)
     return {
-        "roc_auc": roc_auc(labels, scores, groups).as_json(),
-        "average_precision": average_precision(labels, scores, groups).as_json(),
+        **_areas(labels, scores, groups, noun),
+        "baselines": {
+            name: _areas(labels, [row["baselines"][name] for row in rows], groups, noun) for name in BASELINES
+        },
         "at_threshold": [
             {
                 "threshold": threshold.value,
                 "rate_asked": threshold.rate,
                 "promise": threshold.promise,
                 **{name: metric.as_json() for name, metric in rates.items()},
-                "false_alarm_band": _false_alarm_band(threshold, n_normal, groups is not None),
+                "false_alarm_band": band,
+                "false_alarm_band_reason": no_band,
             }
         ],
+    }
+
+
+def _areas(labels: BoolArray, scores: npt.ArrayLike, groups: list[str] | None, noun: str) -> dict[str, Any]:
+    return {
+        "roc_auc": roc_auc(labels, scores, groups, unit=noun).as_json(),
+        "average_precision": average_precision(labels, scores, groups, unit=noun).as_json(),
     }
 
 
@@ -196,12 +216,18 @@ def groups_if_any(rows: Sequence[Row]) -> list[str] | None:
     return groups if len(set(groups)) < len(groups) else None
 
 
-def _false_alarm_band(threshold: Threshold, n_normal: int, has_groups: bool) -> list[float] | None:
-    """Return where the found rate would lie in 95 % of cases if the promise held; only for independent images."""
-    if has_groups or threshold.n_groups is not None or threshold.rank is None or n_normal == 0:
-        return None
-    rate = Fraction(threshold.rate)
-    return [float(end) for end in found_rate_band(threshold.n, rate, n_normal, rank=threshold.rank)]
+def _false_alarm_band(
+    threshold: Threshold, n_normal: int, has_groups: bool, noun: str
+) -> tuple[list[float] | None, str]:
+    """Return where the found rate would lie in 95 % of cases if the promise held, or None and why."""
+    if n_normal == 0:
+        return None, f"no normal {noun}s"
+    if has_groups or threshold.n_groups is not None:
+        return None, f"{noun}s come in groups: known for independent {noun}s only"
+    if threshold.rank is None:
+        return None, "the threshold was set by hand"
+    band = found_rate_band(threshold.n, Fraction(threshold.rate), n_normal, rank=threshold.rank)
+    return [float(end) for end in band], ""
 
 
 def _per_defect(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
@@ -239,7 +265,22 @@ def write_json(path: Path, values: Row) -> None:
     write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
 
 
-def redecide(run: Path, rate: Share | None, confidence: Share | None, listener: Listener | None = None) -> Thresholds:
+@dataclass(frozen=True, slots=True)
+class Redecided:
+    """What a finished run says at other thresholds."""
+
+    thresholds: Thresholds
+    n_images: int
+    n_anomalous: int
+
+    def lines(self) -> list[str]:
+        """Say it in words."""
+        limit = self.thresholds.image
+        counts = f"{self.n_anomalous} of {self.n_images} images are anomalous at it"
+        return [f"image threshold {limit.value:.4g}: {limit.promise}", counts]
+
+
+def redecide(run: Path, rate: Share | None, confidence: Share | None, listener: Listener | None = None) -> Redecided:
     """Set new thresholds in a finished run from its own calibration scores; no image, no model is needed.
 
     Tables, ``metrics.json`` and ``run.json`` are written again. Scores, maps, pictures and regions stay; the listener
@@ -261,16 +302,18 @@ def redecide(run: Path, rate: Share | None, confidence: Share | None, listener: 
     rows = decide_rows(rows, scores, thresholds)
     incomplete = {unit["unit"]: unit["group"] for unit in old_units if unit["decision"] == NOT_INSPECTED}
     units = unit_rows(rows, incomplete, scores, thresholds)
+    of_model, now = info.get("model_threshold", info["threshold"]), thresholds.as_json()
+    what_if = {"what_if": now != of_model}
     if (run / "metrics.json").exists():
         metrics = read_json(run / "metrics.json")
-        metrics |= run_metrics(rows, units, thresholds, list(metrics.get("by", {})))
+        metrics |= run_metrics(rows, units, thresholds, list(metrics.get("by", {}))) | what_if
         write_json(run / "metrics.json", metrics)
     write_tables(run, rows, units, failures)
-    write_json(run / "run.json", {**info, "threshold": thresholds.as_json(), "what_if": True})
+    write_json(run / "run.json", {**info, "threshold": now, "model_threshold": of_model, **what_if})
     note = regions_note((row["pixel_threshold"] for row in rows), thresholds.pixel.value)
     if note and listener:
         listener.say(note)
-    return thresholds
+    return Redecided(thresholds, len(rows), sum(row["decision"] == Decision.ANOMALOUS for row in rows))
 
 
 def regions_note(scored_at: Iterable[float], pixel_threshold: float) -> str:

@@ -44,7 +44,7 @@ def build(
         rows[1] |= {"id": EVIL_ATTRIBUTE, "path": f"</script>{EVIL}", "score": 1.25}
         rows[:2] = [row | _decided(row["score"]) for row in rows[:2]]
     _write_csv(folder / "scores.csv", COLUMNS, rows)
-    _write_csv(folder / "failures.csv", ("path", "reason"), _failures(evil))
+    _write_csv(folder / "failures.csv", ("id", "path", "reason"), _failures(evil))
     unit_rows = _unit_rows(rows) if with_units else []
     if unit_rows:
         _write_csv(folder / "units.csv", tuple(unit_rows[0]), unit_rows)
@@ -115,8 +115,9 @@ def _unit_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _failures(evil: bool) -> list[dict[str, str]]:
-    rows = [{"path": "test/good/exp1_num_2.png", "reason": "truncated after 1,024 of 40,112 bytes"}]
-    return [*rows, {"path": EVIL, "reason": EVIL_ATTRIBUTE}] if evil else rows
+    name = "test/good/exp1_num_2.png"
+    rows = [{"id": name, "path": name, "reason": "truncated after 1,024 of 40,112 bytes"}]
+    return [*rows, {"id": EVIL, "path": EVIL, "reason": EVIL_ATTRIBUTE}] if evil else rows
 
 
 def _threshold(noun: str) -> dict[str, Any]:
@@ -151,11 +152,17 @@ def _info(calibration: np.ndarray, labelled: bool, evil: bool, with_units: bool)
             "warnings": [*warnings, EVIL] if evil else warnings if labelled else [],
             "shortcuts": dict(SHORTCUTS) if labelled else {},
         },
-        "baselines": {
-            "mean grey": _metric(0.512, 100, 150, (0.45, 0.57), "DeLong, 95 %"),
-            "PCA residual": _metric(0.741, 100, 150, (0.69, 0.79), "DeLong, 95 %"),
-        } if labelled else {},
     }  # fmt: skip
+
+
+def _baselines() -> dict[str, Any]:
+    def areas(roc_auc: float, average_precision: float) -> dict[str, Any]:
+        return {
+            "roc_auc": _metric(roc_auc, 100, 150, (roc_auc - 0.05, roc_auc + 0.05), "DeLong, 95 %"),
+            "average_precision": _metric(average_precision, 100, 150, None, ""),
+        }
+
+    return {"mean grey": areas(0.512, 0.613), "PCA residual": areas(0.741, 0.777)}
 
 
 def _metric(
@@ -181,7 +188,7 @@ def _level(rows: list[dict[str, Any]], normal: np.ndarray | None = None) -> dict
     anomalous = _scores_of(rows, "anomalous")
     if not (normal.size and anomalous.size):
         nothing = _metric(None, normal.size, anomalous.size, None, "", "one class only")
-        return {"roc_auc": nothing, "average_precision": nothing, "at_threshold": []}
+        return {"roc_auc": nothing, "average_precision": nothing, "baselines": _baselines(), "at_threshold": []}
     value, sizes = auc(normal, anomalous), (normal.size, anomalous.size)
     half = 1.3 * math.sqrt(value * (1 - value) / min(sizes))
     around = (max(0.0, value - half), min(1.0, value + half))
@@ -190,6 +197,7 @@ def _level(rows: list[dict[str, Any]], normal: np.ndarray | None = None) -> dict
     return {
         "roc_auc": _metric(value, *sizes, around, "DeLong, 95 %"),
         "average_precision": _metric(0.98 * value, *sizes, around, "bootstrap, 95 %"),
+        "baselines": _baselines(),
         "at_threshold": [{
             "threshold": THRESHOLD, "rate_asked": "1/100", "promise": _threshold("image")["promise"],
             "false_alarm_rate": _metric(flagged / sizes[0], sizes[0], 0, wilson(flagged, sizes[0]), wilson_text),
@@ -197,7 +205,7 @@ def _level(rows: list[dict[str, Any]], normal: np.ndarray | None = None) -> dict
             "specificity": _metric(
                 1 - flagged / sizes[0], sizes[0], 0, wilson(sizes[0] - flagged, sizes[0]), wilson_text
             ),
-            "false_alarm_band": [0.0004, 0.0211],
+            "false_alarm_band": [0.0004, 0.0211], "false_alarm_band_reason": "",
         }],
     }  # fmt: skip
 
@@ -218,10 +226,16 @@ def _metrics(rows: list[dict[str, Any]], unit_rows: list[dict[str, Any]]) -> dic
     return {
         "format": 1, "model": "tiles.safetensors", "data": "magnetic_tile/final.csv",
         "counts": {"normal": sizes[0], "anomalous": sizes[1], "failed": 1, "groups": 7},
-        "seconds": 48.21, "image": _level(rows), "unit": _level(unit_rows) if unit_rows else None, "pixel": pixel,
+        "seconds": 48.21, "image": _level(rows), "unit": _level(unit_rows) if unit_rows else _no_units(),
+        "pixel": pixel,
         "per_defect": {name: _level([r for r in rows if r["defect"] == name], normal) for name in defects},
         "by": {"station": {name: _level([r for r in rows if r["station"] == name]) for name in stations}},
     }  # fmt: skip
+
+
+def _no_units() -> dict[str, Any]:
+    nothing = _metric(None, 0, 0, None, "", "every unit is one image")
+    return {"roc_auc": nothing, "average_precision": nothing, "baselines": {}, "at_threshold": []}
 
 
 def _write_pictures(path: Path, rng: np.random.Generator, rows: list[dict[str, Any]], size_px: int) -> None:

@@ -96,7 +96,7 @@ def test_limits_come_from_their_scores_and_groups(units_per_group: int, confiden
     assert (scores.unit_group is None) == (units_per_group == 1)
     expected = {
         "image": conformal_threshold(scores.image, rate, scores.image_group, confidence),
-        "unit": conformal_threshold(scores.unit, rate, scores.unit_group, confidence),
+        "unit": conformal_threshold(scores.unit, rate, scores.unit_group, confidence, "unit"),
         "pixel": conformal_threshold(scores.pixel, rate, scores.image_group, confidence),
     }
     assert {name: getattr(limits, name).value for name in expected} == {n: t.value for n, t in expected.items()}

@@ -165,6 +165,8 @@ def test_failures_stand_in_their_own_table_on_one_line_each(run: Path, manifest:
     failures = table(run / "failures.csv")
     assert [line["path"] for line in failures] == ["broken.png", "alone.png"]
     for line in failures:
+        assert (line["format"], line["id"], line["frame"], line["decision"]) == ("1", line["path"], "0", "9")
+        assert line["time_utc"].startswith("20")
         assert line["path"] in line["reason"]
         assert "none of PNG, JPEG" in line["reason"]
         assert "\n" not in line["reason"]
@@ -203,7 +205,7 @@ def test_figures_are_those_of_the_rows(run: Path) -> None:
     assert metrics["by"].keys() == {"station"}
     assert metrics["by"]["station"].keys() == {"A", "B"}
     assert metrics["unit"]["roc_auc"]["n_normal"] == 4, "one of five normal units was not inspected"
-    assert metrics["baselines"] == one_json(run / "run.json")["baselines"]
+    assert metrics["baselines"] == {name: areas["roc_auc"] for name, areas in metrics["image"]["baselines"].items()}
     mean_grey = roc_auc(labels, [line["baselines"]["mean grey"] for line in lines], groups)
     assert metrics["baselines"]["mean grey"]["value"] == mean_grey.value
 
@@ -231,7 +233,9 @@ def test_without_masks_there_are_no_pixel_figures(few: Manifest, smoke_detector:
     bare = replace(few, samples=tuple(replace(sample, mask=None) for sample in few.samples))
     result = evaluate(smoke_detector, bare, tmp_path / "run", RunOptions())
     assert result.metrics
-    assert result.metrics["pixel"] is None
+    pixel = result.metrics["pixel"]
+    for metric in (pixel["roc_auc"], pixel["average_precision"], pixel["au_pro"]["0.3"], pixel["au_pro"]["0.05"]):
+        assert (metric["value"], metric["reason"]) == (None, "there are no masks")
     assert not any("pixel" in warning for warning in result.warnings), "nobody asked for them"
 
 
@@ -273,7 +277,8 @@ def test_a_small_disk_costs_the_pixel_figures_and_no_more(
     monkeypatch.setattr("anomaly_ae.keeping.MIN_FREE_BYTES", 2**62)
     result = evaluate(smoke_detector, few, tmp_path / "run", RunOptions())
     assert result.metrics
-    assert result.metrics["pixel"] is None
+    assert result.metrics["pixel"]["au_pro"]["0.3"]["value"] is None
+    assert result.metrics["pixel"]["roc_auc"]["reason"] == "not enough free disk space for the maps"
     assert result.metrics["image"]["roc_auc"]["value"] is not None
     assert "no pixel figures: not enough free disk space for the maps" in result.warnings
 
@@ -383,12 +388,13 @@ def test_a_folder_without_labels_is_scored(part_folder: Path, smoke_detector: De
     result = score(smoke_detector, manifest_from_paths([part_folder / "test" / "good"]), tmp_path / "run", RunOptions())
     assert result.n_scored == 15
     assert result.metrics is None
+    assert one_json(tmp_path / "run" / "run.json")["data"]["name"] == "good"
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert files - {"heatmaps"} == {
         "scores.csv", "scores.jsonl", "units.csv", "failures.csv", "run.json", "pictures.npz", "report.html",
     }  # fmt: skip
     assert {line["label"] for line in lines_of(tmp_path / "run")} == {""}
-    assert one_json(tmp_path / "run" / "run.json")["baselines"]["mean grey"]["value"] is None
+    assert one_json(tmp_path / "run" / "run.json")["data"]["shortcuts"]["mean grey"] is None
 
 
 def test_when_nothing_can_be_scored_nothing_is_written(smoke_detector: Detector, tmp_path: Path) -> None:
@@ -477,11 +483,13 @@ def test_what_if_equals_an_evaluation_at_that_rate(
     names = ("id", "score", "decision", "threshold", "display", "p_value", "thresholds_sha256")
     assert [[line[n] for n in names] for line in found] == [[line[n] for n in names] for line in expected]
     assert [line["decision"] for line in found] != [line["decision"] for line in before]
-    for name in ("units.csv", "failures.csv"):
-        assert (tmp_path / "what_if" / name).read_bytes() == (tmp_path / "scratch" / name).read_bytes()
+    assert (tmp_path / "what_if" / "units.csv").read_bytes() == (tmp_path / "scratch" / "units.csv").read_bytes()
+    failed = [table(tmp_path / name / "failures.csv") for name in ("what_if", "scratch")]
+    assert [line | {"time_utc": ""} for line in failed[0]] == [line | {"time_utc": ""} for line in failed[1]]
     metrics = [one_json(tmp_path / run / "metrics.json") for run in ("what_if", "scratch")]
     for one in metrics:
         del one["seconds"]
+    assert [one.pop("what_if") for one in metrics] == [True, False]
     assert metrics[0] == metrics[1]
 
 

@@ -31,7 +31,7 @@ from anomaly_ae.report import (
     write_report,
 )
 from anomaly_ae.report.figures import histogram_svg, outline_path, pr_points, roc_points
-from anomaly_ae.report.html import _interval_methods, embedded_json
+from anomaly_ae.report.html import _card_groups, _interval_methods, embedded_json
 from anomaly_ae.report.pictures import Detail, Pictures, read_pictures, rescaled
 from anomaly_ae.report.run import Run, read_run
 from anomaly_ae.report.sheets import N_COLUMNS, detail_panels, map_sheets, thumbnail_sheets
@@ -266,7 +266,18 @@ def test_histogram_stands_any_scores(scores: list[float], threshold: float) -> N
 
 @pytest.mark.parametrize("share", [1e-4, 0.005, 0.00499, 0.9996, 0.99999])
 def test_percent_never_rounds_to_none_or_all(share: float) -> None:
-    assert 0 < float(percent(share)) < 100
+    text = percent(share)
+    assert 0 < float(text.strip("<>")) < 100
+    assert text.startswith("<" if share < 0.001 else ">" if share > 0.999 else text[0])
+
+
+def test_a_limit_next_to_nothing_is_said_in_two_digits(tmp_path: Path) -> None:
+    folder = fake_run.build(tmp_path, n_images=10, pictures=False)
+    rate = {"value": 0.056, "n_normal": 18, "n_anomalous": 4, "reason": ""}
+    rate["intervals"] = [{"low": 3e-8, "high": 0.63, "method": "Clopper-Pearson", "unit": "group"}]
+    _change(folder / "metrics.json", lambda m: m["image"]["at_threshold"][0].update(false_alarm_rate=rate))
+    assert "(5.6 % [<0.1, 63])" in headline(read_run(folder))
+    assert "(5.6 % [&lt;0.1, 63])" in write_report(folder).read_text(encoding="utf-8").replace("\u00a0", " ")
 
 
 def test_headline_counts_right(tmp_path: Path) -> None:
@@ -331,7 +342,7 @@ def test_too_many_false_alarms_and_a_better_baseline_are_warned_of(tmp_path: Pat
     _change(folder / "metrics.json", lambda m: m["image"]["at_threshold"][0].update(false_alarm_rate=rate))
     _change(folder / "metrics.json", lambda m: m["image"]["roc_auc"].update(value=0.6))
     texts = " ".join(warnings(read_run(folder)))
-    assert "50 % [35, 65], expected 0.04 to 2.1 %" in texts
+    assert "50 % [35, 65], expected <0.1 to 2.1 %" in texts
     assert "PCA residual" in texts
     assert "mean grey" not in texts
 
@@ -386,6 +397,70 @@ def test_embedded_json_comes_back_and_cannot_end_its_element() -> None:
     value = {"a": ["</script>", "<!--", "\u2028", "é"]}
     assert "<" not in embedded_json(value)
     assert json.loads(embedded_json(value)) == value
+
+
+def _page_text(folder: Path) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", write_report(folder).read_text(encoding="utf-8")))
+
+
+def test_baselines_stand_beside_the_model_in_every_table(tmp_path: Path) -> None:
+    text = _page_text(fake_run.build(tmp_path, with_units=True, pictures=False))
+    for level in ("images", "units"):
+        assert f"{level}, baseline mean grey 0.512 [0.462, 0.562] 0.613" in text
+        assert f"{level}, baseline PCA residual 0.741 [0.691, 0.791] 0.777" in text
+    n_parts = len(fake_run.DEFECTS) + len("AB")
+    assert text.count("0.512 [0.462, 0.562] 0.741 [0.691, 0.791]") == n_parts, "one line per defect and station"
+    assert text.count("ROC-AUC of mean grey ROC-AUC of PCA residual") == 2, "in both breakdowns"
+    assert "Baselines have no calibrated threshold" in text
+
+
+def test_what_is_missing_has_its_reason_in_the_page(tmp_path: Path) -> None:
+    folder = fake_run.build(tmp_path, n_images=10, pictures=False)
+    nothing = {"value": None, "n_normal": 0, "n_anomalous": 0, "intervals": [], "reason": "there are no masks"}
+    missing = {"roc_auc": nothing, "average_precision": nothing, "au_pro": {"0.3": nothing, "0.05": nothing}}
+    band = {"false_alarm_band": None, "false_alarm_band_reason": "images come in groups"}
+    _change(folder / "metrics.json", lambda m: m["image"]["at_threshold"][0].update(band))
+    _change(folder / "metrics.json", lambda m: m.update(pixel=missing))
+    text = _page_text(folder)
+    assert text.count("– there are no masks") == 4
+    assert "– images come in groups" in text
+    assert "– every unit is one image" in text
+
+
+def test_a_what_if_is_marked(tmp_path: Path) -> None:
+    folder = fake_run.build(tmp_path, n_images=10, pictures=False)
+    assert "What-if: the image threshold" not in _page_text(folder)
+    info = json.loads((folder / "run.json").read_text("utf-8"))
+    changed = {**info["threshold"], "image": {**info["threshold"]["image"], "value": 4.25, "rate": "1/20"}}
+    _change(folder / "run.json", lambda i: i.update(what_if=True, model_threshold=info["threshold"], threshold=changed))
+    (text,) = [text for text in warnings(read_run(folder)) if "What-if" in text]
+    assert "the image threshold is 4.25 (asked rate 5 %) here and 5.3 (asked rate 1 %) in the model." in text
+    assert text in _page_text(folder)
+
+
+def test_a_run_of_score_does_not_deny_the_labels_it_was_given(tmp_path: Path) -> None:
+    folder = fake_run.build(tmp_path / "labelled", n_images=10, pictures=False)
+    (folder / "metrics.json").unlink()
+    text = _page_text(folder)
+    assert "Error rates are not measured: use evaluate ." in text
+    assert "without labels" not in text
+    bare = _page_text(fake_run.build(tmp_path / "bare", n_images=10, labelled=False, pictures=False))
+    assert "10 images without labels" in bare
+    assert "The images carry no labels, so there are no error rates." in bare
+
+
+@pytest.mark.parametrize(("labelled", "groups"), [(True, [10, 10, 10]), (False, [30])])
+def test_about_thirty_images_are_shown_in_detail(tmp_path: Path, labelled: bool, groups: list[int]) -> None:
+    run = read_run(fake_run.build(tmp_path, n_images=60, labelled=labelled, size_px=24))
+    assert run.pictures is not None
+    panels = {panel.id: (i, panel) for i, panel in enumerate(detail_panels(run.pictures.details))}
+    assert [len(group["cards"]) for group in _card_groups(run, panels)] == groups
+
+
+def test_a_failed_page_of_a_file_is_named(tmp_path: Path) -> None:
+    folder = fake_run.build(tmp_path, n_images=5, pictures=False)
+    (folder / "failures.csv").write_text("id,path,frame,reason\nstack.tif#2,stack.tif,2,truncated\n", encoding="utf-8")
+    assert "stack.tif#2 truncated" in _page_text(folder)
 
 
 def test_no_folder_and_a_foreign_format_are_errors(tmp_path: Path) -> None:
@@ -694,7 +769,7 @@ def test_details_are_in_order_with_outlines(browser: Browser, page: Path) -> Non
     shown = browser.evaluate("[...document.querySelectorAll('#details .card .name')].map(e => e.textContent)")
     normal = sorted((row for row in rows if row.label == "normal"), key=lambda row: -row.score)
     anomalous = sorted((row for row in rows if row.label == "anomalous"), key=lambda row: row.score)
-    wanted = [*normal[:8], *anomalous[:8], *anomalous[::-1][:4]]
+    wanted = [*normal[:10], *anomalous[:10], *anomalous[::-1][:10]]
     assert shown == [row.id for row in wanted]
     outlined = browser.evaluate("[...document.querySelectorAll('#details .mask')].map(e => e.getTotalLength() > 0)")
     assert outlined == [row.label == "anomalous" for row in wanted]
@@ -730,7 +805,7 @@ def test_scores_without_labels(browser: Browser, tmp_path: Path) -> None:
         text == f"At the threshold that flags 1 % of normal images on average, {n_flagged} of 30 images were flagged."
     )
     assert browser.evaluate("document.querySelectorAll('.plot').length") == 1
-    assert browser.evaluate("document.querySelectorAll('#details .card').length") == 16
+    assert browser.evaluate("document.querySelectorAll('#details .card').length") == 30
     assert browser.problems() == []
 
 

@@ -57,6 +57,12 @@ def row(number: int, score: float, label: str = "normal", **changes: Any) -> dic
     return values | changes
 
 
+def failed(**changes: Any) -> dict[str, Any]:
+    values = {"format": FORMAT, "id": "x.png", "path": "x.png", "frame": 0, "unit": "x.png",
+              "group": "x.png", "reason": "x.png: truncated", "time_utc": "2025-01-02T03:04:05Z", "decision": 9}  # fmt: skip
+    return values | changes
+
+
 def some_rows(n: int = 60) -> list[dict[str, Any]]:
     """Two thirds normal; anomalous ones of two kinds, higher on the whole; two stations."""
     rng = np.random.default_rng(6)
@@ -179,6 +185,11 @@ def test_the_band_is_for_independent_images_only() -> None:
     rows = [r | {"group": f"lot-{i // 4}"} for i, r in enumerate(some_rows())]
     with_groups = figures(rows, thresholds_from(scores, "10%").image)
     assert with_groups["at_threshold"][0]["false_alarm_band"] is None
+    why = "images come in groups: known for independent images only"
+    assert with_groups["at_threshold"][0]["false_alarm_band_reason"] == why
+    assert (
+        figures(some_rows(), thresholds_from(scores, "10%").image)["at_threshold"][0]["false_alarm_band_reason"] == ""
+    )
     assert with_groups["roc_auc"]["intervals"][0]["unit"] == "group"
     grouped = calibration(groups=[f"lot-{i // 2}" for i in range(40)])
     assert figures(some_rows(), thresholds_from(grouped, "10%").image)["at_threshold"][0]["false_alarm_band"] is None
@@ -196,7 +207,9 @@ def test_breakdowns_by_defect_and_by_column() -> None:
     units = unit_rows(rows, {}, scores, thresholds)
     found = run_metrics(rows, units, thresholds, ["station"])
     assert set(found) == {"image", "unit", "per_defect", "by"}
-    assert found["unit"] is None, "every unit is one image"
+    assert found["unit"]["roc_auc"]["value"] is None
+    assert found["unit"]["roc_auc"]["reason"] == "every unit is one image: its figures are those of images"
+    assert found["unit"]["at_threshold"] == []
     assert list(found["per_defect"]) == ["crack", "spot"]
     for name, figure in found["per_defect"].items():
         against = [r for r in rows if r["label"] == "normal" or r["defect"] == name]
@@ -217,6 +230,25 @@ def test_figures_of_units_leave_out_what_was_not_inspected() -> None:
     # every third image is anomalous, so every unit of three has one
     assert (found["roc_auc"]["n_normal"], found["roc_auc"]["n_anomalous"]) == (0, 18)
     assert found["at_threshold"][0]["threshold"] == thresholds.unit.value
+    assert thresholds.unit.promise.endswith("units are taken as independent (20 units).")
+    assert thresholds.image.promise.endswith("(20 groups; every group counts once).")
+
+
+def test_intervals_and_reasons_of_unit_figures_speak_of_units() -> None:
+    rows = [r | {"unit": f"u{i // 3}", "label": "anomalous" if i % 2 else "normal"} for i, r in enumerate(some_rows())]
+    kept = [r for r in rows if int(r["unit"][1:]) % 2 == (r["label"] == "anomalous")]
+    scores = calibration(units=[f"c{i // 2}" for i in range(40)])
+    thresholds = thresholds_from(scores)
+    units = unit_rows(kept, {}, scores, thresholds)
+    found = run_metrics(kept, units, thresholds, [])["unit"]
+    areas = [found, *found["baselines"].values()]
+    metrics = [area[name] for area in areas for name in ("roc_auc", "average_precision")]
+    metrics += [found["at_threshold"][0][name] for name in ("sensitivity", "false_alarm_rate", "specificity")]
+    assert {interval["unit"] for metric in metrics for interval in metric["intervals"]} == {"unit"}
+    normal = [unit for unit in units if unit["label"] == "normal"]
+    assert "no anomalous units" in figures(normal, thresholds.unit, "unit")["roc_auc"]["reason"]
+    worst = {u["unit"]: max(r["baselines"]["mean grey"] for r in kept if r["unit"] == u["unit"]) for u in units}
+    assert {u["unit"]: u["baselines"]["mean grey"] for u in units} == worst
 
 
 @pytest.mark.parametrize("label", ["normal", "anomalous", ""])
@@ -244,6 +276,18 @@ def test_baselines_are_ranked_like_the_detector() -> None:
     assert found["PCA residual"]["value"] == pytest.approx(share_of_pairs(rows)), "the square keeps the order"
 
 
+def test_baselines_stand_beside_the_detector_everywhere() -> None:
+    rows, scores = some_rows(), calibration()
+    thresholds = thresholds_from(scores)
+    found = run_metrics(rows, unit_rows(rows, {}, scores, thresholds), thresholds, ["station"])
+    for part in (found["image"], *found["per_defect"].values(), *found["by"]["station"].values()):
+        assert set(part["baselines"]) == {"mean grey", "PCA residual"}
+        for name in ("roc_auc", "average_precision"):
+            ours, pca = part[name], part["baselines"]["PCA residual"][name]
+            assert pca == ours, "the square keeps the order"
+            assert part["baselines"]["mean grey"][name]["value"] != ours["value"]
+
+
 # --- tables ------------------------------------------------------------
 
 
@@ -255,7 +299,7 @@ def documented(name: str) -> list[str]:
     return [column for cell in cells for column in re.findall(r"`(\w+)`", cell)]
 
 
-def write(folder: Path, rows: list[dict[str, Any]], failures: list[dict[str, str]] | None = None) -> None:
+def write(folder: Path, rows: list[dict[str, Any]], failures: list[dict[str, Any]] | None = None) -> None:
     scores = calibration()
     thresholds = thresholds_from(scores)
     incomplete = {f["unit"]: f["group"] for f in failures or []}
@@ -264,7 +308,7 @@ def write(folder: Path, rows: list[dict[str, Any]], failures: list[dict[str, str
 
 def test_tables_have_the_documented_columns_and_one_line_per_image(tmp_path: Path) -> None:
     rows = some_rows()
-    failure = {"path": "x.png", "reason": "x.png: truncated", "unit": "x.png", "group": "x.png"}
+    failure = failed(id="x.tif#2", path="x.tif", frame=2)
     write(tmp_path, rows, [failure])
     header = {name: (tmp_path / name).read_text("utf-8").split("\n")[0].split(",")
               for name in ("scores.csv", "units.csv", "failures.csv")}  # fmt: skip
@@ -275,7 +319,9 @@ def test_tables_have_the_documented_columns_and_one_line_per_image(tmp_path: Pat
     n_lines = {name: (tmp_path / name).read_text("utf-8").count("\n") for name in header}
     assert n_lines == {"scores.csv": 61, "units.csv": 62, "failures.csv": 2}
     assert b"\r" not in (tmp_path / "scores.csv").read_bytes()
-    assert read_csv(tmp_path / "failures.csv") == [failure]
+    (line,) = read_csv(tmp_path / "failures.csv")
+    assert line == {name: str(value) for name, value in failure.items()}
+    assert (line["id"], line["frame"], line["decision"], line["format"]) == ("x.tif#2", "2", "9", "1")
 
 
 def test_a_number_in_a_table_is_the_number(tmp_path: Path) -> None:
@@ -328,9 +374,14 @@ def run(tmp_path: Path) -> Path:
     rows = [r | {"pixel_threshold": thresholds.pixel.value} for r in rows]
     decided = decide_rows(rows, scores, thresholds)
     found = unit_rows(decided, {"u3": "g", "u99": "g"}, scores, thresholds)
-    failures = [{"path": "x.png", "reason": "x.png: truncated", "unit": "u3", "group": "g"}]
+    failures = [failed(unit="u3", group="g")]
     write_tables(tmp_path, decided, found, failures)
-    metrics = {"format": FORMAT, "pixel": {"kept": True}, **run_metrics(decided, found, thresholds, ["station"])}
+    metrics = {
+        "format": FORMAT,
+        "what_if": False,
+        "pixel": {"kept": True},
+        **run_metrics(decided, found, thresholds, ["station"]),
+    }
     write_json(tmp_path / "metrics.json", metrics)
     info = {"format": FORMAT, "calibration": {**scores.as_json(), "median": scores.median},
             "threshold": thresholds.as_json(), "command": "evaluate"}  # fmt: skip
@@ -344,7 +395,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_another_rate_changes_decisions_and_figures_and_nothing_else(run: Path) -> None:
     before, metrics_before = read_rows(run / "scores.jsonl"), read_json(run / "metrics.json")
-    thresholds = redecide(run, "5%", None)
+    result = redecide(run, "5%", None)
+    thresholds = result.thresholds
     after, metrics = read_rows(run / "scores.jsonl"), read_json(run / "metrics.json")
     scores = CalibrationScores.from_json(read_json(run / "run.json")["calibration"])
     assert thresholds == thresholds_from(scores, "5%")
@@ -356,7 +408,10 @@ def test_another_rate_changes_decisions_and_figures_and_nothing_else(run: Path) 
     assert metrics["pixel"] == {"kept": True}
     assert metrics["image"]["roc_auc"] == metrics_before["image"]["roc_auc"]
     assert metrics["by"]["station"]["A"]["at_threshold"][0]["threshold"] == thresholds.image.value
-    assert read_json(run / "run.json")["what_if"] is True
+    assert (result.n_images, result.n_anomalous) == (60, sum(r["decision"] == 2 for r in after))
+    assert result.n_anomalous != sum(r["decision"] == 2 for r in before)
+    assert f"{result.n_anomalous} of 60 images are anomalous at it" in result.lines()
+    assert metrics["what_if"] is read_json(run / "run.json")["what_if"] is True
     assert read_json(run / "run.json")["threshold"]["image"]["rate"] == "1/20"
     assert [line["decision"] for line in read_csv(run / "scores.csv")] == [str(r["decision"]) for r in after]
 
@@ -376,6 +431,7 @@ def test_asking_twice_is_asking_once_and_there_is_a_way_back(run: Path) -> None:
     redecide(run, "5%", None)
     assert contents(run) == once
     redecide(run, "20%", None)
+    assert read_json(run / "run.json")["what_if"] is False, "the rate of the model is no what-if"
     same = ("scores.csv", "scores.jsonl", "units.csv", "failures.csv", "metrics.json")
     assert {name: contents(run)[name] for name in same} == {name: first[name] for name in same}
 
@@ -383,7 +439,7 @@ def test_asking_twice_is_asking_once_and_there_is_a_way_back(run: Path) -> None:
 def test_it_is_said_when_regions_follow_another_threshold_than_decisions(run: Path) -> None:
     heard: list[str] = []
     first = read_json(run / "run.json")["threshold"]["pixel"]["value"]
-    now = redecide(run, "5%", None, Listener(say=heard.append)).pixel.value
+    now = redecide(run, "5%", None, Listener(say=heard.append)).thresholds.pixel.value
     (line,) = heard
     assert f"the pixel threshold of the scoring, {first:.4g}; it is {now:.4g} now" in line
     assert {row["pixel_threshold"] for row in read_csv(run / "scores.csv")} == {str(first)}
@@ -421,6 +477,7 @@ def test_a_rate_out_of_reach_changes_nothing(run: Path) -> None:
         ("units.csv", None, "cannot read"),
         ("units.csv", b"a,b\n1,2\n", "'format' is missing"),
         ("failures.csv", None, "cannot read"),
+        ("failures.csv", b"path,reason,unit,group\nx,y,u3,g\n", "'format' is missing"),
         ("failures.csv", b"\xff", "cannot read"),
     ],
 )

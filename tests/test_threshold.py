@@ -381,6 +381,9 @@ def test_promises_say_what_was_done() -> None:
     both = conformal_threshold(scores, "1%", groups, "95%").promise
     assert "at most 1 %, with 95 % confidence, for a new image of a new group (300 groups" in both
     assert "largest score of each group" in both
+    units = conformal_threshold(scores, "1%", noun="unit").promise
+    assert units.endswith("; units are taken as independent (600 units).")
+    assert "for a new unit of a new group" in conformal_threshold(scores, "1%", groups, noun="unit").promise
     assert "no false-alarm rate" in manual_threshold(3).promise
 
 

@@ -24,7 +24,7 @@ from anomaly_ae.report.run import Row, Run, read_run
 
 REPORT_NAME = "report.html"
 _HERE = Path(__file__).parent
-_N_FALSE_ALARMS, _N_MISSES, _N_HITS, _N_HIGHEST = 8, 8, 4, 16
+_N_FALSE_ALARMS, _N_MISSES, _N_HITS, _N_HIGHEST = 10, 10, 10, 30
 
 
 def write_report(run_dir: Path) -> Path:

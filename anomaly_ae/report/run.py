@@ -68,7 +68,12 @@ class Run:
     @property
     def noun(self) -> str:
         """What is decided: "unit" where several images make one, else "image"."""
-        return "unit" if self.metrics and self.metrics.get("unit") else "image"
+        return "unit" if self.metrics and self.metrics["unit"]["at_threshold"] else "image"
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether some image is known to be normal or anomalous."""
+        return any(row.label for row in self.rows)
 
     def threshold(self, noun: str) -> Mapping[str, Any]:
         """Return the threshold of images, units or pixels with its origin; that of images where there is none."""

@@ -39,7 +39,7 @@ def percent(share: float | None) -> str:
     """Return a share in per cent, without the sign; never rounded to 0 or to 100.
 
     >>> [percent(share) for share in (0.941, 0.028, 0.0004, 0.9996, 0.0, 1.0, None)]
-    ['94', '2.8', '0.04', '99.96', '0', '100', '–']
+    ['94', '2.8', '<0.1', '>99.9', '0', '100', '–']
     """
     if share is None:
         return "–"
@@ -49,8 +49,9 @@ def percent(share: float | None) -> str:
         return f"{value:.0f}"
     if nearest_end >= 10 or (value > 50 and nearest_end >= 1):
         return f"{value:.0f}"
-    n_digits = 1 if nearest_end >= 0.1 else 1 - math.floor(math.log10(nearest_end))
-    return f"{value:.{min(n_digits, 6)}f}".rstrip("0").rstrip(".") if n_digits > 1 else f"{value:.1f}"
+    if nearest_end < 0.1:
+        return "<0.1" if value < 50 else ">99.9"
+    return f"{value:.1f}"
 
 
 def ratio(value: float | None, n_digits: int = 3) -> str:
@@ -169,7 +170,12 @@ def warnings(run: Run) -> Iterator[str]:
 
 
 def _threshold_warnings(run: Run) -> Iterator[str]:
-    """Warn of what does not follow the threshold in force."""
+    """Warn of a threshold that is not the model's, and of what does not follow the one in force."""
+    if run.info.get("what_if"):
+        yield (
+            f"What-if: the image threshold is {_limit_words(run.info['threshold'])} here and "
+            f"{_limit_words(run.info['model_threshold'])} in the model. Calibrate again to change the model."
+        )
     in_force = run.threshold("pixel")["value"]
     note = regions_note((row.pixel_threshold for row in run.rows), in_force)
     if note:
@@ -181,11 +187,17 @@ def _threshold_warnings(run: Run) -> Iterator[str]:
         )
 
 
+def _limit_words(thresholds: Mapping[str, Any]) -> str:
+    limit = thresholds["image"]
+    return f"{number(limit['value'])} (asked rate {asked_rate(limit['rate'])})"
+
+
 def _metric_warnings(run: Run) -> Iterator[str]:
     if run.metrics is None:
         return
     model_auc = run.metrics["image"]["roc_auc"]["value"]
-    for name, metric in (run.info.get("baselines") or {}).items():
+    for name, areas in run.metrics["image"]["baselines"].items():
+        metric = areas["roc_auc"]
         if None not in (model_auc, metric["value"]) and metric["value"] >= model_auc:
             yield (
                 f"The baseline “{name}” separates the images at least as well as the model "

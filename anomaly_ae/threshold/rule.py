@@ -135,7 +135,11 @@ def decide(score: float, threshold: Threshold | float) -> Decision:
 
 
 def conformal_threshold(
-    scores: npt.ArrayLike, rate: Share, groups: npt.ArrayLike | None = None, confidence: Share | None = None
+    scores: npt.ArrayLike,
+    rate: Share,
+    groups: npt.ArrayLike | None = None,
+    confidence: Share | None = None,
+    noun: str = "image",
 ) -> Threshold:
     """Return the threshold that normal images reach with the asked rate.
 
@@ -158,6 +162,8 @@ def conformal_threshold(
         See `parse_rate`, `parse_confidence`.
     groups : array, (n,), optional
         Which group (patient, part, batch) each score belongs to.
+    noun : str
+        What one score stands for, in the words of the promise: "image" or "unit".
 
     Raises
     ------
@@ -185,7 +191,7 @@ def conformal_threshold(
         n=np.size(scores),
         n_groups=n_groups,
         rank=rank,
-        promise=_promise(asked, sure, np.size(scores), n_groups),
+        promise=_promise(asked, sure, np.size(scores), n_groups, noun),
     )
 
 
@@ -292,12 +298,12 @@ def _midpoint_above(lower: float, scores: _FloatArray) -> float:
     return min(max(middle, next_float), above)  # neighbouring floats: the middle may round onto the lower one
 
 
-def _promise(rate: Fraction, confidence: Fraction | None, n: int, n_groups: int | None) -> str:
+def _promise(rate: Fraction, confidence: Fraction | None, n: int, n_groups: int | None, noun: str) -> str:
     if confidence is None:
         text = f"False-alarm rate {percent_text(rate)} on average over calibrations"
     else:
         text = f"False-alarm rate at most {percent_text(rate)}, with {percent_text(confidence)} confidence"
     if n_groups is None:
-        return f"{text}; images are taken as independent ({n} images)."
+        return f"{text}; {noun}s are taken as independent ({n} {noun}s)."
     rule = "every group counts once" if confidence is None else "set on the largest score of each group"
-    return f"{text}, for a new image of a new group ({n_groups} groups; {rule})."
+    return f"{text}, for a new {noun} of a new group ({n_groups} groups; {rule})."
