@@ -58,9 +58,9 @@ def row(number: int, score: float, label: str = "normal", **changes: Any) -> dic
 
 
 def failed(**changes: Any) -> dict[str, Any]:
-    values = {"format": FORMAT, "id": "x.png", "path": "x.png", "frame": 0, "unit": "x.png",
-              "group": "x.png", "reason": "x.png: truncated", "time_utc": "2025-01-02T03:04:05Z", "decision": 9}  # fmt: skip
-    return values | changes
+    names = dict.fromkeys(("id", "path", "unit", "group"), "x.png")
+    values = {"format": FORMAT, **names, "frame": 0, "reason": "x.png: truncated", "time_utc": "2025-01-02T03:04:05Z"}
+    return values | {"decision": 9} | changes
 
 
 def some_rows(n: int = 60) -> list[dict[str, Any]]:
