@@ -133,8 +133,7 @@ class _Loop:
             self.network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
         )
         self.losses = _Losses(training, config.model.spatial_dims)
-        shapes = [store.crop_shape(training.crop_px, mapper.size_multiple) for store in (data.train, data.validation)]
-        self.crop_shape = tuple(min(sides) for sides in zip(*shapes, strict=True))
+        self.crop_shape = data.train.crop_shape(training.crop_px, mapper.size_multiple)  # smaller images are padded
         self.validation_batch = self._validation_batch()
 
     def step(self, number: int) -> float:

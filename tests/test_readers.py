@@ -796,7 +796,7 @@ def test_memory_error_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         raise MemoryError
 
     path = npy(tmp_path / "a.npy", GREY)
-    monkeypatch.setattr(np, "load", too_much)
+    monkeypatch.setattr(np, "fromfile", too_much)
     assert "not enough memory" in refusal(read_image, path)
 
 
