@@ -166,7 +166,7 @@ def fit(
     ] = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
-    seed: Annotated[int, typer.Option("--seed", help="Every random draw derives from it.", min=0)] = 0,
+    seed: Annotated[int | None, typer.Option("--seed", help="Every random draw derives from it; 0.", min=0)] = None,
     rate: RateOption = None,
     confidence: ConfidenceOption = None,
     group_regex: GroupOption = None,
@@ -184,10 +184,9 @@ def fit(
     from anomaly_ae.config import load_config
     from anomaly_ae.manifest import load_manifest
 
-    changes = list(settings or [])
+    changes = [*([] if seed is None else [f"seed={seed}"]), *(settings or [])]
     named = config or preset
-    chosen = load_config(named, [f"seed={seed}", *changes]) if named else None
-    load_config("default", changes)  # a misspelt --set fails here, not after the images were read
+    chosen = load_config(named or "default", changes)  # a misspelt --set fails here, not after the images were read
     manifest = load_manifest(data, group_regex)
     from anomaly_ae.fitting import fit as fit_detector
     from anomaly_ae.loading import use_threads
@@ -198,10 +197,9 @@ def fit(
     with _naming_checkpoint(checkpoint), stopping_gently() as should_stop:
         detector = fit_detector(
             manifest,
-            chosen,
+            chosen if named else None,
             overrides=changes,
             device=device,
-            seed=seed,
             rate=rate,
             confidence=confidence,
             checkpoint=checkpoint,
@@ -320,7 +318,7 @@ def info(model: ModelArgument) -> None:
 def preview(
     data: DataArgument,
     out: Annotated[Path, typer.Option("--out", help="Picture to write.")] = Path("preview.png"),
-    preset: Annotated[str, typer.Option("--preset", help="Whose corruption to show.")] = "default",
+    preset: Annotated[str | None, typer.Option("--preset", help="Whose damage to show; picked if not given.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Another seed, another sheet.", min=0)] = 0,
     overwrite: OverwriteOption = False,
 ) -> None:

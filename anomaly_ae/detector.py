@@ -212,7 +212,7 @@ class Detector:
 
     def prepare(self, image: Image) -> Prepared:
         """Bring an image to the model's working scale; refuse one of quite another size than the training images."""
-        check_size(image, self.geometry)
+        check_size(image.source, image.spatial_shape, self.geometry)
         return prepare(image, self.geometry, self.config.model.n_channels)
 
     def describe(self) -> list[str]:

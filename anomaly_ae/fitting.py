@@ -21,12 +21,12 @@ from anomaly_ae.baselines import fit_pca, small_grey
 from anomaly_ae.calibration import calibration_scores, thresholds_from
 from anomaly_ae.config import Config, config_to_dict, load_config, with_values
 from anomaly_ae.detector import Detector, choose_device
-from anomaly_ae.errors import AnomalyAEError, DataError
+from anomaly_ae.errors import AnomalyAEError, DataError, IncompatibleImageError
 from anomaly_ae.files import remove_file
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, check_groups, split_normals
 from anomaly_ae.model import size_multiple
-from anomaly_ae.prepare import choose_geometry, takes_channels
+from anomaly_ae.prepare import check_size, choose_geometry, takes_channels
 from anomaly_ae.readers import image_sha256
 from anomaly_ae.records import ANOMALOUS_LABEL, Sample
 from anomaly_ae.residuals import learn_residuals
@@ -102,7 +102,7 @@ def fit(
     detector = untrained(config, survey, place)
     listener.say(detector.geometry.describe(_typical_shape(survey.shapes)))
     offered = parts["calibration"]
-    parts["calibration"] = _without_misfits(offered, forms, survey.n_channels, listener)
+    parts["calibration"] = _without_misfits(offered, forms, detector, listener)
     _check_reachable(parts["calibration"], rate, confidence)
     listener.say(reachable_text(len(parts["calibration"]), _n_groups(parts["calibration"]), confidence))
     listener.say(f"training on {describe_device(place)}: {config.training.steps} steps")
@@ -235,26 +235,35 @@ def _without_copies(
 
 
 def _without_misfits(
-    samples: Sequence[Sample], forms: Mapping[str, Form], n_channels: int, listener: Listener
+    samples: Sequence[Sample], forms: Mapping[str, Form], detector: Detector, listener: Listener
 ) -> tuple[Sample, ...]:
     """Leave out, and name, calibration images that the model will not take: before training, while it costs nothing."""
     kept = []
     for sample in samples:
-        form = forms[sample.id]
-        if takes_channels(n_channels, form.n_channels, form.was_grey_rgb):
-            kept.append(sample)
+        misfit = _misfit(sample.id, forms[sample.id], detector)
+        if misfit:
+            listener.say(f"left out of the calibration: {misfit}")
         else:
-            listener.say(
-                f"left out of the calibration: {sample.id} has {form.n_channels} channel(s), "
-                f"the training images have {n_channels}"
-            )
+            kept.append(sample)
     if not kept:
         raise DataError(
             "no calibration image fits the model",
-            "they have other channels than the training images",
+            "they have other channels than the training images, or quite another size",
             "give normal images of the kind that is trained on",
         )
     return tuple(kept)
+
+
+def _misfit(name: str, form: Form, detector: Detector) -> str:
+    """Say why the model does not take an image of this form; empty where it does."""
+    n_channels = detector.config.model.n_channels
+    if not takes_channels(n_channels, form.n_channels, form.was_grey_rgb):
+        return f"{name} has {form.n_channels} channel(s), the training images have {n_channels}"
+    try:
+        check_size(name, form.spatial_shape, detector.geometry)
+    except IncompatibleImageError as error:
+        return str(error)
+    return ""
 
 
 def _check_promise(rate: Share | None, confidence: Share | None) -> None:

@@ -114,22 +114,22 @@ def takes_channels(n_of_model: int, n_of_image: int, was_grey_rgb: bool) -> bool
     return n_of_image == n_of_model or (was_grey_rgb and n_of_model == 3)
 
 
-def check_size(image: Image, geometry: Geometry) -> None:
-    """Refuse an image of quite another size than those the model learned from: it would say "normal" unseen.
+def check_size(name: str, shape: Sequence[int], geometry: Geometry) -> None:
+    """Refuse a spatial shape of quite another size than those the model learned from: it would say "normal" unseen.
 
     Raises
     ------
     IncompatibleImageError
         A side is below half of the smallest training side along its axis, or above twice the largest.
     """
-    ranges = zip(image.spatial_shape, geometry.smallest_px, geometry.largest_px, strict=False)
+    ranges = zip(shape, geometry.smallest_px, geometry.largest_px, strict=False)
     if all(smallest / 2 <= side <= largest * 2 for side, smallest, largest in ranges):
         return
     learned = f"{_times(geometry.smallest_px)} px"
     if geometry.largest_px != geometry.smallest_px:
         learned = f"sides of {learned} to {_times(geometry.largest_px)} px"
     raise IncompatibleImageError(
-        f"{image.source} has {_times(image.spatial_shape)} px",
+        f"{name} has {_times(shape)} px",
         f"the model was trained on {learned} and takes sides from half of the smallest to twice the largest",
         "score images of the size that the model was trained on, or fit on images of this size",
     )

@@ -37,12 +37,15 @@ class Form:
     ----------
     n_channels, was_grey_rgb : int, bool
         What decides whether a model can take it, see `Image`.
+    spatial_shape : tuple of int
+        Likewise.
     pixel_hash : str
         Its identity, see `pixel_hash`.
     """
 
     n_channels: int
     was_grey_rgb: bool
+    spatial_shape: tuple[int, ...]
     pixel_hash: str
 
 
@@ -133,7 +136,7 @@ def pixel_hash(image: Image) -> str:
 
 def _form(sample: Sample) -> Form:
     image = read_sample(sample)
-    return Form(image.n_channels, image.was_grey_rgb, pixel_hash(image))
+    return Form(image.n_channels, image.was_grey_rgb, image.spatial_shape, pixel_hash(image))
 
 
 def survey_images(samples: Sequence[Sample], seed: int, listener: Listener) -> Survey:

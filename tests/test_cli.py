@@ -284,6 +284,17 @@ def test_threshold_asks_what_if_and_report_draws_again(model: Path, images: Path
     assert {name: (out / name).read_bytes() for name in tables} == tables
 
 
+def test_a_file_of_settings_keeps_its_seed_and_may_be_changed_in_part(part_folder: Path, tmp_path: Path) -> None:
+    """What a change needs may stand in the file: the policy alone would lack its limits."""
+    text = "seed = 5\n[intensity]\nlow = 0\nhigh = 255\n[model]\nwidth = 4\n[training]\nsteps = 2\ncrop_px = 32\n"
+    (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
+    common = ("fit", part_folder / "train", "--config", tmp_path / "mine.toml", "--set", "intensity.policy=window")
+    for more, seed in (((), 5), (("--seed", "6"), 6)):
+        done(*common, *more, "--out", tmp_path / "m.safetensors", "--overwrite")
+        config = Detector.load(tmp_path / "m.safetensors", "cpu").config
+        assert (config.seed, config.intensity.policy, config.intensity.high) == (seed, "window", 255)
+
+
 def test_preview_draws_pairs_of_rows(part_folder: Path, tmp_path: Path) -> None:
     from PIL import Image as Picture
 

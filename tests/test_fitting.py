@@ -210,14 +210,20 @@ def test_an_image_of_another_size_is_welcome_wherever_it_is(noise_manifest: Mani
 
 
 @pytest.mark.usefixtures("no_training")
-def test_calibration_images_that_do_not_fit_are_left_out_before_the_rate_is_checked(noise_manifest: Manifest) -> None:
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [((32, 32, 3), "has 3 channel(s), the training images have 1"), ((32, 70), "has 32 x 70 px: the model was")],
+)
+def test_calibration_images_that_do_not_fit_are_left_out_before_the_rate_is_checked(
+    noise_manifest: Manifest, shape: tuple[int, ...], words: str
+) -> None:
     odd = part_of(noise_manifest, "calibration")[1]
-    np.save(odd.files[0], noise(1, (32, 32, 3), seed=1)[0])
+    np.save(odd.files[0], noise(1, shape, seed=1)[0])
     lines: list[str] = []
     with pytest.raises(CalibrationError, match="5 normal images"):  # the six of the part would support 1/7
         fit(noise_manifest, config_of(), rate="1/7", device="cpu", listener=Listener(say=lines.append))
     (named,) = [line for line in lines if "left out" in line]
-    assert named == f"left out of the calibration: {odd.id} has 3 channel(s), the training images have 1"
+    assert named.startswith(f"left out of the calibration: {odd.id} {words}")
 
 
 def test_calibration_images_that_do_not_fit_count_as_unusable(noise_manifest: Manifest) -> None:
