@@ -166,7 +166,9 @@ def fit(
     ] = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Every random draw derives from it; 0.", min=0)] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of every random draw (default: 0, or of --config).", min=0)
+    ] = None,
     rate: RateOption = None,
     confidence: ConfidenceOption = None,
     group_regex: GroupOption = None,
