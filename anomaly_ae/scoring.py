@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -375,7 +375,3 @@ def to_device(module: nn.Module, device: torch.device, n_dims: int) -> nn.Module
 
 def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
-
-
-def _sides(shape: Sequence[int]) -> str:
-    return " x ".join(str(side) for side in shape)

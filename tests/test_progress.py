@@ -82,21 +82,19 @@ def test_every_stage_has_its_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stage.shown == before + "\n", "the first bar is closed, the second is not two seconds old"
 
 
-@pytest.mark.parametrize(("done", "left"), [(25, "30 s left"), (5, "3 min 10 s left"), (100, "0 s left")])
-def test_the_time_left_goes_by_the_speed_so_far(monkeypatch: pytest.MonkeyPatch, done: int, left: str) -> None:
+@pytest.mark.parametrize(
+    ("start", "done", "left"),
+    [(0, 25, "30 s left"), (0, 5, "3 min 10 s left"), (0, 100, "0 s left"), (80, 90, "10 s left")],
+    ids=["a quarter", "a twentieth", "all", "after a resume: what this run has done counts"],
+)
+def test_the_time_left_goes_by_the_speed_so_far(
+    monkeypatch: pytest.MonkeyPatch, start: int, done: int, left: str
+) -> None:
     stage = Stage(monkeypatch, is_terminal=True)
-    stage.progress.progress("training", 0, 100, "")
+    stage.progress.progress("training", start, 100, "")
     stage.now += 10
     stage.progress.progress("training", done, 100, "")
     assert f"training: {done} of 100, {left}" in stage.shown
-
-
-def test_the_time_left_after_a_resume_goes_by_what_this_run_has_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = Stage(monkeypatch, is_terminal=True)
-    stage.progress.progress("training", 80, 100, "")
-    stage.now += 10
-    stage.progress.progress("training", 90, 100, "")
-    assert "training: 90 of 100, 10 s left" in stage.shown
 
 
 def test_nothing_done_and_nothing_to_do_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
