@@ -19,6 +19,7 @@ from torch import Tensor
 from anomaly_ae.baselines import PcaBaseline, small_grey
 from anomaly_ae.calibration import CalibrationScores, Thresholds
 from anomaly_ae.config import Config, config_from_dict, config_to_dict
+from anomaly_ae.device import choose_device
 from anomaly_ae.errors import AnomalyAEError, ModelFileError, UsageError
 from anomaly_ae.loading import ImageStore, in_order, read_sample, torch_pixels
 from anomaly_ae.manifest import manifest_from_paths
@@ -345,25 +346,6 @@ class Detector:
         valid = torch.from_numpy(prepared.valid)[None, None].to(self.device)
         limits = torch.from_numpy(self.limits_of(prepared))[None].to(self.device)
         return raw, valid, limits
-
-
-def choose_device(name: str = "auto") -> torch.device:
-    """Return the device to work on: ``auto`` takes a GPU when there is one.
-
-    Raises
-    ------
-    UsageError
-        The named device does not exist here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"no device '{name}' here", reason, "use --device cpu, or a torch built for it") from error
-    return device
 
 
 def _only_image(path: Path) -> Sample:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,16 +19,16 @@ import torch
 from anomaly_ae.baselines import fit_pca, small_grey
 from anomaly_ae.calibration import calibration_scores, thresholds_from
 from anomaly_ae.config import Config, config_to_dict, load_config, with_values
-from anomaly_ae.detector import Detector, choose_device
+from anomaly_ae.detector import Detector
+from anomaly_ae.device import choose_device, describe_device
 from anomaly_ae.errors import AnomalyAEError, DataError, IncompatibleImageError
-from anomaly_ae.files import remove_file
+from anomaly_ae.learning import learn
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, check_groups, split_normals
 from anomaly_ae.model import size_multiple
 from anomaly_ae.prepare import check_size, choose_geometry, takes_channels
 from anomaly_ae.readers import image_sha256
 from anomaly_ae.records import ANOMALOUS_LABEL, Sample
-from anomaly_ae.residuals import learn_residuals
 from anomaly_ae.scoring import AnomalyMapper
 from anomaly_ae.survey import (
     Form,
@@ -42,7 +41,7 @@ from anomaly_ae.survey import (
     survey_images,
 )
 from anomaly_ae.threshold import Share, check_reachable, parse_confidence, parse_rate, reachable_text
-from anomaly_ae.training import Progress, TrainingData, train
+from anomaly_ae.training import Progress
 
 
 def fit(
@@ -107,7 +106,7 @@ def fit(
     listener.say(reachable_text(len(parts["calibration"]), _n_groups(parts["calibration"]), confidence))
     listener.say(f"training on {describe_device(place)}: {config.training.steps} steps")
     fingerprint = _fingerprint(config, parts)
-    progress = _train(detector, parts, checkpoint, resume, fingerprint, listener, should_stop)
+    progress = learn(detector, parts, checkpoint, resume, fingerprint, listener, should_stop)
     detector.provenance = {**_provenance(detector, survey, progress, reason), **_described(parts, forms)}
     detector = _set_thresholds(detector, parts["calibration"], forms, rate, confidence, listener)
     n_not_calibrated = len(offered) - len(detector.calibrated[0].image)
@@ -208,16 +207,6 @@ def _described(parts: Mapping[str, Sequence[Sample]], forms: Mapping[str, Form])
     }
 
 
-def describe_device(device: torch.device) -> str:
-    """Say what the work runs on, and what a GPU that torch cannot use would need."""
-    if device.type == "cuda":
-        return f"the GPU ({torch.cuda.get_device_name(device)})"
-    hint = ""
-    if torch.version.cuda is None and Path("/proc/driver/nvidia/version").exists():
-        hint = "; there is an NVIDIA GPU, but this torch is built for the CPU only (docs/how-to/offline.md)"
-    return f"the CPU ({torch.get_num_threads()} threads{hint})"
-
-
 def _without_copies(
     parts: dict[str, tuple[Sample, ...]], forms: Mapping[str, Form], listener: Listener
 ) -> dict[str, tuple[Sample, ...]]:
@@ -296,59 +285,6 @@ def untrained(config: Config, survey: Survey, device: torch.device) -> Detector:
     mapper.get_buffer("limits").copy_(torch.from_numpy(limits))
     baseline = fit_pca([small_grey(thumbnail, limits) for thumbnail in survey.thumbnails])
     return Detector(mapper, config, geometry, {}, device, baseline)
-
-
-def _train(
-    detector: Detector,
-    parts: dict[str, tuple[Sample, ...]],
-    checkpoint: Path | None,
-    resume: bool,
-    fingerprint: str,
-    listener: Listener,
-    should_stop: Callable[[], bool],
-) -> Progress:
-    config, store = detector.config, detector.store
-    with store(parts["train"]) as train_store, store(parts["validation"]) as validation_store:
-        data = TrainingData(train_store, validation_store)
-        if checkpoint is not None:
-            _prepare_checkpoint(checkpoint, resume, listener)
-        progress = train(
-            detector.mapper,
-            data,
-            config,
-            detector.device,
-            checkpoint,
-            report=_speedometer(config.training.steps, listener),
-            should_stop=should_stop,
-            fingerprint=fingerprint,
-            say=listener.say,
-        )
-        if progress.stopped:
-            listener.say(f"stopped after {progress.step} of {config.training.steps} steps: {progress.stopped}")
-        learn_residuals(detector.mapper, data, config, detector.device, listener.progress)
-    return progress
-
-
-def _prepare_checkpoint(checkpoint: Path, resume: bool, listener: Listener) -> None:
-    """Remove a checkpoint that is not to be continued; say so, and also where there is none to continue."""
-    if checkpoint.exists() and not resume:
-        listener.say(f"removing an older checkpoint: {checkpoint} (--resume would have continued it)")
-        remove_file(checkpoint)
-    elif resume and not checkpoint.exists():
-        listener.say(f"no checkpoint at {checkpoint}: starting anew")
-
-
-def _speedometer(n_steps: int, listener: Listener) -> Callable[[int, float, int], None]:
-    """Return the callback of the training loop: progress with loss and images per second."""
-    started, seen = time.perf_counter(), 0
-
-    def report(step: int, loss: float, n_images: int) -> None:
-        nonlocal seen
-        seen += n_images
-        speed = seen / max(time.perf_counter() - started, 1e-9)
-        listener.progress("training", step, n_steps, f"loss {loss:.4f}, {speed:.0f} images/s")
-
-    return report
 
 
 def _provenance(

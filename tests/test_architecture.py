@@ -20,15 +20,15 @@ PACKAGE = Path(__file__).resolve().parent.parent / "anomaly_ae"
 ORDER = (
     "errors", "version", "files", "records", "config", "metrics", "dicom", "nifti", "readers", "manifest", "synthetic",
     "prepare", "baselines", "model", "corruption", "scoring", "threshold", "calibration", "regions", "modelfile",
-    "listener", "loading", "detector", "training", "residuals", "survey", "fitting", "progress", "results", "report",
-    "keeping", "evaluation", "demo", "cli", "__init__", "__main__",
+    "listener", "device", "loading", "detector", "training", "residuals", "learning", "survey", "fitting", "progress",
+    "results", "report", "keeping", "evaluation", "demo", "cli", "__init__", "__main__",
 )  # fmt: skip
 
 # Seconds to import each; so only these modules may, and never while `anomaly-ae --help` is shown.
 HEAVY = {
     "torch": {
         *("model", "corruption", "scoring", "modelfile", "loading", "detector", "training", "residuals", "fitting"),
-        "demo",
+        *("device", "demo"),
     },
     "monai": {"model", "training"},
     "pydicom": {"dicom"},

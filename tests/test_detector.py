@@ -16,7 +16,8 @@ from PIL import Image as Picture
 
 from anomaly_ae import training
 from anomaly_ae.config import load_config, with_values
-from anomaly_ae.detector import Detector, choose_device
+from anomaly_ae.detector import Detector
+from anomaly_ae.device import choose_device
 from anomaly_ae.errors import DataError, IncompatibleImageError, ModelFileError, UnreadableImageError, UsageError
 from anomaly_ae.fitting import fit
 from anomaly_ae.loading import read_sample

@@ -14,7 +14,7 @@ import pytest
 import tifffile
 from PIL import Image as Picture
 
-from anomaly_ae import fitting, training
+from anomaly_ae import fitting, learning, training
 from anomaly_ae.config import Config, load_config
 from anomaly_ae.detector import Detector
 from anomaly_ae.errors import CalibrationError, ConfigError, DataError, ModelFileError, UsageError
@@ -58,7 +58,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         pytest.fail("training began")
 
-    monkeypatch.setattr(fitting, "train", fail)
+    monkeypatch.setattr(learning, "train", fail)
 
 
 def hashes_of(samples: Sequence[Sample]) -> list[str]:

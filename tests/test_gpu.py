@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from anomaly_ae.config import Config, load_config
 from anomaly_ae.detector import Detector
-from anomaly_ae.fitting import describe_device, fit
+from anomaly_ae.device import describe_device
+from anomaly_ae.fitting import fit
 from anomaly_ae.loading import ImageStore
 from anomaly_ae.manifest import Manifest
 from anomaly_ae.prepare import Prepared
