@@ -1,185 +1,181 @@
-"""Detection quality on real image sets: fit, evaluate, and one row per data set and variant.
+"""The experiment bench: fits variants on data sets with several seeds, and compares what they find.
 
-    python benchmarks/quality.py ROOT --out RUNS [--manifest final.csv] [--seed 0] [--variant default textbook]
+    python benchmarks/quality.py ROOT --out OUT [--variant default proxy] [--seed 0 1 2] [--sets NAME ...] [--jobs 2]
 
-ROOT holds one folder per data set with a manifest CSV in each. Cells that are done are not computed again. Tables
-go to RUNS/quality.json and RUNS/quality.md; the images and models stay where they are.
+ROOT holds one folder per data set with a manifest CSV in each. Cells that are done are not computed again. Tables go
+to OUT/cells.csv, OUT/quality.json and OUT/quality.md. How to read them: docs/benchmarks/README.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import time
-from fractions import Fraction
+import multiprocessing
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
+from bench.cells import Cell, Record, cell_folder, is_done, run_cell
+from bench.sets import DataSet, embedded_sets, leave_out, real_sets
+from bench.tables import write_tables
+from bench.variants import Variant, read_variants
 
 import anomaly_ae
-from anomaly_ae.calibration import CalibrationScores
-from anomaly_ae.config import Config, load_config
-from anomaly_ae.detector import Detector
-from anomaly_ae.evaluation import RunOptions, evaluate
-from anomaly_ae.fitting import fit
+from anomaly_ae.errors import AnomalyAEError, UsageError
 from anomaly_ae.listener import Listener
-from anomaly_ae.manifest import load_manifest
+from anomaly_ae.loading import use_threads
 from anomaly_ae.progress import TerminalProgress
-from anomaly_ae.threshold import conformal_threshold, normals_needed
 
-HERE = Path(__file__).parent
-VARIANTS = {"default": None, "fast": "fast", "textbook": HERE / "textbook.toml"}
-N_SPLITS = 200
-CHECK_RATE = Fraction(1, 5)
-ONE_PERCENT = Fraction(1, 100)
+HERE = Path(__file__).resolve().parent
+DEV = "dev.csv"
 
 
-def main() -> None:
-    """Parse, run every missing cell, write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("root", type=Path)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compute what is missing and write the tables; return the exit code."""
+    asked = parse(arguments)
+    try:
+        return bench(asked)
+    except AnomalyAEError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, nargs="?", help="folder with one folder per data set")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--manifest", default="final.csv")
+    parser.add_argument(
+        "--manifest", default=DEV, help="in every data set; dev.csv is what chooses, final.csv is for the last word"
+    )
+    parser.add_argument("--sets", nargs="+", help="of ROOT; default: all")
+    parser.add_argument("--embedded", action="store_true", help="add embedded parts and surfaces")
+    parser.add_argument("--variant", nargs="+", default=["default"])
+    parser.add_argument("--variants", type=Path, default=HERE / "variants.toml", help="the table of variants")
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
-    parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=["default", "textbook"])
-    parser.add_argument("--sets", nargs="+")
+    parser.add_argument("--without-defects", nargs="+", default=[], metavar="SET:DEFECT")
     parser.add_argument("--device", default="auto")
-    arguments = parser.parse_args()
-    sets = arguments.sets or sorted(p.parent.name for p in arguments.root.glob(f"*/{arguments.manifest}"))
-    for seed in arguments.seed:
-        for variant in arguments.variant:
-            for name in sets:
-                cell = arguments.out / f"{name}-{variant}-{seed}"
-                if not (cell / "cell.json").exists():
-                    data = arguments.root / name / arguments.manifest
-                    run_cell(cell, name, variant, data, seed, arguments.device)
-                write_tables(arguments.out)
+    parser.add_argument("--jobs", type=int, default=1, help="worker processes, which share the cores")
+    return parser.parse_args(arguments)
 
 
-def run_cell(cell: Path, name: str, variant: str, data: Path, seed: int, device: str) -> None:
-    """Fit and evaluate once; ``cell.json`` is written last."""
-    listener: Listener = TerminalProgress().listener()
-    listener.say(f"--- {cell.name}")
-    chosen = VARIANTS[variant]
-    config: Config | None = load_config(chosen, [f"seed={seed}"]) if chosen else None
-    manifest = load_manifest(data)
-    started = time.perf_counter()
-    detector = fit(manifest, config, seed=seed, device=device, listener=listener)
-    fit_seconds = time.perf_counter() - started
-    detector.save(cell.with_suffix(".safetensors"))
-    detector = Detector.load(cell.with_suffix(".safetensors"), device)
-    started = time.perf_counter()
-    result = evaluate(detector, manifest, cell, RunOptions(overwrite=True), listener)
-    seconds = time.perf_counter() - started
-    values = {
-        "data": name,
-        "variant": variant,
-        "seed": seed,
-        "preset": detector.config.preset,
-        "fit_seconds": round(fit_seconds),
-        "evaluate_images_per_second": round(result.n_scored / seconds, 1),
-        "weights_sha256": detector.weights_sha256,
-        "split_check": split_check(detector.calibrated[0], seed),
-        "n_calibration": len(detector.calibrated[0].image),
-        "metrics": result.metrics,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device_name(detector)}",
-        "versions": {"anomaly_ae": anomaly_ae.__version__, "torch": torch.__version__, "numpy": np.__version__},
-    }
-    (cell / "cell.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
+def bench(asked: argparse.Namespace) -> int:
+    """Run the families of cells that are not done, and write the tables after each."""
+    variants = read_variants(asked.variants)
+    for name in asked.variant:
+        if name not in variants:
+            raise UsageError(f"no variant '{name}' in {asked.variants}", "", f"one of: {', '.join(variants)}")
+    if asked.jobs < 1:
+        raise UsageError(f"--jobs {asked.jobs}", "somebody has to do it", "give 1 or more")
+    refuse_other_manifest(asked.out, asked.manifest)
+    sets = find_sets(asked)
+    todo = [f for f in families(asked, sets, variants) if not all(map(is_done, f))]
+    errors: list[str] = []
+    for failed in run_all(todo, asked.device, asked.jobs):
+        errors += failed
+        write_tables(asked.out, *finished_cells(asked.out, sets, variants))
+    write_tables(asked.out, *finished_cells(asked.out, sets, variants))
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    return 1 if errors else 0
 
 
-def device_name(detector: Detector) -> str:
-    """Return the name of the device."""
-    return torch.cuda.get_device_name() if detector.device.type == "cuda" else "CPU"
+def find_sets(asked: argparse.Namespace) -> list[DataSet]:
+    """Return the data sets that were asked for."""
+    if asked.root is None and not asked.embedded:
+        raise UsageError("no data", "neither ROOT nor --embedded was given", "give one of them, or both")
+    sets = real_sets(asked.root, asked.manifest, asked.sets) if asked.root else []
+    sets += embedded_sets(asked.out / "embedded") if asked.embedded else []
+    return leave_out(sets, asked.without_defects)
 
 
-def split_check(scores: CalibrationScores, seed: int) -> dict[str, Any]:
-    """Cut the calibration normals by group in halves again and again: asked and mean found false-alarm rate.
-
-    These normals are exchangeable, which test normals of a real set need not be: the valid check of the promise.
-    """
-    groups = np.arange(len(scores.image)) if scores.image_group is None else scores.image_group
-    names = np.unique(groups)
-    n_half = len(names) // 2
-    if n_half < normals_needed(CHECK_RATE):
-        return {"reason": f"needs {2 * normals_needed(CHECK_RATE)} groups, there are {len(names)}"}
-    generator = np.random.default_rng(seed)
-    found = []
-    for _ in range(N_SPLITS):
-        chosen = np.isin(groups, generator.permutation(names)[:n_half])
-        limit = conformal_threshold(scores.image[chosen], CHECK_RATE, groups[chosen])
-        shares = [np.mean(scores.image[groups == g] >= limit.value) for g in np.unique(groups[~chosen])]
-        found.append(np.mean(shares))
-    return {
-        "asked": float(CHECK_RATE),
-        "found_mean": float(np.mean(found)),
-        "n_splits": N_SPLITS,
-        "n_groups": len(names),
-    }
+def families(
+    asked: argparse.Namespace, sets: Sequence[DataSet], variants: Mapping[str, Variant]
+) -> Iterator[list[Cell]]:
+    """Yield what one worker does in one go: a fitted cell, then the score-only ones that share its fit."""
+    wanted = [variants[name] for name in dict.fromkeys(asked.variant)]
+    fitted = dict.fromkeys(v.scoring_only_of or v.name for v in wanted)
+    for seed in dict.fromkeys(asked.seed):
+        for name in fitted:
+            for data in sets:
+                first = Cell(data, variants[name], seed, cell_folder(asked.out, data.name, name, seed))
+                shared = [v for v in wanted if v.scoring_only_of == name]
+                folders = [cell_folder(asked.out, data.name, v.name, seed) for v in shared]
+                yield [first, *(Cell(data, v, seed, f, first) for v, f in zip(shared, folders, strict=True))]
 
 
-def write_tables(out: Path) -> None:
-    """Write all finished cells as JSON and Markdown."""
-    cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*/cell.json"))]
-    (out / "quality.json").write_text(json.dumps(cells, indent=1), encoding="utf-8")
-    lines = [
-        "| data set | variant | seed | n normal / anomalous | image ROC-AUC | image AP | pixel ROC-AUC | pixel AP "
-        "| AU-PRO 0.3 | AU-PRO 0.05 | asked | found | sensitivity | mean grey | PCA | split check | fit s |",
-        "|" + " --- |" * 17,
-    ]
-    lines += [table_row(cell) for cell in cells]
-    (out / "quality.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+def run_all(todo: Sequence[Sequence[Cell]], device: str, n_jobs: int) -> Iterator[list[str]]:
+    """Run families in this process, or in several that share the cores; yield the errors of each as it ends."""
+    if n_jobs == 1:
+        listener = TerminalProgress().listener()
+        yield from (run_family(family, device, listener) for family in todo)
+        return
+    n_threads = max(1, torch.get_num_threads() // n_jobs)
+    spawn = multiprocessing.get_context("spawn")  # a forked process can use no GPU
+    with ProcessPoolExecutor(n_jobs, spawn, initializer=use_threads, initargs=(n_threads,)) as pool:
+        for done in as_completed([pool.submit(run_family, family, device) for family in todo]):
+            yield done.result()
 
 
-def table_row(cell: dict[str, Any]) -> str:
-    """Return one line of the Markdown table."""
-    metrics = cell["metrics"]
-    image, pixel, counts = metrics["image"], metrics["pixel"], metrics["counts"]
-    rates = image["at_threshold"][0]
-    check = cell["split_check"]
-    columns = [
-        cell["data"],
-        f"{cell['variant']} ({cell['preset']})",
-        str(cell["seed"]),
-        f"{counts['normal']} / {counts['anomalous']}",
-        figure(image["roc_auc"]),
-        figure(image["average_precision"]),
-        *([figure(pixel["roc_auc"]), figure(pixel["average_precision"])] if pixel else ["-", "-"]),
-        *([figure(pixel["au_pro"]["0.3"]), figure(pixel["au_pro"]["0.05"])] if pixel else ["-", "-"]),
-        asked(rates["rate_asked"], metrics),
-        figure(rates["false_alarm_rate"]) + band(rates),
-        figure(rates["sensitivity"]),
-        figure(metrics["baselines"]["mean grey"]),
-        figure(metrics["baselines"]["PCA residual"]),
-        f"{check['asked']:.2f} -> {check['found_mean']:.3f}" if "asked" in check else check["reason"],
-        str(cell["fit_seconds"]),
-    ]
-    return "| " + " | ".join(columns) + " |"
+def run_family(family: Sequence[Cell], device: str, listener: Listener | None = None) -> list[str]:
+    """Run cells that share a fit, the fitted one first; return what went wrong, so that other families go on."""
+    errors = []
+    for cell in family:
+        try:
+            run_cell(cell, device, listener or Listener(say=partial(say_from, cell.name)))
+        except AnomalyAEError as error:
+            errors.append(f"{cell.name}: {error}")
+            if cell.fitted is None:
+                break
+    return errors
 
 
-def asked(rate: str, metrics: dict[str, Any]) -> str:
-    """Return the asked rate, and what 1 % would need where the calibration normals do not support it."""
-    counts = metrics["counts"]
-    noun = "groups" if counts["groups"] < counts["normal"] + counts["anomalous"] else "n"
-    return rate if Fraction(rate) <= ONE_PERCENT else f"{rate}; 1 % needs {noun} >= {normals_needed(ONE_PERCENT)}"
+def say_from(name: str, line: str) -> None:
+    """Say who speaks: several workers share the terminal."""
+    print(f"[{name}] {line}", file=sys.stderr, flush=True)
 
 
-def band(rates: dict[str, Any]) -> str:
-    """Return where the rate found on so many normals is expected, where images are independent."""
-    expected = rates["false_alarm_band"]
-    return f", expected {expected[0]:.3f} to {expected[1]:.3f}" if expected else ""
+def refuse_other_manifest(out: Path, manifest: str) -> None:
+    """Refuse a folder with cells of another manifest: figures that choose and figures that judge stay apart."""
+    for path in sorted(out.glob("cells/*/*/*/cell.json")):
+        other = json.loads(path.read_text(encoding="utf-8"))["manifest"]
+        if other not in ("", manifest):
+            raise UsageError(f"{out} holds cells of {other}", f"this is {manifest}", "choose another --out")
 
 
-def figure(metric: dict[str, Any]) -> str:
-    """Return a value with its first interval."""
-    if metric["value"] is None:
-        return metric["reason"]
-    first = next(iter(metric["intervals"]), None)
-    return f"{metric['value']:.3f}" + (f" [{first['low']:.2f}, {first['high']:.2f}]" if first else "")
+def finished_cells(
+    out: Path, sets: Sequence[DataSet], variants: Mapping[str, Variant]
+) -> tuple[list[Record], list[str]]:
+    """Return all cells on disk that agree with the present variants and data, and notes on the others."""
+    paths = sorted(out.glob("cells/*/*/*/cell.json"))
+    cells = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    models = {(c["data"], c["variant"], c["seed"]): c["model_sha256"] for c in cells}
+    by_name = {data.name: data for data in sets}
+    current = [c for c in cells if is_current(c, by_name.get(c["data"]), variants.get(c["variant"]), models)]
+    notes = []
+    if len(current) < len(cells):
+        notes.append(f"{len(cells) - len(current)} cells of other data, settings or versions are left out.")
+    if len({c["versions"]["code"] for c in current}) > 1:
+        notes.append("The code was changed between cells: column version_code of cells.csv tells them apart.")
+    return current, notes
+
+
+def is_current(
+    cell: Record, data: DataSet | None, variant: Variant | None, models: Mapping[tuple[str, str, int], str]
+) -> bool:
+    """Whether a finished cell may stand in a table with cells that would be computed now."""
+    made_of = cell["made_of"]
+    shared = models.get((cell["data"], cell["scoring_only_of"], cell["seed"]), "")
+    return (
+        variant is not None
+        and (made_of["settings"], made_of["version"]) == (variant.settings_sha256, anomaly_ae.__version__)
+        and made_of["fit shared"] == shared
+        and (data is None or (made_of["data"], cell["without_defects"]) == (data.sha256, [*data.without_defects]))
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The parts of the experiment bench, see ``benchmarks/quality.py`` and docs/benchmarks/README.md."""

@@ -1,0 +1,45 @@
+"""A detector with the weights of another one and its own scoring: what a score-only variant needs instead of a fit."""
+
+from __future__ import annotations
+
+from anomaly_ae.config import Config
+from anomaly_ae.detector import Detector
+from anomaly_ae.fitting import calibrate
+from anomaly_ae.listener import Listener
+from anomaly_ae.manifest import Manifest, split_normals
+from anomaly_ae.residuals import learn_residuals
+from anomaly_ae.scoring import AnomalyMapper
+from anomaly_ae.survey import readable_parts
+from anomaly_ae.training import TrainingData
+
+LEARNED_WITH_THE_SCORING = ("compare.", "standardise.")
+"""Tensors of a mapper that depend on the section [scoring]; all others are taken over."""
+
+
+def rescored(fitted: Detector, config: Config, manifest: Manifest, listener: Listener) -> Detector:
+    """Learn residuals and thresholds again, on the very images that the fit used for them.
+
+    Parameters
+    ----------
+    config : Config
+        That of the fit but for the section [scoring].
+    """
+    mapper = _with_weights_of(fitted.mapper, config)
+    detector = Detector(mapper, config, fitted.geometry, fitted.provenance, fitted.device, fitted.baseline)
+    shares = config.split
+    given = split_normals(manifest.samples, shares.validation_share, shares.calibration_share, config.seed)
+    parts, forms = readable_parts(given, listener)
+    with detector.store(parts["train"]) as train, detector.store(parts["validation"]) as validation:
+        learn_residuals(mapper, TrainingData(train, validation), config, detector.device, listener.progress)
+    used = set(fitted.provenance["image_hashes"]["calibration"])  # without copies and misfits, which fit left out
+    samples = [sample for sample in parts["calibration"] if forms[sample.id].pixel_hash in used]
+    return calibrate(detector, samples, listener=listener)
+
+
+def _with_weights_of(fitted: AnomalyMapper, config: Config) -> AnomalyMapper:
+    mapper = AnomalyMapper(config)
+    kept = {k: v for k, v in fitted.state_dict().items() if not k.startswith(LEARNED_WITH_THE_SCORING)}
+    missing, unexpected = mapper.load_state_dict(kept, strict=False)
+    assert not unexpected, unexpected
+    assert all(name.startswith(LEARNED_WITH_THE_SCORING) for name in missing), missing
+    return mapper
