@@ -69,6 +69,7 @@ class ModelConfig:
     width: int = _number(32, 4, 256, "channels of the finest level")
     depth: int = _number(2, 1, 5, "number of times the resolution is halved after the stem")
     latent_channels: int = _number(16, 1, 1024, "latent size per position (bottleneck only)")
+    embed: str = field(default="", metadata={"help": "file of a frozen ResNet whose features take the place of pixels"})
 
 
 @dataclass(frozen=True, slots=True)

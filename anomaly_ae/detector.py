@@ -94,6 +94,7 @@ class Detector:
         """Hash of all that decides a score: every learned number, and the settings from the image to its score."""
         learned, config = tensors_sha256(self.mapper.state_dict()), self.config
         settings = [asdict(part) for part in (config.model, config.intensity, config.scoring, self.geometry)]
+        settings[0] = {key: value for key, value in settings[0].items() if value != ""}  # no embed: as without the key
         return hashlib.sha256(json.dumps([learned, settings]).encode()).hexdigest()
 
     @property
@@ -224,6 +225,7 @@ class Detector:
             f"{made.get('file', 'model')}: {self.config.model.architecture} with {made['n_parameters']:,} parameters",
             f"preset {made['preset']}: {made['preset_reason']}",
             f"trained {made['trained_utc']} on {made['device']}, seed {self.config.seed}, {made['steps']} steps",
+            f"works on: {self.config.model.embed or 'pixels'}",
             f"normal images: {counts}",
             f"channels: {self.config.model.n_channels}; intensity policy: {self.config.intensity.policy}",
             f"scale: {made.get('working_scale')}",
@@ -278,7 +280,7 @@ class Detector:
         tensors, values, digest = read_tensors(Path(path), "model")
         try:
             config = config_from_dict(values["config"])
-            mapper = AnomalyMapper(config)
+            mapper = AnomalyMapper(config, _below(tensors, "mapper.embed."))
             mapper.load_state_dict(_below(tensors, "mapper."))
             calibration = {name: t.numpy() for name, t in _below(tensors, "calibration.").items()}
             scores = CalibrationScores(**{name: calibration.get(name) for name in CALIBRATION_ARRAYS})  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from anomaly_ae.backbone import read_backbone
 from anomaly_ae.baselines import fit_pca, small_grey
 from anomaly_ae.calibration import calibration_scores, thresholds_from
 from anomaly_ae.config import Config, config_to_dict, load_config, with_values
@@ -88,6 +89,7 @@ def fit(
     listener = listener or Listener()
     overrides = [f"seed={seed}", *overrides]
     known = config or load_config("default", overrides)  # presets differ neither in seed nor in split
+    read_backbone(known)  # a wrong file, too, costs no time
     given = split_normals(manifest.samples, known.split.validation_share, known.split.calibration_share, known.seed)
     readable, forms = readable_parts(given, listener)
     parts = _without_copies(readable, forms, listener)
@@ -105,7 +107,7 @@ def fit(
     _check_reachable(parts["calibration"], rate, confidence)
     listener.say(reachable_text(len(parts["calibration"]), _n_groups(parts["calibration"]), confidence))
     listener.say(f"training on {describe_device(place)}: {config.training.steps} steps")
-    fingerprint = _fingerprint(config, parts)
+    fingerprint = _fingerprint(detector.config, parts)
     progress = learn(detector, parts, checkpoint, resume, fingerprint, listener, should_stop)
     detector.provenance = {**_provenance(detector, survey, progress, reason), **_described(parts, forms)}
     detector = _set_thresholds(detector, parts["calibration"], forms, rate, confidence, listener)
@@ -278,9 +280,10 @@ def _n_groups(samples: Sequence[Sample]) -> int | None:
 def untrained(config: Config, survey: Survey, device: torch.device) -> Detector:
     """Return what training begins with: working scale, fresh weights, intensity limits."""
     check_axes(survey, config)
+    config, trunk = read_backbone(config)
     geometry = choose_geometry(survey.shapes, config.geometry, size_multiple(config.model))
     torch.manual_seed(config.seed)
-    mapper = AnomalyMapper(config)
+    mapper = AnomalyMapper(config, trunk)
     limits = dataset_limits(survey, config)
     mapper.get_buffer("limits").copy_(torch.from_numpy(limits))
     baseline = fit_pca([small_grey(thumbnail, limits) for thumbnail in survey.thumbnails])

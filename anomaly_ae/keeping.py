@@ -40,7 +40,8 @@ def keep_pictures(
     shown, display_map = detector.in_unit_range(image), detector.display(result.anomaly_map)
     mask = mask_of(sample, image) if sample.mask else None
     rebuilt = None
-    if pictures.wants_detail(sample.label, result.score):
+    has_picture = not detector.config.model.embed  # features have none
+    if has_picture and pictures.wants_detail(sample.label, result.score):
         rebuilt = detector.reconstruct(image)[1].clip(0, 1)
     pictures.add(sample.id, sample.label, result.score, shown, display_map, rebuilt, mask)
     if heatmaps == "all" or (heatmaps == "anomalous" and result.decision == Decision.ANOMALOUS):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anomaly_ae.backbone import STRIDE
 from anomaly_ae.config import ModelConfig
 
 CONV: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -37,6 +38,8 @@ def build_autoencoder(config: ModelConfig) -> nn.Module:
 
 def size_multiple(config: ModelConfig) -> int:
     """Return the number of pixels that every spatial side must be a multiple of; 4 is the coarsest error scale."""
+    if config.embed:
+        return STRIDE << config.depth
     return math.lcm(config.unshuffle * 2**config.depth, 4)
 
 

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional
 
+from anomaly_ae.backbone import STRIDE, Backbone
 from anomaly_ae.config import Config, TrainingConfig
 from anomaly_ae.corruption import corrupt
 from anomaly_ae.errors import ConfigError, ModelFileError
@@ -134,6 +136,8 @@ class _Loop:
         )
         self.losses = _Losses(training, config.model.spatial_dims)
         self.crop_shape = data.train.crop_shape(training.crop_px, mapper.size_multiple)  # smaller images are padded
+        if isinstance(mapper.embed, Backbone):
+            mapper.embed.learn(self._normal_batch(number) for number in range(N_NORM_BATCHES))
         self.validation_batch = self._validation_batch()
 
     def step(self, number: int) -> float:
@@ -144,7 +148,7 @@ class _Loop:
         x, valid = self._batch(self.data.train, number, training.batch_size)
         damaged, target, damage = self._damage(x, number)
         self.network.train()
-        loss = self._loss(self.network, damaged, target, self._weight(valid, damage))
+        loss = self._loss(self.network, *self._embedded(damaged, target, self._weight(valid, damage)))
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -179,8 +183,7 @@ class _Loop:
             layer.momentum = None  # torch's word for a plain mean over batches
         self.network.train()
         for number in range(N_NORM_BATCHES):
-            x, _ = self._batch(self.data.train, VALIDATION_STEP + 1 + number, self.config.training.batch_size)
-            self.network(x)
+            self.network(self.mapper.embed(self._normal_batch(number)[0]))
         self.network.eval()
 
     def save(self, path: Path, progress: Progress, fingerprint: str) -> None:
@@ -224,6 +227,10 @@ class _Loop:
         x, valid = augment(x, valid, self.config.training, generator)
         return x.contiguous(memory_format=channels_last(self.config.model.spatial_dims)), valid
 
+    def _normal_batch(self, number: int) -> tuple[Tensor, Tensor]:
+        """Return undamaged training crops that statistics are taken from."""
+        return self._batch(self.data.train, VALIDATION_STEP + 1 + number, self.config.training.batch_size)
+
     def _weight(self, valid: Tensor, damage: Tensor) -> Tensor:
         """Weight damaged pixels more: they are few, and with equal weights the identity is a good answer."""
         weight = valid * (1 + self.config.training.damage_weight * damage)
@@ -239,7 +246,14 @@ class _Loop:
     def _validation_batch(self) -> tuple[Tensor, Tensor, Tensor]:
         x, valid = self._batch(self.data.validation, VALIDATION_STEP, N_VALIDATION_CROPS)
         damaged, target, damage = self._damage(x, VALIDATION_STEP)
-        return damaged, target, self._weight(valid, damage)
+        return self._embedded(damaged, target, self._weight(valid, damage))
+
+    def _embedded(self, damaged: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Bring what was damaged as an image to the space that the network works in, and the weights to its grid."""
+        embed = self.mapper.embed
+        if isinstance(embed, Backbone):
+            weight = functional.avg_pool2d(weight, STRIDE)
+        return embed(damaged), embed(target), weight
 
     def _loss(self, network: nn.Module, damaged: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):

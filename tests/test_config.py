@@ -126,7 +126,7 @@ def _row(key: str, default: object, metadata: Mapping[str, Any]) -> str:
         limits = "{:,} to {:,}".format(*metadata["range"])
     if "choices" in metadata:
         limits = ", ".join(f"`{choice}`" for choice in metadata["choices"])
-    shown = "none" if default is None else f"`{str(default).lower()}`"
+    shown = "none" if default in (None, "") else f"`{str(default).lower()}`"
     return f"| `{key}` | {shown} | {limits} | {metadata.get('help', 'where the settings came from')} |"
 
 

@@ -15,24 +15,26 @@ from torch.nn import functional
 
 from anomaly_ae.config import Config, IntensityConfig, ScoringConfig, with_values
 from anomaly_ae.errors import DataError
+from anomaly_ae.measures import (
+    MEASURES,
+    ErrorMeasures,
+    GaussianSmoothing,
+    gradient_dissimilarity,
+    gradient_magnitude,
+    structural_similarity,
+)
 from anomaly_ae.prepare import Geometry, prepare, resample, to_image_grid
 from anomaly_ae.records import FloatArray, Image
 from anomaly_ae.scoring import (
-    MEASURES,
     N_CONTEXT_BINS,
     N_POSITIONS,
     AnomalyMapper,
-    ErrorMeasures,
-    GaussianSmoothing,
     IntensityScale,
     Standardise,
-    gradient_dissimilarity,
-    gradient_magnitude,
     image_score,
     intensity_limits,
     map_in_windows,
     spread_limits,
-    structural_similarity,
 )
 
 HEADROOM = Config().intensity.headroom
