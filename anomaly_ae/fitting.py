@@ -101,6 +101,8 @@ def fit(
     config = with_values(config, model={"n_channels": survey.n_channels})  # what only the data tell
     listener.say(f"preset {config.preset}: {reason}")
     detector = untrained(config, survey, place)
+    if config.model.embed:
+        listener.say(f"features of {detector.config.model.embed}: ssim, gms, background_sd_px, model.unshuffle are not used")
     listener.say(detector.geometry.describe(_typical_shape(survey.shapes)))
     offered = parts["calibration"]
     parts["calibration"] = _without_misfits(offered, forms, detector, listener)

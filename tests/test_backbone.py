@@ -21,6 +21,7 @@ from anomaly_ae.config import Config, load_config, with_values
 from anomaly_ae.detector import Detector
 from anomaly_ae.errors import AnomalyAEError, ConfigError, ModelFileError, UsageError
 from anomaly_ae.fitting import fit
+from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest
 from anomaly_ae.readers import read_image
 from anomaly_ae.scoring import AnomalyMapper, map_in_windows
@@ -313,6 +314,19 @@ def test_no_pixel_reaches_farther_than_the_margin(architecture: str, depth: int)
     assert 64 < reach <= mapper.margin_px
 
 
+@KINDS
+def test_the_context_of_the_features_is_a_tight_bound(kind: str) -> None:
+    """How far from a changed row of pixels the cells change, to their farthest pixel."""
+    backbone = Backbone(resnet(kind), 1, 0)
+    x, middle = rand(1, 1, 512, 32), 16 * 16 + 15
+    changed = x.clone()
+    changed[:, :, middle] += 1
+    difference = (backbone.features(changed) - backbone.features(x)).abs().amax(dim=(0, 1, 3))
+    cells = (difference > 1e-6).nonzero().flatten()
+    reach = max(middle - int(cells.min()) * STRIDE, (int(cells.max()) + 1) * STRIDE - 1 - middle)
+    assert 0.6 * backbone.context_px < reach <= backbone.context_px
+
+
 def test_the_map_follows_the_features() -> None:
     """One cell whose features the autoencoder gets wrong: the error peaks at its pixels."""
     mapper = random_mapper("basic", scoring={"smooth_sd_px": 0.0, "standardise": "global"})
@@ -352,7 +366,9 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fit_save_load_score(kind: str, part_manifest: Manifest, tmp_path: Path) -> None:
     path = backbone_file(tmp_path, kind)
     settings = ("training.steps=4", "training.validate_every=2")
-    detector = fit(part_manifest, config_for(path, *settings), device="cpu")
+    said: list[str] = []
+    detector = fit(part_manifest, config_for(path, *settings), device="cpu", listener=Listener(say=said.append))
+    assert any(line.startswith(f"features of {path.name} ") and "unshuffle" in line for line in said)
     frozen = detector.mapper.embed.state_dict()
     for name, tensor in trunk_tensors(resnet(kind), kind).items():
         assert torch.equal(frozen[name], tensor), f"training has changed {name}"
