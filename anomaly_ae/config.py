@@ -21,12 +21,12 @@ from anomaly_ae.errors import ConfigError
 PRESETS = ("default", "fast", "texture", "object", "radiograph", "smoke")
 
 
-def _number(default: float, low: float, high: float, text: str) -> Any:
-    return field(default=default, metadata={"range": (low, high), "help": text})
+def _number(default: float, low: float, high: float, text: str, **marks: bool) -> Any:
+    return field(default=default, metadata={"range": (low, high), "help": text, **marks})
 
 
-def _choice(default: str, choices: tuple[str, ...], text: str) -> Any:
-    return field(default=default, metadata={"choices": choices, "help": text})
+def _choice(default: str, choices: tuple[str, ...], text: str, **marks: bool) -> Any:
+    return field(default=default, metadata={"choices": choices, "help": text, **marks})
 
 
 def _switch(default: bool, text: str) -> Any:
@@ -35,7 +35,7 @@ def _switch(default: bool, text: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class IntensityConfig:
-    """How the file's numbers become [0, 1]; used by ``scoring.IntensityScale``."""
+    """How the file's numbers become [0, 1]; used by ``scoring.IntensityScale`` and ``illumination``."""
 
     policy: str = _choice(
         "percentile",
@@ -48,14 +48,34 @@ class IntensityConfig:
     low: float | None = field(default=None, metadata={"help": "value that becomes 0 (policy window)"})
     high: float | None = field(default=None, metadata={"help": "value that becomes 1 (policy window)"})
     headroom: float = _number(1.0, 0, 10, "values are clamped to [-headroom, 1 + headroom]")
+    flat_field: str = _choice(
+        "off",
+        ("off", "learned", "image"),
+        "uneven light that is divided out; learned: what the training images have in common; image: what each image "
+        "shows by itself",
+        later=True,
+    )
+    flat_field_sd_px: float = _number(
+        64.0, 4, 2000, "flat_field image: what is smoother than this is light; at working scale", later=True
+    )
+    black_level: float = _number(0.0, -1e6, 1e6, "the file's number for no light (flat_field)", later=True)
 
 
 @dataclass(frozen=True, slots=True)
 class GeometryConfig:
-    """Working scale; used by ``prepare``."""
+    """Working scale and place; used by ``prepare`` and ``alignment``."""
 
     max_side_px: int = _number(512, 32, 8192, "longer sides are shrunk to this; smaller images stay as they are")
     min_side_px: int = _number(64, 16, 512, "shorter sides below this are enlarged to it")
+    align: str = _choice(
+        "off",
+        ("off", "shift", "rigid"),
+        "put the same thing at the same place in every image; rigid: also turn it by up to 10 degrees",
+        later=True,
+    )
+    align_reach: float = _number(
+        0.1, 0.01, 0.5, "how far an image may be moved, as a share of its longer side", later=True
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +89,9 @@ class ModelConfig:
     width: int = _number(32, 4, 256, "channels of the finest level")
     depth: int = _number(2, 1, 5, "number of times the resolution is halved after the stem")
     latent_channels: int = _number(16, 1, 1024, "latent size per position (bottleneck only)")
-    embed: str = field(default="", metadata={"help": "file of a frozen ResNet whose features take the place of pixels"})
+    embed: str = field(
+        default="", metadata={"help": "file of a frozen ResNet whose features take the place of pixels", "later": True}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +211,19 @@ def with_values(config: Config, **sections: Mapping[str, Any]) -> Config:
     return config_from_dict(values)
 
 
+def deciding_settings(section: Any) -> dict[str, Any]:
+    """Return the settings that a score depends on, by name.
+
+    One that is marked ``later`` came after the first models, and its default is what they do: at its default it is left
+    out, so that a hash over the settings of an older model stays what it was.
+    """
+    values = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
+    at_default = {
+        f.name for f in dataclasses.fields(section) if f.metadata.get("later") and values[f.name] == f.default
+    }
+    return {name: value for name, value in values.items() if name not in at_default}
+
+
 def preset_path(name: str) -> Path:
     """Return the TOML file of a preset: inside the package when installed, beside it in a checkout."""
     if name not in PRESETS:
@@ -279,6 +314,8 @@ def _check_combinations(config: Config) -> None:
     if geometry.min_side_px > geometry.max_side_px:
         found = f"min_side_px = {geometry.min_side_px}, max_side_px = {geometry.max_side_px}"
         raise ConfigError("geometry: the smallest side is above the largest", found, "lower min_side_px")
+    if geometry.align != "off" and config.model.spatial_dims != 2:
+        raise ConfigError(f"geometry.align = {geometry.align}", "volumes cannot be aligned", "set geometry.align=off")
     for name, section in (("training", config.training), ("scoring", config.scoring)):
         weights = [getattr(section, key) for key in ("l1", "l2", "ssim", "gms") if hasattr(section, key)]
         if not any(weights):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import cached_property
@@ -18,13 +19,14 @@ from torch import Tensor
 
 from anomaly_ae.baselines import PcaBaseline, small_grey
 from anomaly_ae.calibration import CalibrationScores, Thresholds
-from anomaly_ae.config import Config, config_from_dict, config_to_dict
+from anomaly_ae.config import Config, config_from_dict, config_to_dict, deciding_settings
 from anomaly_ae.device import choose_device
 from anomaly_ae.errors import AnomalyAEError, ModelFileError, UsageError
 from anomaly_ae.loading import ImageStore, in_order, read_sample, torch_pixels
 from anomaly_ae.manifest import manifest_from_paths
 from anomaly_ae.modelfile import read_tensors, tensors_sha256, write_tensors
-from anomaly_ae.prepare import Geometry, Prepared, check_size, prepare, to_image_grid
+from anomaly_ae.preparation import Preparation
+from anomaly_ae.prepare import Geometry, Prepared, check_size, to_image_grid, to_working_grid
 from anomaly_ae.readers import Axes, image_from, image_sha256, pixel_sha256
 from anomaly_ae.records import Failure, FloatArray, Image, Sample, Score
 from anomaly_ae.regions import find_regions
@@ -85,6 +87,9 @@ class Detector:
         to_device(mapper, device, config.model.spatial_dims)
         self.mapper = mapper.eval()
         self.config, self.geometry, self.device = config, geometry, device
+        learned = {name: t.cpu().numpy() for name, t in mapper.named_buffers() if name in ("flat_field", "reference")}
+        self.preparation = Preparation(config, geometry, **learned)
+        self.say: Callable[[str], object] = warnings.warn
         self.provenance = dict(provenance)
         self.baseline = baseline
         self.scores, self.thresholds = scores, thresholds
@@ -93,8 +98,7 @@ class Detector:
     def weights_sha256(self) -> str:
         """Hash of all that decides a score: every learned number, and the settings from the image to its score."""
         learned, config = tensors_sha256(self.mapper.state_dict()), self.config
-        settings = [asdict(part) for part in (config.model, config.intensity, config.scoring, self.geometry)]
-        settings[0] = {key: value for key, value in settings[0].items() if value != ""}  # no embed: as without the key
+        settings = [deciding_settings(part) for part in (config.model, config.intensity, config.scoring, self.geometry)]
         return hashlib.sha256(json.dumps([learned, settings]).encode()).hexdigest()
 
     @property
@@ -165,14 +169,14 @@ class Detector:
 
     def store(self, samples: Sequence[Sample]) -> ImageStore:
         """Decode samples into a store for training, whatever their size; close it after use."""
-        n_channels = self.config.model.n_channels
-        read = in_order(samples, lambda sample: prepare(read_sample(sample), self.geometry, n_channels))
-        return ImageStore(((p, self.limits_of(p)) for p in _all_or_raise(read)), len(samples), self.device)
+        read = in_order(samples, lambda sample: self.preparation(read_sample(sample)))
+        told = (self._told(p) for p in _all_or_raise(read))
+        return ImageStore(((p, self.limits_of(p)) for p in told), len(samples), self.device)
 
     def anomaly_map(self, prepared: Prepared) -> FloatArray:
         """Return the anomaly map on the image's own grid: float32 (*spatial), in deviations of normal images."""
         with torch.inference_mode():
-            raw, valid, limits = self._tensors(prepared)
+            raw, valid, limits = self._tensors(self._told(prepared))
             window, margin = self.mapper.window_px, self.mapper.margin_px
             errors = map_in_windows(self.mapper.errors, raw, valid, limits, window, margin)
             working = self.mapper.standardise(errors.to(self.device), valid)
@@ -183,8 +187,7 @@ class Detector:
         prepared = self._read(source, None).prepared
         with torch.inference_mode():
             x, x_hat = self.mapper.reconstruct(*self._tensors(prepared))
-        inner = tuple(slice(0, side) for side in prepared.inner_shape)
-        return x[0].cpu().numpy()[:, *inner], x_hat[0].cpu().numpy()[:, *inner]
+        return to_working_grid(x[0].cpu().numpy(), prepared), to_working_grid(x_hat[0].cpu().numpy(), prepared)
 
     def display(self, values: FloatArray) -> FloatArray:
         """Return a map in display units: 0 = typical normal image, 1 = the pixel threshold."""
@@ -215,7 +218,7 @@ class Detector:
     def prepare(self, image: Image) -> Prepared:
         """Bring an image to the model's working scale; refuse one of quite another size than the training images."""
         check_size(image.source, image.spatial_shape, self.geometry)
-        return prepare(image, self.geometry, self.config.model.n_channels)
+        return self.preparation(image)
 
     def describe(self) -> list[str]:
         """Say in words what the model is, what it was made from, and what its thresholds promise."""
@@ -342,6 +345,12 @@ class Detector:
             return anomaly_map, image_score(anomaly_map, image.valid, self.config.scoring)
         except AnomalyAEError as error:  # the mapper knows arrays, not names
             raise type(error)(f"{image.source}: {error.what}", error.why, error.fix) from error
+
+    def _told(self, prepared: Prepared) -> Prepared:
+        """Say what the user should know about an image, once where it is used."""
+        if prepared.warning:
+            self.say(prepared.warning)
+        return prepared
 
     def _tensors(self, prepared: Prepared) -> tuple[Tensor, Tensor, Tensor]:
         raw = torch_pixels(prepared.pixels)[None].to(self.device)  # (1, C, *working)

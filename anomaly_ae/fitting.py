@@ -37,6 +37,7 @@ from anomaly_ae.survey import (
     check_axes,
     choose_preset,
     dataset_limits,
+    learn_preparation,
     readable_forms,
     readable_parts,
     survey_images,
@@ -101,6 +102,7 @@ def fit(
     config = with_values(config, model={"n_channels": survey.n_channels})  # what only the data tell
     listener.say(f"preset {config.preset}: {reason}")
     detector = untrained(config, survey, place)
+    detector.say = listener.say
     if config.model.embed:
         listener.say(f"features of {detector.config.model.embed}: ssim, gms, background_sd_px, model.unshuffle are not used")
     listener.say(detector.geometry.describe(_typical_shape(survey.shapes)))
@@ -286,7 +288,7 @@ def untrained(config: Config, survey: Survey, device: torch.device) -> Detector:
     geometry = choose_geometry(survey.shapes, config.geometry, size_multiple(config.model))
     torch.manual_seed(config.seed)
     mapper = AnomalyMapper(config, trunk)
-    limits = dataset_limits(survey, config)
+    limits = dataset_limits(learn_preparation(mapper, config, geometry, survey), config)
     mapper.get_buffer("limits").copy_(torch.from_numpy(limits))
     baseline = fit_pca([small_grey(thumbnail, limits) for thumbnail in survey.thumbnails])
     return Detector(mapper, config, geometry, {}, device, baseline)

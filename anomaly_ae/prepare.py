@@ -15,6 +15,7 @@ import numpy as np
 
 from anomaly_ae.config import GeometryConfig
 from anomaly_ae.errors import IncompatibleImageError
+from anomaly_ae.placement import Placement
 from anomaly_ae.records import BoolArray, FloatArray, Image, PixelArray
 
 SMALLEST_DEFECT_PX = 3.0
@@ -74,6 +75,10 @@ class Prepared:
         Spatial shape of the source, and at working scale before padding.
     image_valid : bool array, (*image_shape), or None
         The mask on the image's own grid.
+    placement : Placement or None
+        Where an aligned image lies on the canvas, which then takes the place of the image at working scale.
+    warning : str
+        What a user should know about it; names the image.
     """
 
     pixels: PixelArray
@@ -82,6 +87,8 @@ class Prepared:
     inner_shape: tuple[int, ...]
     image_valid: BoolArray | None
     spacing_mm: tuple[float, ...] | None
+    placement: Placement | None = None
+    warning: str = ""
 
 
 def choose_geometry(shapes: Sequence[tuple[int, ...]], config: GeometryConfig, multiple: int) -> Geometry:
@@ -170,9 +177,15 @@ def prepare(image: Image, geometry: Geometry, n_channels: int) -> Prepared:
 
 def to_image_grid(working_map: FloatArray, prepared: Prepared) -> FloatArray:
     """Bring a map of shape (*working) back to the image's own grid, float32; 0 outside the image's mask."""
-    inner = working_map[tuple(slice(0, side) for side in prepared.inner_shape)]
-    result: FloatArray = resample(inner[np.newaxis], prepared.image_shape)[0]
+    result: FloatArray = resample(to_working_grid(working_map[np.newaxis], prepared), prepared.image_shape)[0]
     return result if prepared.image_valid is None else np.where(prepared.image_valid, result, np.float32(0))
+
+
+def to_working_grid(values: FloatArray, prepared: Prepared) -> FloatArray:
+    """Return (C, *working) without padding, at the place where the image itself has it."""
+    inner = tuple(slice(0, side) for side in prepared.inner_shape)
+    placement = prepared.placement
+    return values[:, *inner] if placement is None else placement.back(values[:, *inner], prepared.valid[inner])
 
 
 def resample(pixels: PixelArray, shape: Sequence[int]) -> FloatArray:

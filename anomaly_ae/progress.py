@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -28,7 +29,8 @@ class TerminalProgress:
         self._n_before = 0  # done before this stage was seen: a resumed training starts in the middle
 
     def listener(self) -> Listener:
-        """Return the callbacks."""
+        """Return the callbacks; warnings of the library become lines, too, without a place in the code."""
+        warnings.showwarning = lambda message, *_, **__: self.say(f"warning: {message}")
         return Listener(say=self.say, progress=self.progress)
 
     def say(self, line: str) -> None:

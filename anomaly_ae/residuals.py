@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from anomaly_ae.config import Config
 from anomaly_ae.loading import ImageStore
-from anomaly_ae.scoring import N_CONTEXT_BINS, N_POSITIONS, AnomalyMapper, map_in_windows, valid_box
+from anomaly_ae.scoring import N_CONTEXT_BINS, N_POSITIONS, AnomalyMapper, map_in_windows
 from anomaly_ae.training import TrainingData
 
 MIN_IMAGES = 60
@@ -88,7 +88,7 @@ def _set_by_position(mapper: AnomalyMapper, maps: Iterator[tuple[Tensor, Tensor]
     """Mean and deviation in every cell of the box around the valid pixels, over the images."""
     total = torch.zeros((), dtype=torch.float64)
     for errors, valid in maps:  # sums, so that the memory does not grow with the number of images
-        total = total + _sums_in_cells(errors[0], valid[0])
+        total = total + _sums_in_cells(errors[0], valid[0], mapper.standardise.box(valid[0]))
     n, first, second = total  # three times (1, *cells)
     overall = total.flatten(1).sum(dim=1)
     is_seen = n > 0  # a cell that no image ever filled takes the numbers of all others
@@ -97,9 +97,8 @@ def _set_by_position(mapper: AnomalyMapper, maps: Iterator[tuple[Tensor, Tensor]
     _write(mapper, mean[None], (square - mean.square()).clamp_min(0).sqrt()[None])
 
 
-def _sums_in_cells(smooth: Tensor, valid: Tensor) -> Tensor:
+def _sums_in_cells(smooth: Tensor, valid: Tensor, box: tuple[slice, ...]) -> Tensor:
     """Return per cell the share of valid pixels, and the sums of their errors and squared errors: (3, 1, *cells)."""
-    box = valid_box(valid)
     weight, smooth = valid[:, *box].double(), smooth[:, *box].double()  # (1, *box)
     pool = functional.adaptive_avg_pool2d if smooth.ndim == 3 else functional.adaptive_avg_pool3d
     return pool(torch.stack([weight, weight * smooth, weight * smooth.square()]), N_POSITIONS)

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anomaly_ae.alignment import SIDE_PX
 from anomaly_ae.backbone import STRIDE, Backbone
 from anomaly_ae.config import Config, IntensityConfig, ModelConfig, ScoringConfig
 from anomaly_ae.errors import DataError, UsageError
+from anomaly_ae.illumination import N_CELLS
 from anomaly_ae.measures import ErrorMeasures, GaussianSmoothing, gradient_magnitude
 from anomaly_ae.model import build_autoencoder, context_px, size_multiple
 from anomaly_ae.records import BoolArray, FloatArray, PixelArray
@@ -53,8 +55,12 @@ class AnomalyMapper(nn.Module):
         self.autoencoder = build_autoencoder(network)
         self.compare = ErrorMeasures(config.scoring, n_dims)
         self.smooth = GaussianSmoothing(config.scoring.smooth_sd_px, n_dims)
-        self.standardise = Standardise(config.scoring.standardise, n_dims)
+        self.standardise = Standardise(config.scoring.standardise, n_dims, config.geometry.align != "off")
         self.register_buffer("limits", torch.zeros(config.model.n_channels, 2, dtype=torch.float64))
+        if config.intensity.flat_field == "learned":
+            self.register_buffer("flat_field", torch.ones(config.model.n_channels, *[N_CELLS] * n_dims))
+        if config.geometry.align != "off":
+            self.register_buffer("reference", torch.zeros(2, SIDE_PX, SIDE_PX))
         self.size_multiple = size_multiple(config.model)
         self.margin_px = _round_up(self._error_reach_px(network) + self.smooth.reach_px, self.size_multiple)
         self.window_px = config.scoring.window_px // self.size_multiple * self.size_multiple
@@ -137,11 +143,13 @@ class Standardise(nn.Module):
     A place is relative to the box around the valid pixels, so that images of any size share their statistics; borders,
     where reconstructions are worst, are compared with borders. Surroundings are known by the local activity of the
     *reconstruction* (its smoothed gradient): edges and texture are allowed larger errors than flat areas.
+
+    Images that were aligned share one canvas: there a place is relative to all of it, wherever the image lies.
     """
 
-    def __init__(self, kind: str, n_dims: int) -> None:
+    def __init__(self, kind: str, n_dims: int, on_canvas: bool = False) -> None:
         super().__init__()
-        self.kind, self.n_dims = kind, n_dims
+        self.kind, self.n_dims, self.on_canvas = kind, n_dims, on_canvas
         self.window = GaussianSmoothing(2.0, n_dims)
         self.reach_px = self.window.reach_px + 1  # of the local activity: the blur and the gradient
         shapes = {"global": (1,), "position": (1, 1, *[N_POSITIONS] * n_dims), "context": (N_CONTEXT_BINS,)}
@@ -164,10 +172,14 @@ class Standardise(nn.Module):
         mode = "bilinear" if self.n_dims == 2 else "trilinear"
         stretched = cells.mean() * torch.ones(valid.shape, device=cells.device)
         for image, inside in zip(stretched, valid, strict=True):
-            box = valid_box(inside)
+            box = self.box(inside)
             sides = [part.stop - part.start for part in box]
             image[:, *box] = functional.interpolate(cells, size=sides, mode=mode, align_corners=False)[0]
         return stretched
+
+    def box(self, valid: Tensor) -> tuple[slice, ...]:
+        """Return what places are relative to, of one image (1, *S)."""
+        return valid_box(torch.ones_like(valid) if self.on_canvas else valid)
 
     def local_activity(self, z_hat: Tensor) -> Tensor:
         """Return the smoothed gradient magnitude, mean over channels: ``(B, 1, *S)``."""

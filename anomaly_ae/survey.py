@@ -6,19 +6,22 @@ Of an image of the calibration part, all that is found out here is whether it ca
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from anomaly_ae.alignment import reference_from
 from anomaly_ae.config import Config
 from anomaly_ae.errors import AnomalyAEError, ConfigError, DataError
+from anomaly_ae.illumination import cell_sums, learned_gain
 from anomaly_ae.listener import Listener
-from anomaly_ae.loading import in_order, read_sample
+from anomaly_ae.loading import in_order, read_sample, torch_pixels
 from anomaly_ae.manifest import MIN_NORMALS
-from anomaly_ae.prepare import resample
+from anomaly_ae.preparation import Preparation
+from anomaly_ae.prepare import Geometry, resample
 from anomaly_ae.readers import pixel_sha256
 from anomaly_ae.records import FloatArray, Image, Sample
-from anomaly_ae.scoring import spread_limits
+from anomaly_ae.scoring import AnomalyMapper, spread_limits
 
 ALIGNED_CORRELATION = 0.8
 """Images share one grid when each correlates at least so with the mean of the others (median, 64 px thumbnails)."""
@@ -70,6 +73,8 @@ class Survey:
         The most of any image; None as soon as one has floating-point pixels.
     has_spacing : bool
         Every image states its pixel spacing in mm, as medical images do.
+    cells : float64 array, (C, 2, *cells)
+        Sums of `illumination.cell_sums` over the images.
     """
 
     samples: tuple[Sample, ...]
@@ -80,6 +85,7 @@ class Survey:
     n_channels: int
     bits_stored: int | None
     has_spacing: bool
+    cells: FloatArray
 
     @property
     def has_one_size(self) -> bool:
@@ -148,7 +154,7 @@ def survey_images(samples: Sequence[Sample], seed: int, listener: Listener) -> S
         Channel counts differ, or all images are identical.
     """
     generator = np.random.default_rng(seed)
-    shapes, extremes, pixels, thumbnails, infos = [], [], [], [], []
+    shapes, extremes, pixels, thumbnails, cells, infos = [], [], [], [], [], []
     for done, (_, image) in enumerate(in_order(samples, read_sample), start=1):
         listener.progress("looking at the training images", done, len(samples), "")
         if isinstance(image, AnomalyAEError):
@@ -157,12 +163,13 @@ def survey_images(samples: Sequence[Sample], seed: int, listener: Listener) -> S
         extremes.append(_extremes(image))
         pixels.append(_some_pixels(image, generator))
         thumbnails.append(resample(image.pixels, (64,) * len(image.spatial_shape)))
+        cells.append(cell_sums(image.pixels, image.valid))
         infos.append((image.n_channels, image.bits_stored, image.spacing_mm is not None, image.was_grey_rgb))
     bits = [info[1] for info in infos if info[1] is not None]
     channels = sorted({info[0] for info in infos})
     greys = [i for i, info in enumerate(infos) if info[3]]
     if channels == [1, 3] and len(greys) == sum(info[0] == 1 for info in infos):  # colourless pictures in a colour set
-        for values in (extremes, pixels, thumbnails):
+        for values in (extremes, pixels, thumbnails, cells):
             values[:] = [np.repeat(v, 3, axis=0) if i in greys else v for i, v in enumerate(values)]
         channels, greys = [3], []
     if len(channels) > 1:
@@ -184,16 +191,23 @@ def survey_images(samples: Sequence[Sample], seed: int, listener: Listener) -> S
         n_channels=channels[0],
         bits_stored=max(bits) if len(bits) == len(infos) else None,
         has_spacing=all(info[2] for info in infos),
+        cells=np.sum(cells, axis=0),
     )
 
 
 def alignment(thumbnails: Sequence[FloatArray]) -> float:
     """Return the median correlation of each thumbnail with the mean of the others."""
+    return float(np.median(_correlations(thumbnails)))
+
+
+def _correlations(thumbnails: Sequence[FloatArray]) -> FloatArray:
+    """Return the correlation of each thumbnail with the mean of the others: (n,)."""
     flat = np.stack([t.ravel() for t in thumbnails]).astype(np.float64)
     flat -= flat.mean(axis=1, keepdims=True)
     others = (flat.sum(axis=0) - flat) / max(1, len(flat) - 1)
     norms = np.linalg.norm(flat, axis=1) * np.linalg.norm(others, axis=1)
-    return float(np.median((flat * others).sum(axis=1) / np.maximum(norms, 1e-12)))
+    correlations: FloatArray = (flat * others).sum(axis=1) / np.maximum(norms, 1e-12)
+    return correlations
 
 
 def choose_preset(survey: Survey) -> tuple[str, str]:
@@ -245,6 +259,49 @@ def dataset_limits(survey: Survey, config: Config) -> FloatArray:
             pooled = np.concatenate(survey.pixels, axis=1)
             limits = np.percentile(pooled, (intensity.low_percentile, intensity.high_percentile), axis=1).T
     return spread_limits(limits)
+
+
+def learn_preparation(mapper: AnomalyMapper, config: Config, geometry: Geometry, survey: Survey) -> Survey:
+    """Set flat field and reference in ``mapper``; return what the survey would have seen of evenly lit images.
+
+    Raises
+    ------
+    DataError
+        Images of several sizes, which share no canvas; or no light above the black level.
+    """
+    flat_field = None
+    if config.intensity.flat_field == "learned":
+        flat_field = learned_gain(survey.cells, config.intensity.black_level)
+        mapper.get_buffer("flat_field").copy_(torch_pixels(flat_field))
+    in_even_light = Preparation(config, geometry, flat_field)
+    if config.geometry.align != "off":
+        _refuse_sizes(survey)
+        typical = int(np.nan_to_num(_correlations(survey.thumbnails), nan=-1).argmax())
+        reference = reference_from(in_even_light(read_sample(survey.samples[typical])))
+        mapper.get_buffer("reference").copy_(torch_pixels(reference))
+    return survey if config.intensity.flat_field == "off" else _seen_again(survey, in_even_light, config.seed)
+
+
+def _seen_again(survey: Survey, preparation: Preparation, seed: int) -> Survey:
+    """Return the survey with the numbers that images have after their preparation: the limits are set on these."""
+    generator = np.random.default_rng(seed)
+    extremes, pixels = [], []
+    for _, prepared in in_order(survey.samples, lambda sample: preparation(read_sample(sample))):
+        if isinstance(prepared, AnomalyAEError):
+            raise prepared
+        image = Image(prepared.pixels, prepared.valid)
+        extremes.append(_extremes(image))
+        pixels.append(_some_pixels(image, generator))
+    return replace(survey, extremes=np.stack(extremes), pixels=tuple(pixels))
+
+
+def _refuse_sizes(survey: Survey) -> None:
+    if not survey.has_one_size:
+        raise DataError(
+            f"geometry.align on images of {len(set(survey.shapes))} sizes",
+            "aligned images share one canvas",
+            "give images of one size, or set geometry.align=off",
+        )
 
 
 def _extremes(image: Image) -> FloatArray:

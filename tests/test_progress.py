@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+import warnings
 
 import pytest
 
@@ -111,3 +112,11 @@ def test_a_bar_never_wraps(monkeypatch: pytest.MonkeyPatch, columns: int) -> Non
     stage.work(100, 1.0, detail="loss 0.0423, 31 images/s")
     frames = stage.shown.rstrip("\n").split("\r\033[K")
     assert max(map(len, frames)) <= columns - 1
+
+
+def test_a_warning_is_a_plain_line_that_ends_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        TerminalProgress().listener()
+        warnings.warn("007.png is not aligned", stacklevel=1)
+    assert capsys.readouterr().err == "warning: 007.png is not aligned\n"

@@ -1,0 +1,95 @@
+"""Uneven light, divided out: ``black + (pixels - black) / gain``, with a smooth gain whose mean is 1.
+
+Light multiplies what the camera would show under even light, black level not included; so the gain divides the
+numbers of the file above that level, before they are scaled to [0, 1]. Because its mean is 1, the brightness of an
+image as a whole stays what it is.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from anomaly_ae.errors import DataError
+from anomaly_ae.prepare import resample
+from anomaly_ae.records import BoolArray, FloatArray, PixelArray
+
+N_CELLS = 8
+"""Cells along every side of the box of valid pixels from which a learned gain is made: coarser than any object."""
+
+MIN_GAIN = 0.2
+"""A darker place than this share of the mean is no shading but a dark thing: dividing by less would only show noise."""
+
+COARSE_SD_PX = 4
+"""A wide Gaussian is computed on a grid on which its deviation is about this: the same field, in far less time."""
+
+
+def cell_sums(pixels: PixelArray, valid: BoolArray | None) -> FloatArray:
+    """Return smooth sums of the valid pixels, and their share, in cells of their box: (C, 2, *cells)."""
+    inside = np.ones(pixels.shape[1:], bool) if valid is None else valid
+    box = valid_box(inside)
+    cells = (N_CELLS,) * inside.ndim
+    sums = resample(np.where(inside, pixels, 0)[:, *box], cells)
+    share = resample(inside[np.newaxis][:, *box], cells)
+    return np.stack([sums, np.broadcast_to(share, sums.shape)], axis=1).astype(np.float64)
+
+
+def learned_gain(sums: FloatArray, black: float) -> FloatArray:
+    """Return the gain in every cell from `cell_sums` of many images, summed: float32 (C, *cells).
+
+    Raises
+    ------
+    DataError
+        The mean is not above the black level.
+    """
+    total, weight = sums[:, 0], sums[:, 1]
+    axes = tuple(range(1, total.ndim))
+    mean = total.sum(axis=axes, keepdims=True) / weight.sum(axis=axes, keepdims=True)
+    if (mean <= black).any():
+        raise DataError(
+            f"the training images have a mean of {mean.min():.6g}, and intensity.black_level is {black:.6g}",
+            "a flat field is a share of the light above the black level",
+            "set intensity.black_level to the file's number for no light, or intensity.flat_field=off",
+        )
+    light = np.where(weight > 0, total / np.maximum(weight, 1e-9), mean)
+    gain: FloatArray = ((light - black) / (mean - black)).clip(MIN_GAIN).astype(np.float32)
+    return gain
+
+
+def stretched_gain(cells: FloatArray, valid: BoolArray) -> FloatArray:
+    """Stretch a learned gain over the box of valid pixels; 1 outside of it: float32 (C, *spatial)."""
+    gain = np.ones((len(cells), *valid.shape), np.float32)
+    box = valid_box(valid)
+    gain[:, *box] = resample(cells, [part.stop - part.start for part in box])
+    return gain
+
+
+def image_gain(pixels: PixelArray, valid: BoolArray, black: float, sd_px: float) -> FloatArray:
+    """Return the gain that one image itself shows: its Gaussian mean over valid pixels, relative: (C, *spatial).
+
+    An image without light above the black level is left as it is.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    step = max(1, int(sd_px / COARSE_SD_PX))
+    coarse = [-(-side // step) for side in valid.shape]
+    summed = resample(np.where(valid, pixels - np.float64(black), 0), coarse)
+    weight = resample(valid[np.newaxis], coarse)
+    smooth, share = (
+        np.stack([gaussian_filter(v, sd_px / step, mode="constant") for v in part]) for part in (summed, weight)
+    )
+    light = resample(smooth / np.maximum(share, 1e-6), valid.shape)
+    mean = light[:, valid].mean(axis=1).reshape(-1, *[1] * valid.ndim)
+    return np.where(mean > 0, light / np.where(mean > 0, mean, 1), 1).clip(MIN_GAIN).astype(np.float32)
+
+
+def divide_out(pixels: PixelArray, gain: FloatArray, black: float) -> FloatArray:
+    """Return the pixels as they would be under even light, in the file's numbers: float32."""
+    return (black + (pixels - np.float64(black)) / gain).astype(np.float32)
+
+
+def valid_box(valid: BoolArray) -> tuple[slice, ...]:
+    """Return the smallest box that holds all valid pixels; all of the image where there is none."""
+    found = np.argwhere(valid)
+    if len(found) in (0, valid.size):
+        return tuple(slice(0, side) for side in valid.shape)
+    return tuple(slice(int(low), int(high) + 1) for low, high in zip(found.min(axis=0), found.max(axis=0), strict=True))

@@ -1,0 +1,57 @@
+"""All that is done to an image before it is mapped: working scale, even light, its place; the same on every path."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from anomaly_ae.alignment import Aligner
+from anomaly_ae.config import Config
+from anomaly_ae.illumination import divide_out, image_gain, stretched_gain
+from anomaly_ae.prepare import Geometry, Prepared, prepare, working_shape
+from anomaly_ae.records import FloatArray, Image
+
+
+class Preparation:
+    """Prepares the images of one model; without options it is `prepare`.
+
+    Light comes before place: it belongs to the camera, and not to what is turned and shifted before it. Both come
+    before windows are cut, so that a window sees what it would see in the whole image.
+
+    Parameters
+    ----------
+    flat_field : float32 array, (C, *cells), or None
+        The learned gain, see `illumination`.
+    reference : float32 array or None
+        See `alignment`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        geometry: Geometry,
+        flat_field: FloatArray | None = None,
+        reference: FloatArray | None = None,
+    ) -> None:
+        self.config, self.geometry = config, geometry
+        self._flat_field = flat_field
+        self._aligner = None if reference is None else _aligner(config, geometry, reference)
+
+    def __call__(self, image: Image) -> Prepared:
+        """Prepare one image; what went wrong without being an error is in ``Prepared.warning``."""
+        prepared = self._evenly_lit(prepare(image, self.geometry, self.config.model.n_channels))
+        return prepared if self._aligner is None else self._aligner.align(prepared, image.source)
+
+    def _evenly_lit(self, prepared: Prepared) -> Prepared:
+        intensity, pixels, valid = self.config.intensity, prepared.pixels, prepared.valid
+        if self._flat_field is not None:
+            gain = stretched_gain(self._flat_field, valid)
+        elif intensity.flat_field == "image":
+            gain = image_gain(pixels, valid, intensity.black_level, intensity.flat_field_sd_px)
+        else:
+            return prepared
+        return replace(prepared, pixels=divide_out(pixels, gain, intensity.black_level))
+
+
+def _aligner(config: Config, geometry: Geometry, reference: FloatArray) -> Aligner:
+    height, width = working_shape(geometry.largest_px, geometry.factor)
+    return Aligner(config.geometry.align, reference, (height, width), config.geometry.align_reach, geometry.multiple)
