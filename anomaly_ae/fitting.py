@@ -104,7 +104,7 @@ def fit(
     detector = untrained(config, survey, place)
     detector.say = listener.say
     if config.model.embed:
-        listener.say(f"features of {detector.config.model.embed}: ssim, gms, background_sd_px, model.unshuffle are not used")
+        listener.say(f"features of {detector.config.model.embed}: ssim, gms, background_sd_px, unshuffle do not count")
     listener.say(detector.geometry.describe(_typical_shape(survey.shapes)))
     offered = parts["calibration"]
     parts["calibration"] = _without_misfits(offered, forms, detector, listener)
