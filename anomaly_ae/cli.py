@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anomaly_ae.errors import AnomalyAEError, UsageError
-from anomaly_ae.files import refuse_existing_file, remove_file
+from anomaly_ae.files import refuse_existing_file
 from anomaly_ae.version import __version__
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what
 GroupOption = Annotated[
     str | None,
     typer.Option("--group-regex", help="Group = first bracketed part of this pattern in the path, e.g. '(lot\\d+)'."),
+]
+MembersOption = Annotated[
+    int | None, typer.Option("--members", help="K networks, in K times the time: docs/benchmarks.", min=1, max=16)
 ]
 MapsOption = Annotated[bool, typer.Option("--maps", help="Also write the anomaly maps as 32-bit float TIFF.")]
 HeatmapsOption = Annotated[str, typer.Option("--heatmaps", help="Full-size pictures: none, anomalous, all.")]
@@ -169,6 +172,7 @@ def fit(
     seed: Annotated[
         int | None, typer.Option("--seed", help="Of every random draw (default: 0, or of --config).", min=0)
     ] = None,
+    members: MembersOption = None,
     rate: RateOption = None,
     confidence: ConfidenceOption = None,
     group_regex: GroupOption = None,
@@ -186,11 +190,13 @@ def fit(
     from anomaly_ae.config import load_config
     from anomaly_ae.manifest import load_manifest
 
-    changes = [*([] if seed is None else [f"seed={seed}"]), *(settings or [])]
+    given = {"seed": seed, "training.members": members}
+    changes = [*(f"{key}={value}" for key, value in given.items() if value is not None), *(settings or [])]
     named = config or preset
     chosen = load_config(named or "default", changes)  # a misspelt --set fails here, not after the images were read
     manifest = load_manifest(data, group_regex)
     from anomaly_ae.fitting import fit as fit_detector
+    from anomaly_ae.learning import checkpoint_of, remove_checkpoints
     from anomaly_ae.loading import use_threads
     from anomaly_ae.progress import stopping_gently
 
@@ -210,7 +216,7 @@ def fit(
             should_stop=should_stop,
         )
     detector.save(out)
-    remove_file(checkpoint)
+    remove_checkpoints(checkpoint)
     _say_thresholds(detector)
     typer.echo(f"wrote {out}")
     _finish_fit(detector.provenance["n_unusable"])
@@ -330,11 +336,6 @@ def preview(
     refuse_existing_file(out, overwrite)
     write_preview(data, out, preset, seed)
     typer.echo(f"wrote {out}")
-
-
-def checkpoint_of(out: Path) -> Path:
-    """Return where `fit` keeps the state of the training."""
-    return out.with_name(f"{out.stem}.checkpoint.safetensors")
 
 
 @contextmanager

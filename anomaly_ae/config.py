@@ -18,6 +18,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from anomaly_ae.errors import ConfigError
 
+MAX_MEMBERS = 16
 PRESETS = ("default", "fast", "texture", "object", "radiograph", "smoke")
 
 
@@ -29,8 +30,8 @@ def _choice(default: str, choices: tuple[str, ...], text: str, **marks: bool) ->
     return field(default=default, metadata={"choices": choices, "help": text, **marks})
 
 
-def _switch(default: bool, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+def _switch(default: bool, text: str, **marks: bool) -> Any:
+    return field(default=default, metadata={"help": text, **marks})
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,7 @@ class TrainingConfig:
     ema_decay: float = _number(0.995, 0, 0.99999, "of the running mean of the weights")
     validate_every: int = _number(250, 1, 100_000, "steps between validations and checkpoints")
     patience: int = _number(6, 1, 1000, "validations without improvement before training stops")
+    members: int = _number(1, 1, MAX_MEMBERS, "networks trained one after the other, whose maps are averaged")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,7 @@ class ScoringConfig:
     top_share: float = _number(0.001, 1e-6, 1, "share of the valid pixels that top_share averages")
     quantile: float = _number(0.999, 0.5, 1, "for pooling quantile")
     window_px: int = _number(1024, 128, 8192, "larger images are mapped window by window of this side")
+    test_time_flips: bool = _switch(False, "the map is the mean over the image and its mirror images", later=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,5 +323,11 @@ def _check_combinations(config: Config) -> None:
         weights = [getattr(section, key) for key in ("l1", "l2", "ssim", "gms") if hasattr(section, key)]
         if not any(weights):
             raise ConfigError(f"all error weights of {name} are 0", "nothing would be measured", "set one, e.g. l1 = 1")
+    if config.scoring.test_time_flips and not config.training.flip:
+        raise ConfigError(
+            "scoring.test_time_flips without training.flip",
+            "mirrored images were not trained on, and would look anomalous",
+            "set training.flip=true where mirrored images are as normal as the originals",
+        )
     if config.split.validation_share + config.split.calibration_share > 0.9:
         raise ConfigError("validation_share + calibration_share above 0.9", "too little is left for training")

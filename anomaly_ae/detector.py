@@ -21,16 +21,17 @@ from anomaly_ae.baselines import PcaBaseline, small_grey
 from anomaly_ae.calibration import CalibrationScores, Thresholds
 from anomaly_ae.config import Config, config_from_dict, config_to_dict, deciding_settings
 from anomaly_ae.device import choose_device
+from anomaly_ae.ensemble import Ensemble
 from anomaly_ae.errors import AnomalyAEError, ModelFileError, UsageError
 from anomaly_ae.loading import ImageStore, in_order, read_sample, torch_pixels
 from anomaly_ae.manifest import manifest_from_paths
-from anomaly_ae.modelfile import read_tensors, tensors_sha256, write_tensors
+from anomaly_ae.modelfile import read_tensors, tensors_below, tensors_sha256, write_tensors
 from anomaly_ae.preparation import Preparation
 from anomaly_ae.prepare import Geometry, Prepared, check_size, to_image_grid, to_working_grid
 from anomaly_ae.readers import Axes, image_from, image_sha256, pixel_sha256
 from anomaly_ae.records import Failure, FloatArray, Image, Sample, Score
 from anomaly_ae.regions import find_regions
-from anomaly_ae.scoring import AnomalyMapper, image_score, intensity_limits, map_in_windows, to_device
+from anomaly_ae.scoring import AnomalyMapper, image_score, intensity_limits, to_device
 from anomaly_ae.threshold import decide, display_value, p_values
 from anomaly_ae.version import __version__
 
@@ -60,8 +61,8 @@ class Detector:
 
     Parameters
     ----------
-    mapper : AnomalyMapper
-        In evaluation mode.
+    ensemble : Ensemble
+        One mapper, or several.
     config : Config
     geometry : Geometry
     provenance : mapping
@@ -75,7 +76,7 @@ class Detector:
 
     def __init__(
         self,
-        mapper: AnomalyMapper,
+        ensemble: Ensemble,
         config: Config,
         geometry: Geometry,
         provenance: Mapping[str, Any],
@@ -84,22 +85,29 @@ class Detector:
         scores: CalibrationScores | None = None,
         thresholds: Thresholds | None = None,
     ) -> None:
-        to_device(mapper, device, config.model.spatial_dims)
-        self.mapper = mapper.eval()
+        to_device(ensemble, device, config.model.spatial_dims)
+        self.ensemble = ensemble.eval()
         self.config, self.geometry, self.device = config, geometry, device
-        learned = {name: t.cpu().numpy() for name, t in mapper.named_buffers() if name in ("flat_field", "reference")}
+        learned = {
+            name: t.cpu().numpy() for name, t in self.mapper.named_buffers() if name in ("flat_field", "reference")
+        }
         self.preparation = Preparation(config, geometry, **learned)
         self.say: Callable[[str], object] = warnings.warn
         self.provenance = dict(provenance)
         self.baseline = baseline
         self.scores, self.thresholds = scores, thresholds
 
+    @property
+    def mapper(self) -> AnomalyMapper:
+        """The first member; all have the same scale, limits and error measures."""
+        return self.ensemble.members[0]
+
     @cached_property
     def weights_sha256(self) -> str:
         """Hash of all that decides a score: every learned number, and the settings from the image to its score."""
-        learned, config = tensors_sha256(self.mapper.state_dict()), self.config
+        learned, config = [tensors_sha256(member.state_dict()) for member in self.ensemble.members], self.config
         settings = [deciding_settings(part) for part in (config.model, config.intensity, config.scoring, self.geometry)]
-        return hashlib.sha256(json.dumps([learned, settings]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([*learned, settings]).encode()).hexdigest()
 
     @property
     def calibrated(self) -> tuple[CalibrationScores, Thresholds]:
@@ -176,17 +184,14 @@ class Detector:
     def anomaly_map(self, prepared: Prepared) -> FloatArray:
         """Return the anomaly map on the image's own grid: float32 (*spatial), in deviations of normal images."""
         with torch.inference_mode():
-            raw, valid, limits = self._tensors(self._told(prepared))
-            window, margin = self.mapper.window_px, self.mapper.margin_px
-            errors = map_in_windows(self.mapper.errors, raw, valid, limits, window, margin)
-            working = self.mapper.standardise(errors.to(self.device), valid)
+            working = self.ensemble(*self._tensors(self._told(prepared)))
         return to_image_grid(working[0, 0].cpu().numpy(), prepared)
 
     def reconstruct(self, source: Source) -> tuple[FloatArray, FloatArray]:
         """Return the scaled input and its reconstruction at working scale: float32 (C, *working), about [0, 1]."""
         prepared = self._read(source, None).prepared
         with torch.inference_mode():
-            x, x_hat = self.mapper.reconstruct(*self._tensors(prepared))
+            x, x_hat = self.ensemble.reconstruct(*self._tensors(prepared))
         return to_working_grid(x[0].cpu().numpy(), prepared), to_working_grid(x_hat[0].cpu().numpy(), prepared)
 
     def display(self, values: FloatArray) -> FloatArray:
@@ -226,6 +231,7 @@ class Detector:
         counts = ", ".join(f"{count} {name}" for name, count in made["n_images"].items())
         return [
             f"{made.get('file', 'model')}: {self.config.model.architecture} with {made['n_parameters']:,} parameters",
+            *self.ensemble.describe(),
             f"preset {made['preset']}: {made['preset_reason']}",
             f"trained {made['trained_utc']} on {made['device']}, seed {self.config.seed}, {made['steps']} steps",
             f"works on: {self.config.model.embed or 'pixels'}",
@@ -244,13 +250,13 @@ class Detector:
     def with_thresholds(self, scores: CalibrationScores, thresholds: Thresholds) -> Detector:
         """Return the same detector with another calibration: no score changes."""
         return Detector(
-            self.mapper, self.config, self.geometry, self.provenance, self.device, self.baseline, scores, thresholds
+            self.ensemble, self.config, self.geometry, self.provenance, self.device, self.baseline, scores, thresholds
         )
 
     def save(self, path: str | Path) -> str:
         """Write the model file atomically; return its SHA-256."""
         scores, thresholds = self.calibrated
-        tensors = {f"mapper.{name}": t.cpu() for name, t in self.mapper.state_dict().items()}
+        tensors = self.ensemble.tensors()
         tensors["baseline.mean"] = torch.from_numpy(self.baseline.mean)
         tensors["baseline.components"] = torch.from_numpy(self.baseline.components)
         for name in CALIBRATION_ARRAYS:
@@ -283,9 +289,8 @@ class Detector:
         tensors, values, digest = read_tensors(Path(path), "model")
         try:
             config = config_from_dict(values["config"])
-            mapper = AnomalyMapper(config, _below(tensors, "mapper.embed."))
-            mapper.load_state_dict(_below(tensors, "mapper."))
-            calibration = {name: t.numpy() for name, t in _below(tensors, "calibration.").items()}
+            ensemble = Ensemble.from_tensors(tensors, config)
+            calibration = {name: t.numpy() for name, t in tensors_below(tensors, "calibration.").items()}
             scores = CalibrationScores(**{name: calibration.get(name) for name in CALIBRATION_ARRAYS})  # type: ignore[arg-type]
             baseline = PcaBaseline(tensors["baseline.mean"].numpy(), tensors["baseline.components"].numpy())
             thresholds = Thresholds.from_json(values["thresholds"])
@@ -295,7 +300,7 @@ class Detector:
         except (KeyError, TypeError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise ModelFileError(f"{path} does not hold a whole model", reason, "fit again") from error
-        return cls(mapper, config, geometry, provenance, choose_device(device), baseline, scores, thresholds)
+        return cls(ensemble, config, geometry, provenance, choose_device(device), baseline, scores, thresholds)
 
     def _read(self, source: Source, axes: Axes | None) -> _Input:
         if isinstance(source, (str, Path)):
@@ -382,7 +387,3 @@ def _failure(source: Source, error: AnomalyAEError) -> Failure:
         return Failure(source.id, source.path, source.frame, source.unit, source.group, str(error))
     name = str(source) if isinstance(source, (str, Path)) else getattr(source, "source", "array")
     return Failure(name, name, 0, name, name, str(error))
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

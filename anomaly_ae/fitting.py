@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from anomaly_ae.backbone import read_backbone
 from anomaly_ae.baselines import fit_pca, small_grey
@@ -22,8 +23,9 @@ from anomaly_ae.calibration import calibration_scores, thresholds_from
 from anomaly_ae.config import Config, config_to_dict, load_config, with_values
 from anomaly_ae.detector import Detector
 from anomaly_ae.device import choose_device, describe_device
+from anomaly_ae.ensemble import Ensemble
 from anomaly_ae.errors import AnomalyAEError, DataError, IncompatibleImageError
-from anomaly_ae.learning import learn
+from anomaly_ae.learning import learn, member_config
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, check_groups, split_normals
 from anomaly_ae.model import size_multiple
@@ -110,10 +112,10 @@ def fit(
     parts["calibration"] = _without_misfits(offered, forms, detector, listener)
     _check_reachable(parts["calibration"], rate, confidence)
     listener.say(reachable_text(len(parts["calibration"]), _n_groups(parts["calibration"]), confidence))
-    listener.say(f"training on {describe_device(place)}: {config.training.steps} steps")
+    listener.say(f"training on {describe_device(place)}: {_steps_text(config)}")
     fingerprint = _fingerprint(detector.config, parts)
-    progress = learn(detector, parts, checkpoint, resume, fingerprint, listener, should_stop)
-    detector.provenance = {**_provenance(detector, survey, progress, reason), **_described(parts, forms)}
+    finished = learn(detector, parts, checkpoint, resume, fingerprint, listener, should_stop)
+    detector.provenance = {**_provenance(detector, survey, finished, reason), **_described(parts, forms)}
     detector = _set_thresholds(detector, parts["calibration"], forms, rate, confidence, listener)
     n_not_calibrated = len(offered) - len(detector.calibrated[0].image)
     detector.provenance["n_unusable"] = _n_images(given) - _n_images(readable) + n_not_calibrated
@@ -286,18 +288,30 @@ def untrained(config: Config, survey: Survey, device: torch.device) -> Detector:
     check_axes(survey, config)
     config, trunk = read_backbone(config)
     geometry = choose_geometry(survey.shapes, config.geometry, size_multiple(config.model))
-    torch.manual_seed(config.seed)
-    mapper = AnomalyMapper(config, trunk)
-    limits = dataset_limits(learn_preparation(mapper, config, geometry, survey), config)
-    mapper.get_buffer("limits").copy_(torch.from_numpy(limits))
+    members = [_fresh_mapper(config, trunk, number) for number in range(1, config.training.members + 1)]
+    limits = dataset_limits(learn_preparation(members[0], config, geometry, survey), config)
+    members[0].get_buffer("limits").copy_(torch.from_numpy(limits))
+    for name, shared in members[0].named_buffers(recurse=False):
+        for other in members[1:]:
+            other.get_buffer(name).copy_(shared)
     baseline = fit_pca([small_grey(thumbnail, limits) for thumbnail in survey.thumbnails])
-    return Detector(mapper, config, geometry, {}, device, baseline)
+    return Detector(Ensemble(members, config.scoring.test_time_flips), config, geometry, {}, device, baseline)
+
+
+def _fresh_mapper(config: Config, trunk: Mapping[str, Tensor], number: int) -> AnomalyMapper:
+    torch.manual_seed(member_config(config, number).seed)
+    return AnomalyMapper(config, trunk)
+
+
+def _steps_text(config: Config) -> str:
+    n_members, steps = config.training.members, f"{config.training.steps} steps"
+    return steps if n_members == 1 else f"{n_members} members one after the other, each {steps}"
 
 
 def _provenance(
     detector: Detector,
     survey: Survey,
-    progress: Progress,
+    finished: Sequence[Progress],
     reason: str,
 ) -> dict[str, Any]:
     """Return what the model file says of its making."""
@@ -308,10 +322,10 @@ def _provenance(
         "seed": detector.config.seed,
         "preset": detector.config.preset,
         "preset_reason": reason,
-        "steps": progress.step,
-        "stopped": progress.stopped,
-        "validation_loss": progress.best_loss,
-        "history": progress.history,
+        "steps": sum(member.step for member in finished),
+        "stopped": "; ".join(dict.fromkeys(member.stopped for member in finished if member.stopped)),
+        "validation_loss": sum(member.best_loss for member in finished) / len(finished),
+        "history": [{"member": i, **entry} for i, member in enumerate(finished, start=1) for entry in member.history],
         "n_parameters": sum(p.numel() for p in detector.mapper.autoencoder.parameters()),
         "working_scale": detector.geometry.describe(_typical_shape(survey.shapes)),
     }

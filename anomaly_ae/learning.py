@@ -1,17 +1,25 @@
-"""All that a detector learns before its thresholds: the weights of its network, and what its errors look like."""
+"""All that a detector learns before its thresholds: for every member its weights, and what its errors look like."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import torch
+
+from anomaly_ae.config import MAX_MEMBERS, Config, with_values
 from anomaly_ae.detector import Detector
+from anomaly_ae.ensemble import Ensemble
 from anomaly_ae.files import remove_file
 from anomaly_ae.listener import Listener
 from anomaly_ae.records import Sample
 from anomaly_ae.residuals import learn_residuals
-from anomaly_ae.training import Progress, TrainingData, train
+from anomaly_ae.training import Progress, TrainingData, step_generator, train
+
+MEMBER_STEP = 2**30
+"""Step number from which the seeds of further members are drawn: no training step, and no validation, reaches it."""
 
 
 def learn(
@@ -22,37 +30,95 @@ def learn(
     fingerprint: str,
     listener: Listener,
     should_stop: Callable[[], bool],
-) -> Progress:
-    """Train the network of an untrained detector in place, then learn what its errors on normal images look like."""
-    config, store = detector.config, detector.store
+) -> list[Progress]:
+    """Train the members of an untrained detector in place, one after the other; asked to stop, keep those begun."""
+    n_members, store = len(detector.ensemble.members), detector.store
+    finished: list[Progress] = []
     with store(parts["train"]) as train_store, store(parts["validation"]) as validation_store:
         data = TrainingData(train_store, validation_store)
         if checkpoint is not None:
-            _prepare_checkpoint(checkpoint, resume, listener)
-        progress = train(
-            detector.mapper,
-            data,
-            config,
-            detector.device,
-            checkpoint,
-            report=_speedometer(config.training.steps, listener),
-            should_stop=should_stop,
-            fingerprint=fingerprint,
-            say=listener.say,
-        )
-        if progress.stopped:
-            listener.say(f"stopped after {progress.step} of {config.training.steps} steps: {progress.stopped}")
-        learn_residuals(detector.mapper, data, config, detector.device, listener.progress)
+            _prepare_checkpoints(checkpoint, resume, listener)
+        while len(finished) < n_members and not (finished and should_stop()):
+            number = len(finished) + 1
+            of_member = listener if n_members == 1 else _named(listener, f"member {number} of {n_members}")
+            finished.append(_learn_member(detector, number, data, checkpoint, fingerprint, of_member, should_stop))
+    if len(finished) < n_members:
+        listener.say(f"asked to stop: the model holds {len(finished)} of {n_members} members")
+        detector.config = with_values(detector.config, training={"members": len(finished)})
+        detector.ensemble = Ensemble(detector.ensemble.members[: len(finished)], detector.ensemble.flips)
+    return finished
+
+
+def _learn_member(
+    detector: Detector,
+    number: int,
+    data: TrainingData,
+    checkpoint: Path | None,
+    fingerprint: str,
+    listener: Listener,
+    should_stop: Callable[[], bool],
+) -> Progress:
+    mapper, config = detector.ensemble.members[number - 1], member_config(detector.config, number)
+    progress = train(
+        mapper,
+        data,
+        config,
+        detector.device,
+        None if checkpoint is None else member_checkpoint(checkpoint, number),
+        report=_speedometer(config.training.steps, listener),
+        should_stop=should_stop,
+        fingerprint=f"{fingerprint}-{number}",
+        say=listener.say,
+    )
+    if progress.stopped:
+        listener.say(f"stopped after {progress.step} of {config.training.steps} steps: {progress.stopped}")
+    learn_residuals(mapper, data, config, detector.device, listener.progress)
     return progress
 
 
-def _prepare_checkpoint(checkpoint: Path, resume: bool, listener: Listener) -> None:
-    """Remove a checkpoint that is not to be continued; say so, and also where there is none to continue."""
-    if checkpoint.exists() and not resume:
-        listener.say(f"removing an older checkpoint: {checkpoint} (--resume would have continued it)")
-        remove_file(checkpoint)
-    elif resume and not checkpoint.exists():
+def member_config(config: Config, number: int) -> Config:
+    """Return the settings of a member, which differ in the seed alone; the first has the one of the model.
+
+    Drawn and not counted up: training uses the seed and the next one.
+    """
+    if number == 1:
+        return config
+    generator = step_generator(config.seed, MEMBER_STEP + number, torch.device("cpu"))
+    return replace(config, seed=int(torch.randint(2**31 - 1, (), generator=generator)))
+
+
+def checkpoint_of(out: Path) -> Path:
+    """Return where a fit that writes the model ``out`` keeps the state of its training."""
+    return out.with_name(f"{out.stem}.checkpoint.safetensors")
+
+
+def member_checkpoint(checkpoint: Path, number: int) -> Path:
+    """Return the file of one member: the first one's is ``checkpoint`` itself."""
+    return checkpoint if number == 1 else checkpoint.with_name(f"{checkpoint.stem}-{number}{checkpoint.suffix}")
+
+
+def remove_checkpoints(checkpoint: Path) -> None:
+    """Remove the files of all members, also of an older fit with more of them."""
+    for number in range(1, MAX_MEMBERS + 1):
+        remove_file(member_checkpoint(checkpoint, number))
+
+
+def _prepare_checkpoints(checkpoint: Path, resume: bool, listener: Listener) -> None:
+    """Remove checkpoints that are not to be continued; say so, and also where there is none to continue."""
+    if not resume:
+        if checkpoint.exists():
+            listener.say(f"removing an older checkpoint: {checkpoint} (--resume would have continued it)")
+        remove_checkpoints(checkpoint)
+    elif not checkpoint.exists():
         listener.say(f"no checkpoint at {checkpoint}: starting anew")
+
+
+def _named(listener: Listener, name: str) -> Listener:
+    """Return a listener whose every line begins with a name."""
+    return Listener(
+        say=lambda line: listener.say(f"{name}: {line}"),
+        progress=lambda stage, done, total, detail: listener.progress(f"{name}: {stage}", done, total, detail),
+    )
 
 
 def _speedometer(n_steps: int, listener: Listener) -> Callable[[int, float, int], None]:

@@ -19,7 +19,10 @@ from torch import Tensor
 from anomaly_ae.errors import ModelFileError
 from anomaly_ae.files import write_bytes
 
-FORMAT = 1
+FORMAT = 2
+"""2: several members, and settings that versions for format 1 do not know. Files of format 1 are still read."""
+
+READABLE_FORMATS = ("1", "2")
 MAX_BYTES = 4 * 2**30
 MAX_HEADER_BYTES = 64 * 2**20
 ZEROS = b"0" * 64
@@ -65,9 +68,11 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
         raise ModelFileError(
             f"{path} is no anomaly_ae {kind}", "its header does not say so", "give the file that fit wrote"
         )
-    if header.get("format") != str(FORMAT):
+    if header.get("format") not in READABLE_FORMATS:
         raise ModelFileError(
-            f"{path} has format {header.get('format')}", f"this version reads format {FORMAT}", "use a matching version"
+            f"{path} has format {header.get('format')}",
+            f"this version reads up to format {FORMAT}",
+            "use a matching version",
         )
     digest = str(header.get("sha256"))
     if hashlib.sha256(_replace_digest(content, ZEROS)).hexdigest() != digest:
@@ -90,6 +95,11 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}:{array.dtype}:{tuple(array.shape)};".encode())
         digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes() if array.numel() else b"")
     return digest.hexdigest()
+
+
+def tensors_below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with the prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _read_bytes(path: Path) -> bytes:

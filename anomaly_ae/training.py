@@ -21,7 +21,7 @@ from anomaly_ae.config import Config, TrainingConfig
 from anomaly_ae.corruption import corrupt
 from anomaly_ae.errors import ConfigError, ModelFileError
 from anomaly_ae.loading import ImageStore
-from anomaly_ae.modelfile import read_tensors, write_tensors
+from anomaly_ae.modelfile import read_tensors, tensors_below, write_tensors
 from anomaly_ae.scoring import AnomalyMapper, channels_last, to_device
 
 N_VALIDATION_CROPS = 64
@@ -209,11 +209,11 @@ class _Loop:
             raise ModelFileError(
                 f"{path} belongs to another fit", "its data or settings differ", "delete it, or repeat the same command"
             )
-        self.network.load_state_dict(_below(tensors, "network."))
-        self.mean.load_state_dict(_below(tensors, "mean."))
-        self.best = _below(tensors, "best.")
+        self.network.load_state_dict(tensors_below(tensors, "network."))
+        self.mean.load_state_dict(tensors_below(tensors, "mean."))
+        self.best = tensors_below(tensors, "best.")
         state = self.optimiser.state_dict()
-        for name, tensor in _below(tensors, "optimiser.").items():
+        for name, tensor in tensors_below(tensors, "optimiser.").items():
             index, key = name.split(".")
             state["state"].setdefault(int(index), {})[key] = tensor
         self.optimiser.load_state_dict(state)
@@ -318,7 +318,3 @@ def augment(x: Tensor, valid: Tensor, config: TrainingConfig, generator: Generat
         turns = int(draws[-1] * 4)
         x, valid = x.rot90(turns, (-2, -1)), valid.rot90(turns, (-2, -1))
     return x, valid
-
-
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

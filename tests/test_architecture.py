@@ -20,9 +20,9 @@ PACKAGE = Path(__file__).resolve().parent.parent / "anomaly_ae"
 ORDER = (
     "errors", "version", "files", "records", "config", "metrics", "dicom", "nifti", "readers", "manifest", "synthetic",
     "placement", "prepare", "illumination", "alignment", "preparation", "baselines", "backbone", "model", "corruption",
-    "measures", "scoring", "threshold", "calibration", "regions", "modelfile", "listener", "device", "loading",
-    "detector", "training", "residuals", "learning", "survey", "fitting", "progress", "results", "report", "keeping",
-    "evaluation", "demo", "cli", "__init__", "__main__",
+    "measures", "scoring", "threshold", "calibration", "regions", "modelfile", "ensemble", "listener", "device",
+    "loading", "detector", "training", "residuals", "learning", "survey", "fitting", "progress", "results", "report",
+    "keeping", "evaluation", "demo", "cli", "__init__", "__main__",
 )  # fmt: skip
 
 # Seconds to import each; so only these modules may, and never while `anomaly-ae --help` is shown.
@@ -30,7 +30,7 @@ HEAVY = {
     "torch": {
         *("backbone", "measures"),
         *("model", "corruption", "scoring", "modelfile", "loading", "detector", "training", "residuals", "fitting"),
-        *("device", "demo"),
+        *("device", "demo", "ensemble", "learning"),
     },
     "monai": {"model", "training"},
     "pydicom": {"dicom"},

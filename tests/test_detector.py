@@ -364,7 +364,7 @@ def test_a_folder_or_a_stack_is_not_one_image(smoke_detector: Detector, part_fol
 
 def test_a_model_without_calibration_decides_nothing(smoke_detector: Detector, paths: list[Path]) -> None:
     d = smoke_detector
-    bare = Detector(d.mapper, d.config, d.geometry, d.provenance, d.device, d.baseline)
+    bare = Detector(d.ensemble, d.config, d.geometry, d.provenance, d.device, d.baseline)
     with pytest.raises(ModelFileError, match="no thresholds"):
         bare.score(paths[0])
 

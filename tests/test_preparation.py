@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from anomaly_ae.config import Config, deciding_settings, load_config, with_values
 from anomaly_ae.detector import Detector
+from anomaly_ae.ensemble import Ensemble
 from anomaly_ae.errors import ConfigError, DataError, IncompatibleImageError
 from anomaly_ae.fitting import fit
 from anomaly_ae.listener import Listener
@@ -129,7 +130,9 @@ def with_plain_errors(detector: Detector) -> Detector:
     mapper.standardise.get_buffer("mean").zero_()
     mapper.standardise.get_buffer("sd").fill_(1)
     d = detector
-    return Detector(mapper, d.config, d.geometry, d.provenance, d.device, d.baseline, d.scores, d.thresholds)
+    return Detector(
+        Ensemble([mapper]), d.config, d.geometry, d.provenance, d.device, d.baseline, d.scores, d.thresholds
+    )
 
 
 class Black(torch.nn.Module):

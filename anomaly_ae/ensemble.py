@@ -1,0 +1,99 @@
+"""Several mappers as one: the mean of their standardised maps, and over mirror images where that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from itertools import combinations
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from anomaly_ae.config import Config
+from anomaly_ae.modelfile import tensors_below
+from anomaly_ae.scoring import AnomalyMapper, map_in_windows
+
+
+class Ensemble(nn.Module):
+    """The mean of the maps of its members; with one member and without mirror images exactly that member's map.
+
+    Every map is in standard deviations of what normal images show to its member. Their mean deviates less, the more so
+    the more members differ, so that a value of 3 is rarer in it than in one map. That is harmless: thresholds,
+    p-values and display units are calibrated on the mean itself. Only scores of two models never compare.
+
+    Parameters
+    ----------
+    members : sequence of AnomalyMapper
+        Of one configuration, with the same intensity limits.
+    flips : bool
+        Average over the mirror images, too.
+    """
+
+    def __init__(self, members: Sequence[AnomalyMapper], flips: bool = False) -> None:
+        super().__init__()
+        self._members = nn.ModuleList(members)
+        self.flips = flips
+
+    @property
+    def members(self) -> list[AnomalyMapper]:
+        """The mappers, in the order in which they were trained."""
+        return cast("list[AnomalyMapper]", list(self._members))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that was learned, on the CPU; the first member's names are those of a model with one."""
+        named = zip(_names(len(self.members)), self.members, strict=True)
+        return {f"{name}.{key}": t.cpu() for name, member in named for key, t in member.state_dict().items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], config: Config) -> Ensemble:
+        """Build what `tensors` was taken from."""
+        members = []
+        for name in _names(config.training.members):
+            own = tensors_below(tensors, f"{name}.")
+            member = AnomalyMapper(config, tensors_below(own, "embed."))
+            member.load_state_dict(own)
+            members.append(member)
+        return cls(members, config.scoring.test_time_flips)
+
+    def describe(self) -> list[str]:
+        """Say in words what the maps are averaged over, where there is more than one."""
+        n_members = len(self.members)
+        members = f"members: {n_members} such networks, whose maps are averaged"
+        flips = "maps are averaged over the image and its mirror images"
+        return [*[members] * (n_members > 1), *[flips] * self.flips]
+
+    def forward(self, raw: Tensor, valid: Tensor, limits: Tensor) -> Tensor:
+        """Map a batch as `AnomalyMapper` does, of any size: what is larger than a window goes window by window.
+
+        One map after the other, so that the memory does not grow with their number.
+        """
+        mirrorings = _mirrorings(raw.ndim - 2) if self.flips else [()]
+        maps = (_map(member, raw, valid, limits, axes) for member in self.members for axes in mirrorings)
+        return reduce(torch.add, maps) / (len(self.members) * len(mirrorings))
+
+    def reconstruct(self, raw: Tensor, valid: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scaled input and the mean of what the members take for normal, for people to see."""
+        scaled, reconstructions = zip(*(m.reconstruct(raw, valid, limits) for m in self.members), strict=True)
+        return scaled[0], reduce(torch.add, reconstructions) / len(reconstructions)
+
+
+def _map(mapper: AnomalyMapper, raw: Tensor, valid: Tensor, limits: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Map a mirror image; its errors are mirrored back first, because statistics by position are of the image itself.
+
+    Only errors are mapped in windows: the position is one in the whole image.
+    """
+    window, margin = mapper.window_px, mapper.margin_px
+    errors = map_in_windows(mapper.errors, raw.flip(axes), valid.flip(axes), limits, window, margin)
+    anomaly_map: Tensor = mapper.standardise(errors.flip(axes).to(raw.device), valid)
+    return anomaly_map
+
+
+def _names(n_members: int) -> list[str]:
+    return ["mapper", *(f"mapper{number}" for number in range(2, n_members + 1))]
+
+
+def _mirrorings(n_dims: int) -> list[tuple[int, ...]]:
+    """Return the axes of (B, C, *S) to mirror for the image itself and for each of its mirror images."""
+    axes = range(2, 2 + n_dims)
+    return [chosen for n in range(n_dims + 1) for chosen in combinations(axes, n)]
