@@ -19,18 +19,19 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from anomaly_ae.errors import ConfigError
 
 MAX_MEMBERS = 16
+MAX_SCALES = 4
 PRESETS = ("default", "fast", "texture", "object", "radiograph", "smoke")
 
 
-def _number(default: float, low: float, high: float, text: str, **marks: bool) -> Any:
+def _number(default: float, low: float, high: float, text: str, **marks: Any) -> Any:
     return field(default=default, metadata={"range": (low, high), "help": text, **marks})
 
 
-def _choice(default: str, choices: tuple[str, ...], text: str, **marks: bool) -> Any:
+def _choice(default: str, choices: tuple[str, ...], text: str, **marks: Any) -> Any:
     return field(default=default, metadata={"choices": choices, "help": text, **marks})
 
 
-def _switch(default: bool, text: str, **marks: bool) -> Any:
+def _switch(default: bool, text: str, **marks: Any) -> Any:
     return field(default=default, metadata={"help": text, **marks})
 
 
@@ -54,12 +55,12 @@ class IntensityConfig:
         ("off", "learned", "image"),
         "uneven light that is divided out; learned: what the training images have in common; image: what each image "
         "shows by itself",
-        later=True,
+        before="off",
     )
     flat_field_sd_px: float = _number(
-        64.0, 4, 2000, "flat_field image: what is smoother than this is light; at working scale", later=True
+        64.0, 4, 2000, "flat_field image: what is smoother than this is light; at working scale", before=64.0
     )
-    black_level: float = _number(0.0, -1e6, 1e6, "the file's number for no light (flat_field)", later=True)
+    black_level: float = _number(0.0, -1e6, 1e6, "the file's number for no light (flat_field)", before=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +73,10 @@ class GeometryConfig:
         "off",
         ("off", "shift", "rigid"),
         "put the same thing at the same place in every image; rigid: also turn it by up to 10 degrees",
-        later=True,
+        before="off",
     )
     align_reach: float = _number(
-        0.1, 0.01, 0.5, "how far an image may be moved, as a share of its longer side", later=True
+        0.1, 0.01, 0.5, "how far an image may be moved, as a share of its longer side", before=0.1
     )
 
 
@@ -89,9 +90,12 @@ class ModelConfig:
     unshuffle: int = _number(4, 1, 4, "side of the pixel blocks that the stem turns into channels")
     width: int = _number(32, 4, 256, "channels of the finest level")
     depth: int = _number(2, 1, 5, "number of times the resolution is halved after the stem")
+    n_scales: int = _number(
+        3, 1, MAX_SCALES, "resolutions looked at, each half of the one before and with a network of its own", before=1
+    )
     latent_channels: int = _number(16, 1, 1024, "latent size per position (bottleneck only)")
     embed: str = field(
-        default="", metadata={"help": "file of a frozen ResNet whose features take the place of pixels", "later": True}
+        default="", metadata={"help": "file of a frozen ResNet whose features take the place of pixels", "before": ""}
     )
 
 
@@ -151,7 +155,7 @@ class ScoringConfig:
     top_share: float = _number(0.001, 1e-6, 1, "share of the valid pixels that top_share averages")
     quantile: float = _number(0.999, 0.5, 1, "for pooling quantile")
     window_px: int = _number(1024, 128, 8192, "larger images are mapped window by window of this side")
-    test_time_flips: bool = _switch(False, "the map is the mean over the image and its mirror images", later=True)
+    test_time_flips: bool = _switch(False, "the map is the mean over the image and its mirror images", before=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,17 +218,27 @@ def with_values(config: Config, **sections: Mapping[str, Any]) -> Config:
     return config_from_dict(values)
 
 
+def model_file_config(values: Mapping[str, Any]) -> Config:
+    """Build the configuration of a model file: a setting that came later than the file is what it did ``before``."""
+    config = Config()
+    completed = dict(values)
+    for section in (f.name for f in dataclasses.fields(config) if dataclasses.is_dataclass(getattr(config, f.name))):
+        fields = dataclasses.fields(getattr(config, section))
+        before = {f.name: f.metadata["before"] for f in fields if "before" in f.metadata}
+        completed[section] = {**before, **values[section]}
+    return config_from_dict(completed)
+
+
 def deciding_settings(section: Any) -> dict[str, Any]:
     """Return the settings that a score depends on, by name.
 
-    One that is marked ``later`` came after the first models, and its default is what they do: at its default it is left
-    out, so that a hash over the settings of an older model stays what it was.
+    One that came after the first models is left out where it says what these did ``before``, so that a hash over the
+    settings of an older model stays what it was.
     """
-    values = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
-    at_default = {
-        f.name for f in dataclasses.fields(section) if f.metadata.get("later") and values[f.name] == f.default
-    }
-    return {name: value for name, value in values.items() if name not in at_default}
+    fields = dataclasses.fields(section)
+    values = {f.name: getattr(section, f.name) for f in fields}
+    unchanged = {f.name for f in fields if "before" in f.metadata and values[f.name] == f.metadata["before"]}
+    return {name: value for name, value in values.items() if name not in unchanged}
 
 
 def preset_path(name: str) -> Path:

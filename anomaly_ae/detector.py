@@ -19,7 +19,7 @@ from torch import Tensor
 
 from anomaly_ae.baselines import PcaBaseline, small_grey
 from anomaly_ae.calibration import CalibrationScores, Thresholds
-from anomaly_ae.config import Config, config_from_dict, config_to_dict, deciding_settings
+from anomaly_ae.config import Config, config_to_dict, deciding_settings, model_file_config
 from anomaly_ae.device import choose_device
 from anomaly_ae.ensemble import Ensemble
 from anomaly_ae.errors import AnomalyAEError, ModelFileError, UsageError
@@ -288,7 +288,7 @@ class Detector:
         """
         tensors, values, digest = read_tensors(Path(path), "model")
         try:
-            config = config_from_dict(values["config"])
+            config = model_file_config(values["config"])
             ensemble = Ensemble.from_tensors(tensors, config)
             calibration = {name: t.numpy() for name, t in tensors_below(tensors, "calibration.").items()}
             scores = CalibrationScores(**{name: calibration.get(name) for name in CALIBRATION_ARRAYS})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Several mappers as one: the mean of their standardised maps, and over mirror images where that is asked for."""
+"""Several mappers as one: the mean of their standardised maps, over scales, seeds, and mirror images if asked for."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from anomaly_ae.scoring import AnomalyMapper, map_in_windows
 class Ensemble(nn.Module):
     """The mean of the maps of its members; with one member and without mirror images exactly that member's map.
 
+    A member looks at the image at one scale: a fine look finds the scratch, a coarse one the part that is missing.
+
     Every map is in standard deviations of what normal images show to its member. Their mean deviates less, the more so
     the more members differ, so that a value of 3 is rarer in it than in one map. That is harmless: thresholds,
     p-values and display units are calibrated on the mean itself. Only scores of two models never compare.
@@ -25,7 +27,7 @@ class Ensemble(nn.Module):
     Parameters
     ----------
     members : sequence of AnomalyMapper
-        Of one configuration, with the same intensity limits.
+        Of one configuration, with the same intensity limits; the first looks at the image as it is.
     flips : bool
         Average over the mirror images, too.
     """
@@ -49,17 +51,18 @@ class Ensemble(nn.Module):
     def from_tensors(cls, tensors: Mapping[str, Tensor], config: Config) -> Ensemble:
         """Build what `tensors` was taken from."""
         members = []
-        for name in _names(config.training.members):
+        for number, name in enumerate(_names(n_networks(config)), start=1):
             own = tensors_below(tensors, f"{name}.")
-            member = AnomalyMapper(config, tensors_below(own, "embed."))
+            member = AnomalyMapper(config, tensors_below(own, "embed."), shrink_of(config, number))
             member.load_state_dict(own)
             members.append(member)
         return cls(members, config.scoring.test_time_flips)
 
     def describe(self) -> list[str]:
         """Say in words what the maps are averaged over, where there is more than one."""
-        n_members = len(self.members)
-        members = f"members: {n_members} such networks, whose maps are averaged"
+        n_members, shrinks = len(self.members), sorted({member.shrink for member in self.members})
+        looks = ", ".join(f"1/{shrink}" if shrink > 1 else "full" for shrink in shrinks)
+        members = f"members: {n_members} such networks, whose maps are averaged; resolution: {looks}"
         flips = "maps are averaged over the image and its mirror images"
         return [*[members] * (n_members > 1), *[flips] * self.flips]
 
@@ -73,9 +76,21 @@ class Ensemble(nn.Module):
         return reduce(torch.add, maps) / (len(self.members) * len(mirrorings))
 
     def reconstruct(self, raw: Tensor, valid: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the scaled input and the mean of what the members take for normal, for people to see."""
-        scaled, reconstructions = zip(*(m.reconstruct(raw, valid, limits) for m in self.members), strict=True)
+        """Return the scaled input and the mean of what its finest members take for normal, for people to see."""
+        finest = [member for member in self.members if member.shrink == 1]
+        scaled, reconstructions = zip(*(m.reconstruct(raw, valid, limits) for m in finest), strict=True)
         return scaled[0], reduce(torch.add, reconstructions) / len(reconstructions)
+
+
+def n_networks(config: Config) -> int:
+    """Return the number of members: all scales for every seed."""
+    return config.training.members * config.model.n_scales
+
+
+def shrink_of(config: Config, number: int) -> int:
+    """Return by what a member (1, 2, ...) shrinks the image: the scales of one seed come before the next seed."""
+    shrink: int = 2 ** ((number - 1) % config.model.n_scales)
+    return shrink
 
 
 def _map(mapper: AnomalyMapper, raw: Tensor, valid: Tensor, limits: Tensor, axes: tuple[int, ...]) -> Tensor:

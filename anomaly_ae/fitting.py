@@ -23,13 +23,13 @@ from anomaly_ae.calibration import calibration_scores, thresholds_from
 from anomaly_ae.config import Config, config_to_dict, load_config, with_values
 from anomaly_ae.detector import Detector
 from anomaly_ae.device import choose_device, describe_device
-from anomaly_ae.ensemble import Ensemble
+from anomaly_ae.ensemble import Ensemble, n_networks, shrink_of
 from anomaly_ae.errors import AnomalyAEError, DataError, IncompatibleImageError
 from anomaly_ae.learning import learn, member_config
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, check_groups, split_normals
-from anomaly_ae.model import size_multiple
-from anomaly_ae.prepare import check_size, choose_geometry, takes_channels
+from anomaly_ae.model import image_multiple
+from anomaly_ae.prepare import check_size, choose_geometry, fitting_scales, takes_channels
 from anomaly_ae.readers import image_sha256
 from anomaly_ae.records import ANOMALOUS_LABEL, Sample
 from anomaly_ae.scoring import AnomalyMapper
@@ -106,13 +106,14 @@ def fit(
     detector = untrained(config, survey, place)
     detector.say = listener.say
     if config.model.embed:
-        listener.say(f"features of {detector.config.model.embed}: ssim, gms, background_sd_px, unshuffle do not count")
+        without = "ssim, gms, background_sd_px, unshuffle, n_scales do not count"
+        listener.say(f"features of {detector.config.model.embed}: {without}")
     listener.say(detector.geometry.describe(_typical_shape(survey.shapes)))
     offered = parts["calibration"]
     parts["calibration"] = _without_misfits(offered, forms, detector, listener)
     _check_reachable(parts["calibration"], rate, confidence)
     listener.say(reachable_text(len(parts["calibration"]), _n_groups(parts["calibration"]), confidence))
-    listener.say(f"training on {describe_device(place)}: {_steps_text(config)}")
+    listener.say(f"training on {describe_device(place)}: {_steps_text(detector.config)}")
     fingerprint = _fingerprint(detector.config, parts)
     finished = learn(detector, parts, checkpoint, resume, fingerprint, listener, should_stop)
     detector.provenance = {**_provenance(detector, survey, finished, reason), **_described(parts, forms)}
@@ -287,8 +288,9 @@ def untrained(config: Config, survey: Survey, device: torch.device) -> Detector:
     """Return what training begins with: working scale, fresh weights, intensity limits."""
     check_axes(survey, config)
     config, trunk = read_backbone(config)
-    geometry = choose_geometry(survey.shapes, config.geometry, size_multiple(config.model))
-    members = [_fresh_mapper(config, trunk, number) for number in range(1, config.training.members + 1)]
+    config = with_values(config, model={"n_scales": fitting_scales(survey.shapes, config)})
+    geometry = choose_geometry(survey.shapes, config.geometry, image_multiple(config.model))
+    members = [_fresh_mapper(config, trunk, number) for number in range(1, n_networks(config) + 1)]
     limits = dataset_limits(learn_preparation(members[0], config, geometry, survey), config)
     members[0].get_buffer("limits").copy_(torch.from_numpy(limits))
     for name, shared in members[0].named_buffers(recurse=False):
@@ -300,12 +302,12 @@ def untrained(config: Config, survey: Survey, device: torch.device) -> Detector:
 
 def _fresh_mapper(config: Config, trunk: Mapping[str, Tensor], number: int) -> AnomalyMapper:
     torch.manual_seed(member_config(config, number).seed)
-    return AnomalyMapper(config, trunk)
+    return AnomalyMapper(config, trunk, shrink_of(config, number))
 
 
 def _steps_text(config: Config) -> str:
-    n_members, steps = config.training.members, f"{config.training.steps} steps"
-    return steps if n_members == 1 else f"{n_members} members one after the other, each {steps}"
+    n_members, steps = n_networks(config), f"{config.training.steps} steps"
+    return steps if n_members == 1 else f"{n_members} networks one after the other, each {steps}"
 
 
 def _provenance(
@@ -326,7 +328,7 @@ def _provenance(
         "stopped": "; ".join(dict.fromkeys(member.stopped for member in finished if member.stopped)),
         "validation_loss": sum(member.best_loss for member in finished) / len(finished),
         "history": [{"member": i, **entry} for i, member in enumerate(finished, start=1) for entry in member.history],
-        "n_parameters": sum(p.numel() for p in detector.mapper.autoencoder.parameters()),
+        "n_parameters": sum(p.numel() for m in detector.ensemble.members for p in m.autoencoder.parameters()),
         "working_scale": detector.geometry.describe(_typical_shape(survey.shapes)),
     }
 

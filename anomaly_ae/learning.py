@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from anomaly_ae.config import MAX_MEMBERS, Config, with_values
+from anomaly_ae.config import MAX_MEMBERS, MAX_SCALES, Config, with_values
 from anomaly_ae.detector import Detector
 from anomaly_ae.ensemble import Ensemble
 from anomaly_ae.files import remove_file
@@ -40,13 +40,27 @@ def learn(
             _prepare_checkpoints(checkpoint, resume, listener)
         while len(finished) < n_members and not (finished and should_stop()):
             number = len(finished) + 1
-            of_member = listener if n_members == 1 else _named(listener, f"member {number} of {n_members}")
+            of_member = listener if n_members == 1 else _named(listener, _name(detector, number))
             finished.append(_learn_member(detector, number, data, checkpoint, fingerprint, of_member, should_stop))
     if len(finished) < n_members:
-        listener.say(f"asked to stop: the model holds {len(finished)} of {n_members} members")
-        detector.config = with_values(detector.config, training={"members": len(finished)})
-        detector.ensemble = Ensemble(detector.ensemble.members[: len(finished)], detector.ensemble.flips)
+        _keep_only(detector, len(finished), listener)
     return finished
+
+
+def _keep_only(detector: Detector, n_finished: int, listener: Listener) -> None:
+    """Leave out networks that were not trained, and a seed after the first that has not all of its scales."""
+    n_scales = min(detector.config.model.n_scales, n_finished)
+    n_kept = n_finished // n_scales * n_scales
+    listener.say(f"asked to stop: the model holds {n_kept} of {len(detector.ensemble.members)} networks")
+    sections = {"training": {"members": n_kept // n_scales}, "model": {"n_scales": n_scales}}
+    detector.config = with_values(detector.config, **sections)
+    detector.ensemble = Ensemble(detector.ensemble.members[:n_kept], detector.ensemble.flips)
+
+
+def _name(detector: Detector, number: int) -> str:
+    members = detector.ensemble.members
+    shrink = members[number - 1].shrink
+    return f"network {number} of {len(members)}" + (f" (1/{shrink} of the resolution)" if shrink > 1 else "")
 
 
 def _learn_member(
@@ -99,7 +113,7 @@ def member_checkpoint(checkpoint: Path, number: int) -> Path:
 
 def remove_checkpoints(checkpoint: Path) -> None:
     """Remove the files of all members, also of an older fit with more of them."""
-    for number in range(1, MAX_MEMBERS + 1):
+    for number in range(1, MAX_MEMBERS * MAX_SCALES + 1):
         remove_file(member_checkpoint(checkpoint, number))
 
 

@@ -43,6 +43,11 @@ def size_multiple(config: ModelConfig) -> int:
     return math.lcm(config.unshuffle * 2**config.depth, 4)
 
 
+def image_multiple(config: ModelConfig) -> int:
+    """Return the number of pixels that the sides of an image must be a multiple of, so that it fits at every scale."""
+    return size_multiple(config) << (config.n_scales - 1)
+
+
 def context_px(config: ModelConfig) -> int:
     """Return how far from a pixel the input can still change its reconstruction (an upper bound, in pixels)."""
     strides = [config.unshuffle << level for level in range(config.depth + 1)]

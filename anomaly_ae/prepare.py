@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from anomaly_ae.config import GeometryConfig
+from anomaly_ae.config import Config, GeometryConfig
 from anomaly_ae.errors import IncompatibleImageError
 from anomaly_ae.placement import Placement
 from anomaly_ae.records import BoolArray, FloatArray, Image, PixelArray
 
 SMALLEST_DEFECT_PX = 3.0
+MIN_SHRUNK_PX = 32
 """What survives at working scale: narrower structures are averaged into their surroundings."""
 
 
@@ -102,13 +103,27 @@ def choose_geometry(shapes: Sequence[tuple[int, ...]], config: GeometryConfig, m
     >>> choose_geometry([(300, 300)], GeometryConfig(), 16).factor
     1.0
     """
-    longer = float(np.median([max(shape) for shape in shapes]))
-    shorter = float(np.median([min(shape) for shape in shapes]))
-    factor = min(1.0, config.max_side_px / longer)
-    if shorter * factor < config.min_side_px:
-        factor = config.min_side_px / shorter
     sides = list(zip(*shapes, strict=True))  # of all images, axis by axis
-    return Geometry(factor, multiple, tuple(map(min, sides)), tuple(map(max, sides)))
+    return Geometry(working_factor(shapes, config), multiple, tuple(map(min, sides)), tuple(map(max, sides)))
+
+
+def working_factor(shapes: Sequence[tuple[int, ...]], config: GeometryConfig) -> float:
+    """Return by how much images are enlarged, see `choose_geometry`."""
+    longer = float(np.median([max(shape) for shape in shapes]))
+    factor = min(1.0, config.max_side_px / longer)
+    shorter = _shorter_side(shapes)
+    return factor if shorter * factor >= config.min_side_px else config.min_side_px / shorter
+
+
+def fitting_scales(shapes: Sequence[tuple[int, ...]], config: Config) -> int:
+    """Return how many of the asked-for scales leave a typical image a shorter side of at least `MIN_SHRUNK_PX`."""
+    shorter = _shorter_side(shapes) * working_factor(shapes, config.geometry)
+    scales = range(config.model.n_scales, 0, -1)
+    return next((n for n in scales if shorter / 2 ** (n - 1) >= MIN_SHRUNK_PX), 1)
+
+
+def _shorter_side(shapes: Sequence[tuple[int, ...]]) -> float:
+    return float(np.median([min(shape) for shape in shapes]))
 
 
 def working_shape(shape: Sequence[int], factor: float) -> tuple[int, ...]:

@@ -21,9 +21,9 @@ from anomaly_ae.training import TrainingData
 MIN_IMAGES = 60
 MAX_IMAGES = 200
 N_PIXELS_PER_IMAGE = 20_000
-SD_FLOOR = 0.25
-"""A deviation is never taken smaller than this share of the median one: where no normal image ever showed an error,
-a single grey level must not become an alarm."""
+SD_FLOOR = 0.5
+"""A deviation is never taken smaller than this share of their root mean square over all places: where no normal image
+ever showed an error, as in the air around a head, a single speck must not outweigh a lesion."""
 
 Example = tuple[Tensor, Tensor, Tensor]
 """raw (1, C, *S), valid (1, 1, *S), limits (1, C, 2)"""
@@ -125,7 +125,7 @@ def _set_by_context(
 
 
 def _write(mapper: AnomalyMapper, mean: Tensor, sd: Tensor) -> None:
-    floor = SD_FLOOR * float(sd.median()) + 1e-9
+    floor = SD_FLOOR * float(sd.square().mean().sqrt()) + 1e-9
     mapper.standardise.get_buffer("mean").copy_(mean)
     mapper.standardise.get_buffer("sd").copy_(sd.clamp_min(floor))
 

@@ -41,10 +41,13 @@ class AnomalyMapper(nn.Module):
         Architecture and scoring.
     backbone : mapping, optional
         Tensors of the trunk that ``model.embed`` names (`backbone.read_backbone`).
+    shrink : int
+        The network looks at the image shrunk by this: a coarse look sees more of what surrounds a pixel.
     """
 
-    def __init__(self, config: Config, backbone: Mapping[str, Tensor] = {}) -> None:
+    def __init__(self, config: Config, backbone: Mapping[str, Tensor] = {}, shrink: int = 1) -> None:
         super().__init__()
+        self.shrink = shrink
         n_dims = config.model.spatial_dims
         self.scale = IntensityScale(config.intensity.headroom)
         self.embed: nn.Identity | Backbone = nn.Identity()
@@ -61,8 +64,9 @@ class AnomalyMapper(nn.Module):
             self.register_buffer("flat_field", torch.ones(config.model.n_channels, *[N_CELLS] * n_dims))
         if config.geometry.align != "off":
             self.register_buffer("reference", torch.zeros(2, SIDE_PX, SIDE_PX))
-        self.size_multiple = size_multiple(config.model)
-        self.margin_px = _round_up(self._error_reach_px(network) + self.smooth.reach_px, self.size_multiple)
+        self.size_multiple = shrink * size_multiple(config.model)
+        reach_px = self._error_reach_px(network) + self.smooth.reach_px + (shrink > 1)  # the last: on the way back
+        self.margin_px = _round_up(shrink * reach_px, self.size_multiple)
         self.window_px = config.scoring.window_px // self.size_multiple * self.size_multiple
 
     def forward(self, raw: Tensor, valid: Tensor, limits: Tensor) -> Tensor:
@@ -89,26 +93,32 @@ class AnomalyMapper(nn.Module):
 
         The smoothed error, and where statistics follow the context also the activity of the reconstruction.
         """
-        z = self.embed(self.scale(raw, valid, limits))
+        x, inside = self.look(raw, valid, limits)
+        z = self.embed(x)
         z_hat = self.autoencoder(z)
-        smooth: Tensor = self.smooth(_on_grid_of(valid, self.compare(z, z_hat, valid)), valid)
-        if self.standardise.kind != "context":
-            return smooth
-        return torch.cat([smooth, _on_grid_of(valid, self.standardise.local_activity(z_hat))], dim=1)
+        errors: Tensor = self.smooth(_on_grid_of(inside, self.compare(z, z_hat, inside)), inside)
+        if self.standardise.kind == "context":
+            errors = torch.cat([errors, _on_grid_of(inside, self.standardise.local_activity(z_hat))], dim=1)
+        return _on_grid_of(valid, errors)
 
     def measures(self, raw: Tensor, valid: Tensor, limits: Tensor) -> Tensor:
         """Return every error measure in its own unit: (B, n_measures, *S)."""
-        z = self.embed(self.scale(raw, valid, limits))
+        x, inside = self.look(raw, valid, limits)
+        z = self.embed(x)
         z_hat = self.autoencoder(z)
-        errors = torch.cat([self.compare.measure(name, z, z_hat, valid) for name in self.compare.weights], dim=1)
+        errors = torch.cat([self.compare.measure(name, z, z_hat, inside) for name in self.compare.weights], dim=1)
         return _on_grid_of(valid, errors)
+
+    def look(self, raw: Tensor, valid: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the network sees, scaled and shrunk: (B, C, *S / shrink), and what is valid in it."""
+        return shrunk(self.scale(raw, valid, limits), valid, self.shrink)
 
     def reconstruct(self, raw: Tensor, valid: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scaled input and what a normal image would look like, for people to see."""
         if isinstance(self.embed, Backbone):
             why = "this model repairs features, and these have no picture"
             raise UsageError("there is no reconstruction to see", why, "fit without model.embed to see one")
-        x = self.scale(raw, valid, limits)
+        x, _ = self.look(raw, valid, limits)
         return x, self.autoencoder(self.embed(x))
 
     def _error_reach_px(self, network: ModelConfig) -> int:
@@ -193,6 +203,16 @@ class Standardise(nn.Module):
         return (upper - 1 + ((activity - low) / (high - low)).clamp(0, 1)).to(activity.dtype)
 
 
+def shrunk(x: Tensor, valid: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """Return the mean of the valid pixels of every block of ``factor`` px; it is valid where half of the block is."""
+    if factor == 1:
+        return x, valid
+    pool = functional.avg_pool2d if x.ndim == 4 else functional.avg_pool3d
+    share = pool(valid.to(x.dtype), factor)  # (B, 1, *S / factor)
+    inside = share >= 0.5
+    return torch.where(inside, pool(x * valid, factor) / share.clamp_min(0.5), 0.0), inside
+
+
 def valid_box(valid: Tensor) -> tuple[slice, ...]:
     """Return the smallest box that holds all valid pixels of one image (1, *S); all of it where there is none."""
     found = valid.nonzero()[:, 1:]  # (n, d)
@@ -203,7 +223,7 @@ def valid_box(valid: Tensor) -> tuple[slice, ...]:
 
 
 def _on_grid_of(valid: Tensor, values: Tensor) -> Tensor:
-    """Bring what was measured on features to the pixels; what was measured on pixels is there already."""
+    """Bring what was measured on features, or on a shrunk image, to the pixels; else it is there already."""
     if values.shape[2:] == valid.shape[2:]:
         return values
     return functional.interpolate(values, size=valid.shape[2:], mode="bilinear", align_corners=False)

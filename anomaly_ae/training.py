@@ -135,7 +135,8 @@ class _Loop:
             self.network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
         )
         self.losses = _Losses(training, config.model.spatial_dims)
-        self.crop_shape = data.train.crop_shape(training.crop_px, mapper.size_multiple)  # smaller images are padded
+        crop_px = training.crop_px * mapper.shrink  # as many pixels for every network to see
+        self.crop_shape = data.train.crop_shape(crop_px, mapper.size_multiple)  # smaller images are padded
         if isinstance(mapper.embed, Backbone):
             mapper.embed.learn(self._normal_batch(number) for number in range(N_NORM_BATCHES))
         self.validation_batch = self._validation_batch()
@@ -223,7 +224,7 @@ class _Loop:
         """Return scaled crops (B, C, *crop) and their valid masks (B, 1, *crop)."""
         generator = step_generator(self.config.seed, number, torch.device("cpu"))
         raw, valid, limits = store.crops(size, self.crop_shape, generator)
-        x = self.mapper.scale(raw, valid, limits)
+        x, valid = self.mapper.look(raw, valid, limits)
         x, valid = augment(x, valid, self.config.training, generator)
         return x.contiguous(memory_format=channels_last(self.config.model.spatial_dims)), valid
 

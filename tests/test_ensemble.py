@@ -22,6 +22,7 @@ from anomaly_ae.learning import checkpoint_of, member_checkpoint, member_config
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, load_manifest
 from anomaly_ae.modelfile import read_tensors, tensors_sha256, write_tensors
+from anomaly_ae.prepare import fitting_scales
 from anomaly_ae.readers import image_from
 from anomaly_ae.scoring import AnomalyMapper
 
@@ -230,11 +231,11 @@ def test_progress_and_lines_name_the_member(manifest: Manifest) -> None:
     listener = Listener(say=lines.append, progress=lambda stage, *_: stages.append(stage))
     fit(manifest, config_of("training.members=2"), device="cpu", listener=listener)
     assert next(line for line in lines if line.startswith("training on")).endswith(
-        "2 members one after the other, each 4 steps"
+        "2 networks one after the other, each 4 steps"
     )
     assert list(dict.fromkeys(stage for stage in stages if "training" in stage and "images" not in stage)) == [
-        "member 1 of 2: training",
-        "member 2 of 2: training",
+        "network 1 of 2: training",
+        "network 2 of 2: training",
     ]
 
 
@@ -283,8 +284,8 @@ def test_aborted_and_resumed_ends_with_the_weights_of_one_go(manifest: Manifest,
     assert member_checkpoint(checkpoint, 2).exists()
     lines: list[str] = []
     resumed = fit(manifest, config, device="cpu", checkpoint=checkpoint, listener=Listener(say=lines.append))
-    assert f"member 1 of 3: continuing at step {N_STEPS} of {N_STEPS}" in lines
-    assert any(line.startswith("member 2 of 3: continuing at step") for line in lines)
+    assert f"network 1 of 3: continuing at step {N_STEPS} of {N_STEPS}" in lines
+    assert any(line.startswith("network 2 of 3: continuing at step") for line in lines)
     assert resumed.weights_sha256 == whole.weights_sha256
     assert resumed.calibrated[1] == whole.calibrated[1]
 
@@ -312,13 +313,58 @@ def test_asked_to_stop_keeps_the_members_begun(manifest: Manifest, tmp_path: Pat
         should_stop=at_question(question, lambda: True),
     )
     assert len(stopped.ensemble.members) == stopped.config.training.members == n_kept
-    assert (f"asked to stop: the model holds {n_kept} of 3 members" in lines) == (n_kept < 3)
+    assert (f"asked to stop: the model holds {n_kept} of 3 networks" in lines) == (n_kept < 3)
     whole = fit(manifest, config_of(f"training.members={n_kept}"), device="cpu")
     pairs = list(zip(stopped.ensemble.members, whole.ensemble.members, strict=True))
     same = [tensors_sha256(a.state_dict()) == tensors_sha256(b.state_dict()) for a, b in pairs]
     assert all(same[:-1]), "finished members are as if nothing had happened"
     stopped.save(tmp_path / "m.safetensors")
     assert Detector.load(tmp_path / "m.safetensors", "cpu").weights_sha256 == stopped.weights_sha256
+
+
+# --- scales ---
+
+
+def of_two_scales(*settings: str) -> Config:
+    return config_of("model.n_scales=2", "geometry.min_side_px=64", "training.crop_px=16", *settings)
+
+
+def test_every_scale_has_a_network_of_its_own(manifest: Manifest, tmp_path: Path) -> None:
+    lines: list[str] = []
+    detector = fit(manifest, of_two_scales("training.members=2"), device="cpu", listener=Listener(say=lines.append))
+    assert [member.shrink for member in detector.ensemble.members] == [1, 2, 1, 2]
+    assert any(line.endswith("4 networks one after the other, each 4 steps") for line in lines)
+    hashes = {tensors_sha256(member.autoencoder.state_dict()) for member in detector.ensemble.members}
+    assert len(hashes) == 4
+    detector.save(tmp_path / "m.safetensors")
+    loaded = Detector.load(tmp_path / "m.safetensors", "cpu")
+    assert any("4 such networks" in line and "full, 1/2" in line for line in loaded.describe())
+    picture = image_from(np.random.default_rng(1).integers(0, 256, (32, 32)).astype(np.uint8))
+    assert loaded.score(picture).score == detector.score(picture).score
+    assert loaded.reconstruct(picture)[1].shape == (1, 64, 64), "the coarse networks take no part in the picture"
+
+
+def test_the_coarse_network_learns_from_shrunk_images(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+    whole = training.corrupt
+    monkeypatch.setattr(training, "corrupt", lambda x, *rest: seen.append(tuple(x.shape[2:])) or whole(x, *rest))
+    fit(manifest, of_two_scales("training.crop_px=48"), device="cpu")
+    assert set(seen) == {(48, 48), (32, 32)}, "48 px of 64, and all of the 32 px that half the resolution leaves"
+
+
+@pytest.mark.parametrize(("question", "n_scales", "n_members"), [(2, 1, 1), (6, 2, 1), (11, 2, 1), (17, 2, 2)])
+def test_asked_to_stop_keeps_whole_sets_of_scales(
+    manifest: Manifest, question: int, n_scales: int, n_members: int
+) -> None:
+    config = of_two_scales("training.members=2")
+    stopped = fit(manifest, config, device="cpu", should_stop=at_question(question, lambda: True))
+    assert (stopped.config.model.n_scales, stopped.config.training.members) == (n_scales, n_members)
+    assert len(stopped.ensemble.members) == n_scales * n_members
+
+
+@pytest.mark.parametrize(("side", "n_scales"), [(32, 2), (64, 2), (127, 2), (128, 3), (300, 3)])
+def test_scales_that_leave_too_little_are_left_out(side: int, n_scales: int) -> None:
+    assert fitting_scales([(side, 2 * side)], Config()) == n_scales
 
 
 # --- the command line ---

@@ -34,6 +34,7 @@ from anomaly_ae.scoring import (
     image_score,
     intensity_limits,
     map_in_windows,
+    shrunk,
     spread_limits,
 )
 
@@ -509,6 +510,38 @@ def test_in_windows_it_is_the_same_map(model: dict[str, Any], blocks: tuple[int,
         assert all(side % mapper.size_multiple == 0 for shape in watched.sides for side in shape)
     assert tiled.shape == whole.shape
     assert (tiled - whole).abs().max() < 1e-5 * (whole.abs().max() + 1 / mapper.standardise.get_buffer("sd").min())
+
+
+@pytest.mark.parametrize("standardise", ["position", "context"])
+def test_a_coarse_look_in_windows_is_the_same_map(standardise: str) -> None:
+    config = small_config(scoring={"window_px": 128, "standardise": standardise})
+    torch.manual_seed(0)
+    mapper = AnomalyMapper(config, shrink=2).eval()
+    for weights in mapper.autoencoder.parameters():
+        weights.data.normal_(0, 0.1)
+    sides = [mapper.size_multiple * n for n in (61, 20)]
+    arguments = (rand(1, 1, *sides), blobs(*sides), limits_for(rand(1, 1, *sides)))
+    with torch.inference_mode():
+        whole = mapper.errors(*arguments)
+        watched = Watched(mapper.errors)
+        tiled = map_in_windows(watched, *arguments, mapper.window_px, mapper.margin_px)
+        narrow = map_in_windows(mapper.errors, *arguments, 128, mapper.size_multiple)
+    assert len(watched.sides) > 1
+    assert torch.allclose(tiled, whole, atol=1e-5)
+    assert (narrow - whole).abs().max() > 1e-4, "the margin is needed"
+
+
+def test_shrunk_is_the_mean_of_what_is_valid() -> None:
+    x = torch.tensor([[1.0, 3.0, 5.0, 0.0], [2.0, 6.0, 0.0, 0.0]])[None, None]
+    valid = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]], dtype=torch.bool)[None, None]
+    small, inside = shrunk(x, valid, 2)
+    assert inside.flatten().tolist() == [True, False], "a quarter of a block is not enough"
+    assert small.flatten().tolist() == [3.0, 0.0]
+    assert shrunk(x, valid, 1) == (x, valid)
+    volume = rand(1, 2, 4, 4, 8)
+    assert torch.allclose(
+        shrunk(volume, everywhere(volume), 4)[0], torch.nn.functional.avg_pool3d(volume, 4), atol=1e-6
+    )
 
 
 def test_the_margin_is_needed() -> None:

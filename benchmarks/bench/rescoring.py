@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from anomaly_ae.config import Config
 from anomaly_ae.detector import Detector
+from anomaly_ae.ensemble import Ensemble
 from anomaly_ae.fitting import calibrate
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, split_normals
@@ -24,20 +25,23 @@ def rescored(fitted: Detector, config: Config, manifest: Manifest, listener: Lis
     config : Config
         That of the fit but for the section [scoring].
     """
-    mapper = _with_weights_of(fitted.mapper, config)
-    detector = Detector(mapper, config, fitted.geometry, fitted.provenance, fitted.device, fitted.baseline)
+    members = [_with_weights_of(member, config) for member in fitted.ensemble.members]
+    ensemble = Ensemble(members, config.scoring.test_time_flips)
+    detector = Detector(ensemble, config, fitted.geometry, fitted.provenance, fitted.device, fitted.baseline)
     shares = config.split
     given = split_normals(manifest.samples, shares.validation_share, shares.calibration_share, config.seed)
     parts, forms = readable_parts(given, listener)
     with detector.store(parts["train"]) as train, detector.store(parts["validation"]) as validation:
-        learn_residuals(mapper, TrainingData(train, validation), config, detector.device, listener.progress)
+        for member in members:
+            learn_residuals(member, TrainingData(train, validation), config, detector.device, listener.progress)
     used = set(fitted.provenance["image_hashes"]["calibration"])  # without copies and misfits, which fit left out
     samples = [sample for sample in parts["calibration"] if forms[sample.id].pixel_hash in used]
     return calibrate(detector, samples, listener=listener)
 
 
 def _with_weights_of(fitted: AnomalyMapper, config: Config) -> AnomalyMapper:
-    mapper = AnomalyMapper(config)
+    trunk = {k.removeprefix("embed."): v for k, v in fitted.state_dict().items() if k.startswith("embed.")}
+    mapper = AnomalyMapper(config, trunk, fitted.shrink)
     kept = {k: v for k, v in fitted.state_dict().items() if not k.startswith(LEARNED_WITH_THE_SCORING)}
     missing, unexpected = mapper.load_state_dict(kept, strict=False)
     assert not unexpected, unexpected
