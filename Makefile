@@ -20,8 +20,9 @@ demo: $(INSTALLED)
 	$(BIN)/python -m anomaly_ae demo --out demo --overwrite
 	@echo "The report: $(CURDIR)/demo/report.html"
 
+# One process per core, each with one thread: threads of several processes would wait for each other.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: $(INSTALLED)
 	$(BIN)/python -m ruff format --check .

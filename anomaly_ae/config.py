@@ -116,7 +116,7 @@ class CorruptionConfig:
 class TrainingConfig:
     """The loop; used by ``training``."""
 
-    steps: int = _number(3000, 1, 1_000_000, "number of optimiser steps: the budget, the same on CPU and GPU")
+    steps: int = _number(2400, 1, 1_000_000, "optimiser steps of each network: the budget, the same on CPU and GPU")
     batch_size: int = _number(
         8, 2, 4096, "crops per step; one alone has no spread to be normalised by: where memory is short, lower crop_px"
     )
@@ -131,7 +131,7 @@ class TrainingConfig:
     flip: bool = _switch(False, "mirrored images are as normal as the originals")
     rotate: bool = _switch(False, "images turned by 90 degrees are as normal as the originals")
     ema_decay: float = _number(0.995, 0, 0.99999, "of the running mean of the weights")
-    validate_every: int = _number(250, 1, 100_000, "steps between validations and checkpoints")
+    validate_every: int = _number(200, 1, 100_000, "steps between validations and checkpoints")
     patience: int = _number(6, 1, 1000, "validations without improvement before training stops")
     members: int = _number(1, 1, MAX_MEMBERS, "networks trained one after the other, whose maps are averaged")
 

@@ -324,7 +324,7 @@ def _provenance(
         "seed": detector.config.seed,
         "preset": detector.config.preset,
         "preset_reason": reason,
-        "steps": sum(member.step for member in finished),
+        "steps": max(member.step for member in finished),
         "stopped": "; ".join(dict.fromkeys(member.stopped for member in finished if member.stopped)),
         "validation_loss": sum(member.best_loss for member in finished) / len(finished),
         "history": [{"member": i, **entry} for i, member in enumerate(finished, start=1) for entry in member.history],

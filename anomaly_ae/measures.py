@@ -16,11 +16,11 @@ MEASURES = ("l1", "l2", "ssim", "gms")
 class ErrorMeasures(nn.Module):
     """Weighted sum of error measures, each in units of its mean on normal images (buffer ``unit``)."""
 
-    def __init__(self, config: ScoringConfig, n_dims: int) -> None:
+    def __init__(self, config: ScoringConfig) -> None:
         super().__init__()
         self.weights = {name: getattr(config, name) for name in MEASURES if getattr(config, name) > 0}
-        self.window = GaussianSmoothing(1.5, n_dims)
-        self.background = GaussianSmoothing(config.background_sd_px, n_dims)
+        self.window = GaussianSmoothing(1.5)
+        self.background = GaussianSmoothing(config.background_sd_px)
         # SSIM; or gradients on the coarsest of three scales; or the background of the residual
         self.reach_px = max(2 * self.window.reach_px + 8, self.background.reach_px)
         self.register_buffer("unit", torch.ones(len(self.weights)))
@@ -96,13 +96,12 @@ def gradient_magnitude(x: Tensor) -> Tensor:
 class GaussianSmoothing(nn.Module):
     """Separable Gaussian blur that never lets pixels outside the mask, or outside the image, dilute those inside."""
 
-    def __init__(self, sd_px: float, n_dims: int) -> None:
+    def __init__(self, sd_px: float) -> None:
         super().__init__()
         self.reach_px = math.ceil(3 * sd_px)
-        self.n_dims = n_dims
-        taps = torch.arange(-self.reach_px, self.reach_px + 1, dtype=torch.float64)
-        kernel = torch.exp(-0.5 * (taps / max(sd_px, 1e-6)) ** 2)
-        self.register_buffer("kernel", (kernel / kernel.sum()).to(torch.float32), persistent=False)
+        taps = [math.exp(-0.5 * (distance / max(sd_px, 1e-6)) ** 2) for distance in range(self.reach_px + 1)]
+        total = taps[0] + 2 * sum(taps[1:])
+        self.weights = [tap / total for tap in taps]  # of the pixel itself, and of each of the two at every distance
 
     def forward(self, error: Tensor, valid: Tensor) -> Tensor:
         """Return ``conv(error * valid) / conv(valid)``, 0 outside ``valid``: ``(B, 1, *S)``."""
@@ -116,12 +115,13 @@ class GaussianSmoothing(nn.Module):
         return self._convolve(x) / self._convolve(torch.ones_like(x[:1, :1]))
 
     def _convolve(self, x: Tensor) -> Tensor:
-        convolve = functional.conv2d if self.n_dims == 2 else functional.conv3d
-        kernel = self.get_buffer("kernel")
-        flat = x.reshape(-1, 1, *x.shape[2:])  # every channel is an image of its own
-        for axis in range(self.n_dims):
-            shape = [1] * (2 + self.n_dims)
-            shape[2 + axis] = -1
-            padding = [self.reach_px if a == axis else 0 for a in range(self.n_dims)]
-            flat = convolve(flat, kernel.reshape(shape), padding=padding)
-        return flat.reshape(x.shape)
+        """Sum shifted images, axis by axis: on the CPU several times as fast as a convolution of one channel."""
+        for axis in range(2, x.ndim):
+            side = x.shape[axis]
+            blurred = self.weights[0] * x
+            for distance, weight in enumerate(self.weights[1:side], start=1):
+                n_pairs = side - distance
+                blurred.narrow(axis, 0, n_pairs).add_(x.narrow(axis, distance, n_pairs), alpha=weight)
+                blurred.narrow(axis, distance, n_pairs).add_(x.narrow(axis, 0, n_pairs), alpha=weight)
+            x = blurred
+        return x

@@ -19,7 +19,6 @@ from anomaly_ae.placement import Placement
 from anomaly_ae.records import BoolArray, FloatArray, Image, PixelArray
 
 SMALLEST_DEFECT_PX = 3.0
-MIN_SHRUNK_PX = 32
 """What survives at working scale: narrower structures are averaged into their surroundings."""
 
 
@@ -116,10 +115,10 @@ def working_factor(shapes: Sequence[tuple[int, ...]], config: GeometryConfig) ->
 
 
 def fitting_scales(shapes: Sequence[tuple[int, ...]], config: Config) -> int:
-    """Return how many of the asked-for scales leave a typical image a shorter side of at least `MIN_SHRUNK_PX`."""
+    """Return how many of the asked-for scales leave a typical image a shorter side of at least ``min_side_px``."""
     shorter = _shorter_side(shapes) * working_factor(shapes, config.geometry)
     scales = range(config.model.n_scales, 0, -1)
-    return next((n for n in scales if shorter / 2 ** (n - 1) >= MIN_SHRUNK_PX), 1)
+    return next((n for n in scales if shorter / 2 ** (n - 1) >= config.geometry.min_side_px), 1)
 
 
 def _shorter_side(shapes: Sequence[tuple[int, ...]]) -> float:

@@ -56,8 +56,8 @@ class AnomalyMapper(nn.Module):
             self.embed = Backbone(backbone, config.model.n_channels, config.seed)
             network = replace(config.model, n_channels=self.embed.n_features, unshuffle=1)
         self.autoencoder = build_autoencoder(network)
-        self.compare = ErrorMeasures(config.scoring, n_dims)
-        self.smooth = GaussianSmoothing(config.scoring.smooth_sd_px, n_dims)
+        self.compare = ErrorMeasures(config.scoring)
+        self.smooth = GaussianSmoothing(config.scoring.smooth_sd_px)
         self.standardise = Standardise(config.scoring.standardise, n_dims, config.geometry.align != "off")
         self.register_buffer("limits", torch.zeros(config.model.n_channels, 2, dtype=torch.float64))
         if config.intensity.flat_field == "learned":
@@ -160,7 +160,7 @@ class Standardise(nn.Module):
     def __init__(self, kind: str, n_dims: int, on_canvas: bool = False) -> None:
         super().__init__()
         self.kind, self.n_dims, self.on_canvas = kind, n_dims, on_canvas
-        self.window = GaussianSmoothing(2.0, n_dims)
+        self.window = GaussianSmoothing(2.0)
         self.reach_px = self.window.reach_px + 1  # of the local activity: the blur and the gradient
         shapes = {"global": (1,), "position": (1, 1, *[N_POSITIONS] * n_dims), "context": (N_CONTEXT_BINS,)}
         self.register_buffer("mean", torch.zeros(shapes[kind]))

@@ -534,9 +534,9 @@ def of_another_program(content: bytes) -> bytes:
     return save({"weight": np.zeros(3, np.float32)})
 
 
-def of_format_2(content: bytes) -> bytes:
+def of_format_3(content: bytes) -> bytes:
     """Return the same model, honestly signed, as a later version would write it."""
-    renamed = content.replace(b'"format":"1"', b'"format":"2"', 1)
+    renamed = content.replace(b'"format":"2"', b'"format":"3"', 1)
     assert renamed != content
     start = renamed.index(b'"sha256":"') + len(b'"sha256":"')
     zeroed = renamed[:start] + b"0" * 64 + renamed[start + 64 :]
@@ -551,7 +551,7 @@ DAMAGES: dict[Callable[[bytes], bytes], str] = {
     emptied: "cut, empty or of another kind",
     another_file: "cut, empty or of another kind",
     of_another_program: "is no anomaly_ae model",
-    of_format_2: "has format 2: this version reads format 1",
+    of_format_3: "has format 3: this version reads up to format 2",
     **{changed_at(position): "" for position in (0, 0.0001, 0.01, 0.1, 0.5, 0.9, 1)},
 }
 

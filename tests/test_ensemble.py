@@ -210,7 +210,7 @@ def test_the_first_member_is_the_model_of_one_and_the_others_differ(manifest: Ma
         assert all(torch.equal(shared[0], other) for other in shared[1:])
     assert one.weights_sha256 != three.weights_sha256
     assert three.provenance["image_hashes"] == one.provenance["image_hashes"], "the split is one"
-    assert three.provenance["steps"] == 3 * N_STEPS
+    assert three.provenance["steps"] == N_STEPS, "of each"
     assert [(h["member"], h["step"]) for h in three.provenance["history"]] == [
         (member, step) for member in (1, 2, 3) for step in (2, 4)
     ]
@@ -326,7 +326,7 @@ def test_asked_to_stop_keeps_the_members_begun(manifest: Manifest, tmp_path: Pat
 
 
 def of_two_scales(*settings: str) -> Config:
-    return config_of("model.n_scales=2", "geometry.min_side_px=64", "training.crop_px=16", *settings)
+    return config_of("model.n_scales=2", "geometry.min_side_px=16", "training.crop_px=16", *settings)
 
 
 def test_every_scale_has_a_network_of_its_own(manifest: Manifest, tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_every_scale_has_a_network_of_its_own(manifest: Manifest, tmp_path: Path
     assert any("4 such networks" in line and "full, 1/2" in line for line in loaded.describe())
     picture = image_from(np.random.default_rng(1).integers(0, 256, (32, 32)).astype(np.uint8))
     assert loaded.score(picture).score == detector.score(picture).score
-    assert loaded.reconstruct(picture)[1].shape == (1, 64, 64), "the coarse networks take no part in the picture"
+    assert loaded.reconstruct(picture)[1].shape == (1, 32, 32), "the coarse networks take no part in the picture"
 
 
 def test_the_coarse_network_learns_from_shrunk_images(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,7 +349,7 @@ def test_the_coarse_network_learns_from_shrunk_images(manifest: Manifest, monkey
     whole = training.corrupt
     monkeypatch.setattr(training, "corrupt", lambda x, *rest: seen.append(tuple(x.shape[2:])) or whole(x, *rest))
     fit(manifest, of_two_scales("training.crop_px=48"), device="cpu")
-    assert set(seen) == {(48, 48), (32, 32)}, "48 px of 64, and all of the 32 px that half the resolution leaves"
+    assert set(seen) == {(32, 32), (16, 16)}, "all of the image, and all that half of the resolution leaves"
 
 
 @pytest.mark.parametrize(("question", "n_scales", "n_members"), [(2, 1, 1), (6, 2, 1), (11, 2, 1), (17, 2, 2)])
@@ -362,7 +362,7 @@ def test_asked_to_stop_keeps_whole_sets_of_scales(
     assert len(stopped.ensemble.members) == n_scales * n_members
 
 
-@pytest.mark.parametrize(("side", "n_scales"), [(32, 2), (64, 2), (127, 2), (128, 3), (300, 3)])
+@pytest.mark.parametrize(("side", "n_scales"), [(32, 1), (64, 1), (127, 1), (128, 2), (256, 3), (2000, 3)])
 def test_scales_that_leave_too_little_are_left_out(side: int, n_scales: int) -> None:
     assert fitting_scales([(side, 2 * side)], Config()) == n_scales
 

@@ -171,7 +171,7 @@ def brute_blur(image: FloatArray, sd: float) -> FloatArray:
 @pytest.mark.parametrize("shape", [(14, 19), (7, 8, 9)])
 def test_ssim_is_the_papers(shape: tuple[int, ...]) -> None:
     x, y = rand(*shape, seed=1), (0.3 + 0.5 * rand(*shape, seed=1) + 0.2 * rand(*shape, seed=2))
-    found = structural_similarity(x[None, None], y[None, None], GaussianSmoothing(1.5, len(shape)))[0, 0]
+    found = structural_similarity(x[None, None], y[None, None], GaussianSmoothing(1.5))[0, 0]
     a, b = x.double().numpy(), y.double().numpy()
     mean_a, mean_b = brute_blur(a, 1.5), brute_blur(b, 1.5)
     var_a, var_b = brute_blur(a * a, 1.5) - mean_a**2, brute_blur(b * b, 1.5) - mean_b**2
@@ -186,7 +186,7 @@ def test_ssim_is_the_papers(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("n_channels", [1, 3])
 @pytest.mark.parametrize("shape", [(24, 32), (12, 8, 16)])
 def test_every_measure_is_zero_on_equal_images_and_positive_elsewhere(n_channels: int, shape: tuple[int, ...]) -> None:
-    compare = ErrorMeasures(replace(ScoringConfig(), **dict.fromkeys(MEASURES, 1.0)), len(shape))
+    compare = ErrorMeasures(replace(ScoringConfig(), **dict.fromkeys(MEASURES, 1.0)))
     x, y = rand(2, n_channels, *shape), rand(2, n_channels, *shape, seed=1)
     valid = torch.ones(2, 1, *shape, dtype=torch.bool)
     for name in MEASURES:
@@ -241,7 +241,7 @@ def test_gradient_dissimilarity_is_the_mean_over_scales(shape: tuple[int, ...]) 
 
 def test_measures_add_up_in_their_units() -> None:
     config = replace(ScoringConfig(), l1=0.5, l2=0.0, ssim=2.0, gms=0.25, background_sd_px=0.0)
-    compare = ErrorMeasures(config, 2)
+    compare = ErrorMeasures(config)
     compare.get_buffer("unit").copy_(torch.tensor([0.1, 0.2, 0.4]))
     x, y = rand(1, 2, 16, 16), rand(1, 2, 16, 16, seed=1)
     valid = torch.ones(1, 1, 16, 16, dtype=torch.bool)
@@ -252,7 +252,7 @@ def test_measures_add_up_in_their_units() -> None:
 
 
 def test_residual_ignores_what_is_smooth_and_what_is_not_valid() -> None:
-    compare = ErrorMeasures(replace(ScoringConfig(), background_sd_px=4.0), 2)
+    compare = ErrorMeasures(replace(ScoringConfig(), background_sd_px=4.0))
     x = rand(1, 1, 64, 64)
     valid = torch.ones(1, 1, 64, 64, dtype=torch.bool)
     valid[..., :20] = False
@@ -272,7 +272,7 @@ def test_residual_ignores_what_is_smooth_and_what_is_not_valid() -> None:
 @pytest.mark.parametrize("sd", [0.0, 0.5, 2.0, 6.0])
 @pytest.mark.parametrize("shape", [(30, 41), (9, 12, 10)])
 def test_smoothing_keeps_a_constant_for_every_mask(sd: float, shape: tuple[int, ...]) -> None:
-    smooth = GaussianSmoothing(sd, len(shape))
+    smooth = GaussianSmoothing(sd)
     alone = torch.zeros(1, 1, *shape, dtype=torch.bool)
     alone[(0, 0, *(side // 2 for side in shape))] = True
     for valid in (torch.ones_like(alone), blobs(*shape), blobs(*shape, seed=3), alone):
@@ -289,13 +289,13 @@ def test_smoothing_is_a_gaussian_of_the_valid_pixels(shape: tuple[int, ...]) -> 
     summed, weight = np.where(valid[0, 0], error[0, 0], 0).astype(float), valid[0, 0].numpy().astype(float)
     for axis in range(len(shape)):
         summed, weight = (ndimage.correlate1d(image, taps, axis, mode="constant") for image in (summed, weight))
-    found = GaussianSmoothing(sd, len(shape))(error, valid)
+    found = GaussianSmoothing(sd)(error, valid)
     assert found[valid].numpy() == pytest.approx((summed / weight)[valid[0, 0]], abs=1e-5)
 
 
 def test_blur_keeps_channels_apart() -> None:
     x = rand(2, 3, 20, 20)
-    window = GaussianSmoothing(2.0, 2)
+    window = GaussianSmoothing(2.0)
     apart = torch.stack([torch.cat([window.blur(x[[i]][:, [c]])[0] for c in range(3)]) for i in range(2)])
     assert torch.allclose(window.blur(x), apart, atol=1e-6)
 
