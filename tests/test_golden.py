@@ -39,7 +39,7 @@ MODELS = {
 """One by position, as the defaults are; one with all error measures, the smooth part taken away, another pooling."""
 
 TOLERANCE = 1e-4
-"""Relative, and in standard deviations where a mean is near 0; processors round the last bits of float32 differently."""
+"""Relative, and in standard deviations where a mean is near 0; processors differ in the last bits of float32."""
 
 
 def results_of(detector: Detector, name: str) -> dict[str, Any]:
