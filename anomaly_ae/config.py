@@ -103,6 +103,11 @@ class ModelConfig:
 class CorruptionConfig:
     """What is done to normal images in training; used by ``corruption.corrupt``."""
 
+    variety: str = _choice(
+        "plain",
+        ("plain", "rich"),
+        "plain: warped ellipsoids, six fills; rich: boxes, diamonds, scratches, dots, blotches and more fills, too",
+    )
     shape_probability: float = _number(0.6, 0, 1, "probability of each of the shapes that an image may receive")
     max_shapes: int = _number(12, 1, 64, "largest number of shapes per image")
     min_size_px: float = _number(1.0, 0.5, 64, "smallest half axis of a shape")

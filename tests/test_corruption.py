@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
+from anomaly_ae import corruption
 from anomaly_ae.config import CorruptionConfig
-from anomaly_ae.corruption import corrupt
+from anomaly_ae.corruption import FILLS, corrupt
 
 CONFIG = CorruptionConfig()
 SHAPES_ONLY = replace(CONFIG, shape_probability=1.0, coarse_noise_probability=0.0, gaussian_noise_sd=0.0)
@@ -27,11 +28,12 @@ def damage(x: Tensor, config: CorruptionConfig = CONFIG, seed: int = 0) -> tuple
     return corrupt(x, config, Generator().manual_seed(seed))
 
 
+@pytest.mark.parametrize("variety", ["plain", "rich"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_shapes_and_ranges(shape: tuple[int, ...]) -> None:
+def test_shapes_and_ranges(shape: tuple[int, ...], variety: str) -> None:
     x = normal_images(*shape)
     for seed in range(5):
-        damaged, target, mask = damage(x, seed=seed)
+        damaged, target, mask = damage(x, replace(CONFIG, variety=variety), seed=seed)
         assert damaged.shape == target.shape == x.shape
         assert mask.shape == (shape[0], 1, *shape[2:])
         assert damaged.dtype == target.dtype == mask.dtype == torch.float32
@@ -169,3 +171,34 @@ def test_every_kind_of_fill_occurs() -> None:
     assert means.min() < -0.1 < 0.1 < means.max()
     assert spreads.min() < 0.03  # a plain shade keeps the structure
     assert spreads.max() > 0.2  # a foreign piece replaces it
+
+
+@pytest.mark.parametrize("fill", FILLS["rich"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_fill_changes_what_is_inside_and_only_that(
+    shape: tuple[int, ...], fill: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FILLS, "rich", (fill,))
+    x = normal_images(*shape)
+    damaged, _, mask = damage(x, replace(SHAPES_ONLY, variety="rich", max_shapes=4))
+    assert torch.equal(damaged[(mask == 0).expand_as(x)], x[(mask == 0).expand_as(x)])
+    assert (damaged - x).abs().max() > 0.02
+
+
+@pytest.mark.parametrize("kind", ["ellipsoid", "box", "diamond", "scratch", "dots", "blotch"])
+def test_every_kind_of_shape_covers_a_part(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(corruption.SHAPES, "rich", (kind,))
+    x = normal_images(64, 1, 64, 64)
+    mask = damage(x, replace(SHAPES_ONLY, variety="rich", max_shapes=1))[2]
+    share = (mask > 0.1).float().mean()
+    assert 0.002 < share < 0.5
+    longest = (mask > 0.1).flatten(2).any(dim=2).float().mean()
+    assert longest > 0.5, "most images have some"
+
+
+def test_a_warp_moves_pixels_by_as_much_as_it_says() -> None:
+    x = normal_images(1, 2, 16, 24)
+    shift = torch.zeros(1, 2, 16, 24)
+    shift[:, 0], shift[:, 1] = 3, -2  # three rows further down, two columns further left
+    warped = corruption._warped(x, shift)
+    assert torch.allclose(warped[:, :, :13, 2:], x[:, :, 3:, :-2], atol=1e-4)
