@@ -58,10 +58,14 @@ class Ensemble(nn.Module):
             members.append(member)
         return cls(members, config.scoring.test_time_flips)
 
+    @property
+    def resolutions(self) -> list[str]:
+        """At what part of the working resolution each member looks, "1" or "1/2"."""
+        return [f"1/{member.shrink}" if member.shrink > 1 else "1" for member in self.members]
+
     def describe(self) -> list[str]:
         """Say in words what the maps are averaged over, where there is more than one."""
-        n_members, shrinks = len(self.members), sorted({member.shrink for member in self.members})
-        looks = ", ".join(f"1/{shrink}" if shrink > 1 else "full" for shrink in shrinks)
+        n_members, looks = len(self.members), ", ".join(dict.fromkeys(self.resolutions))
         members = f"members: {n_members} such networks, whose maps are averaged; resolution: {looks}"
         flips = "maps are averaged over the image and its mirror images"
         return [*[members] * (n_members > 1), *[flips] * self.flips]

@@ -33,6 +33,7 @@ from anomaly_ae.version import __version__
 FIGURES = (("ROC-AUC", "roc_auc"), ("average precision", "average_precision"))
 RATES = (("sensitivity", "sensitivity"), ("false-alarm rate", "false_alarm_rate"))
 HEATMAPS = ("none", "anomalous", "all")
+FACTS_OF_MAKING = ("preset", "preset_reason", "n_parameters", "steps", "trained_utc", "working_scale")
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,16 +308,12 @@ def _run_info(
             "name": provenance.get("file", "in memory"),
             "sha256": provenance.get("file_sha256"),
             "weights_sha256": detector.weights_sha256,
-            "preset": provenance.get("preset"),
-            "preset_reason": provenance.get("preset_reason"),
             "architecture": detector.config.model.architecture,
-            "n_parameters": provenance.get("n_parameters"),
+            "resolutions": detector.ensemble.resolutions,
             "n_train": n_images.get("train"),
             "n_validation": n_images.get("validation"),
             "n_calibration": len(scores.image),
-            "steps": provenance.get("steps"),
-            "trained_utc": provenance.get("trained_utc"),
-            "working_scale": provenance.get("working_scale"),
+            **{name: provenance.get(name) for name in FACTS_OF_MAKING},
             "smallest_defect_px": detector.geometry.smallest_defect_px,
             "standardise": detector.config.scoring.standardise,
             "error_measures": detector.mapper.compare.weights,

@@ -137,6 +137,7 @@ def _info(calibration: np.ndarray, labelled: bool, evil: bool, with_units: bool)
             "name": "tiles.safetensors", "sha256": "12" * 32, "weights_sha256": "cd" * 32, "preset": "default",
             "preset_reason": "grey images of one size without a fixed position", "architecture": "unet",
             "n_parameters": 512_340, "n_train": 500, "n_validation": 60, "n_calibration": 140, "steps": 3000,
+            "resolutions": ["1", "1/2", "1/4"],
             "trained_utc": "2025-11-21T09:12:00Z", "working_scale": "1.0 (300 x 300 px as they are)",
             "smallest_defect_px": 3.0, "standardise": "context", "error_measures": {"l1": 0.5, "gms": 0.5},
         },

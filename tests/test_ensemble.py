@@ -338,7 +338,7 @@ def test_every_scale_has_a_network_of_its_own(manifest: Manifest, tmp_path: Path
     assert len(hashes) == 4
     detector.save(tmp_path / "m.safetensors")
     loaded = Detector.load(tmp_path / "m.safetensors", "cpu")
-    assert any("4 such networks" in line and "full, 1/2" in line for line in loaded.describe())
+    assert any("4 such networks" in line and "1, 1/2" in line for line in loaded.describe())
     picture = image_from(np.random.default_rng(1).integers(0, 256, (32, 32)).astype(np.uint8))
     assert loaded.score(picture).score == detector.score(picture).score
     assert loaded.reconstruct(picture)[1].shape == (1, 32, 32), "the coarse networks take no part in the picture"

@@ -326,6 +326,13 @@ def test_headline_without_anomalous_images_says_so(tmp_path: Path) -> None:
     assert "nothing can be said about anomalous images (no anomalous images);" in headline(read_run(folder))
 
 
+def test_the_report_says_how_many_networks_look_and_how_closely(tmp_path: Path) -> None:
+    folder = fake_run.build(tmp_path, n_images=10, pictures=False)
+    assert "3 networks (resolution 1, 1/2, 1/4), 512,340 parameters, 3,000 steps each" in _page_text(folder)
+    _change(folder / "run.json", lambda info: info["model"].pop("resolutions"))  # as a run of before
+    assert "unet, 512,340 parameters, 3,000 steps, trained" in _page_text(folder)
+
+
 def test_shortcuts_are_warned_of_once_and_in_both_directions(tmp_path: Path) -> None:
     folder = fake_run.build(tmp_path, n_images=10, pictures=False)
     _change(folder / "run.json", lambda info: info["data"]["shortcuts"].update(size=0.11, deviation=0.79))
