@@ -96,7 +96,9 @@ class Aligner:
         if self.kind == "shift":
             return best_shift(image, self._fine, self.reach)
         factor = min(1.0, COARSE_SIDE_PX / max(self._fine[0].shape))
-        coarse_image, coarse_reference = (_shrunk_again(grey, factor) for grey in (image, self._fine))
+        coarse_image, coarse_reference = (
+            _resized(grey, working_shape(self._fine[0].shape, factor)) for grey in (image, self._fine)
+        )
         tried = np.arange(-MAX_DEGREES, MAX_DEGREES + COARSE_DEGREES, COARSE_DEGREES)
         about = _best_turn(coarse_image, coarse_reference, self.reach, tried).degrees
         near = about + np.arange(-COARSE_DEGREES, COARSE_DEGREES + FINE_DEGREES, FINE_DEGREES)
@@ -150,8 +152,7 @@ def shrunk(prepared: Prepared) -> Grey:
     grey = np.where(valid, prepared.pixels[:, *inner].mean(axis=0, dtype=np.float64), 0)
     grey = np.where(valid, grey - grey[valid].mean(), 0)  # far from zero, float32 would lose the contrast
     shape = compared_shape(prepared.inner_shape)
-    weight = resample(valid[np.newaxis], shape)[0]
-    return resample(grey[np.newaxis], shape)[0] / np.maximum(weight, 1e-6), weight
+    return _resized((grey, valid.astype(np.float32)), shape)
 
 
 def reference_from(prepared: Prepared) -> FloatArray:
@@ -219,10 +220,10 @@ def _correlations(image: Grey, reference: Grey, n_px: int) -> FloatArray:
     return np.where(norm > 1e-9 * norm.max(), (over(1, 1) - f_sum * g_sum / n) / np.maximum(norm, 1e-30), 0)
 
 
-def _shrunk_again(grey: Grey, factor: float) -> Grey:
-    shape = working_shape(grey[0].shape, factor)
-    weight = resample(grey[1][np.newaxis], shape)[0]
-    return resample((grey[0] * grey[1])[np.newaxis], shape)[0] / np.maximum(weight, 1e-6), weight
+def _resized(grey: Grey, shape: tuple[int, ...]) -> Grey:
+    """Return the mean of the valid pixels around each of fewer pixels, and how much of it is valid."""
+    pixels, weight = resample(np.stack([grey[0] * grey[1], grey[1]]), shape)
+    return pixels / np.maximum(weight, 1e-6), weight
 
 
 def _vertex(values: FloatArray, best: int) -> float:

@@ -65,10 +65,13 @@ class Ensemble(nn.Module):
 
     def describe(self) -> list[str]:
         """Say in words what the maps are averaged over, where there is more than one."""
-        n_members, looks = len(self.members), ", ".join(dict.fromkeys(self.resolutions))
-        members = f"members: {n_members} such networks, whose maps are averaged; resolution: {looks}"
-        flips = "maps are averaged over the image and its mirror images"
-        return [*[members] * (n_members > 1), *[flips] * self.flips]
+        lines = []
+        if len(self.members) > 1:
+            looks = ", ".join(dict.fromkeys(self.resolutions))
+            lines.append(f"members: {len(self.members)} such networks, whose maps are averaged; resolution: {looks}")
+        if self.flips:
+            lines.append("maps are averaged over the image and its mirror images")
+        return lines
 
     def forward(self, raw: Tensor, valid: Tensor, limits: Tensor) -> Tensor:
         """Map a batch as `AnomalyMapper` does, of any size: what is larger than a window goes window by window.

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anomaly_ae.backbone import read_backbone
+from anomaly_ae.backbone import WITHOUT_MEANING, read_backbone
 from anomaly_ae.baselines import fit_pca, small_grey
 from anomaly_ae.calibration import calibration_scores, thresholds_from
 from anomaly_ae.config import Config, config_to_dict, load_config, with_values
@@ -106,8 +106,8 @@ def fit(
     detector = untrained(config, survey, place)
     detector.say = listener.say
     if config.model.embed:
-        without = "ssim, gms, background_sd_px, unshuffle, n_scales do not count"
-        listener.say(f"features of {detector.config.model.embed}: {without}")
+        without = ", ".join(sorted({name for section in WITHOUT_MEANING.values() for name in section}))
+        listener.say(f"features of {detector.config.model.embed}: {without} do not count")
     listener.say(detector.geometry.describe(_typical_shape(survey.shapes)))
     offered = parts["calibration"]
     parts["calibration"] = _without_misfits(offered, forms, detector, listener)

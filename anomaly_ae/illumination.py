@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from anomaly_ae.errors import DataError
-from anomaly_ae.prepare import resample
+from anomaly_ae.prepare import resample, valid_box
 from anomaly_ae.records import BoolArray, FloatArray, PixelArray
 
 N_CELLS = 8
@@ -85,11 +85,3 @@ def image_gain(pixels: PixelArray, valid: BoolArray, black: float, sd_px: float)
 def divide_out(pixels: PixelArray, gain: FloatArray, black: float) -> FloatArray:
     """Return the pixels as they would be under even light, in the file's numbers: float32."""
     return (black + (pixels - np.float64(black)) / gain).astype(np.float32)
-
-
-def valid_box(valid: BoolArray) -> tuple[slice, ...]:
-    """Return the smallest box that holds all valid pixels; all of the image where there is none."""
-    found = np.argwhere(valid)
-    if len(found) in (0, valid.size):
-        return tuple(slice(0, side) for side in valid.shape)
-    return tuple(slice(int(low), int(high) + 1) for low, high in zip(found.min(axis=0), found.max(axis=0), strict=True))

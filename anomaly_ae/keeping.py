@@ -60,19 +60,19 @@ def mask_of(sample: Sample, image: Image) -> BoolArray | None:
 
 def _free_path(folder: Path, sample: Sample, suffix: str) -> Path:
     """Return a path that no other image of the run has taken: ``a b.png`` and ``a_b.png`` have one safe name."""
-    stem = file_stem(sample)
-    path = folder / f"{stem}{suffix}"
-    return folder / f"{stem}_{_digest(sample)}{suffix}" if path.exists() else path
+    path = folder / f"{file_stem(sample)}{suffix}"
+    return folder / f"{file_stem(sample, is_taken=True)}{suffix}" if path.exists() else path
 
 
-def file_stem(sample: Sample) -> str:
-    """Return a short readable name that is safe on every system.
+def file_stem(sample: Sample, is_taken: bool = False) -> str:
+    """Return a short readable name that is safe on every system; ``is_taken``: another image has that name already.
 
     >>> file_stem(Sample(id="test/good/a b.png", path="", files=()))
     'test_good_a_b_png'
     """
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in sample.id)
-    return safe if len(safe) <= 80 else f"{safe[-60:]}_{_digest(sample)}"
+    stem = safe if len(safe) <= 80 else f"{safe[-60:]}_{_digest(sample)}"
+    return f"{stem}_{_digest(sample)}" if is_taken else stem
 
 
 def _digest(sample: Sample) -> str:

@@ -258,3 +258,11 @@ def _axis_weights(n_in: int, n_out: int) -> Any:
     rows = np.repeat(np.arange(n_out), columns.shape[1])
     inside = np.clip(columns, 0, n_in - 1).ravel()  # the edge pixel is continued outside
     return csr_matrix((weights.ravel().astype(np.float32), (rows, inside)), shape=(n_out, n_in))
+
+
+def valid_box(valid: BoolArray) -> tuple[slice, ...]:
+    """Return the smallest box that holds all valid pixels; all of the image where there is none."""
+    found = np.argwhere(valid)
+    if len(found) in (0, valid.size):
+        return tuple(slice(0, side) for side in valid.shape)
+    return tuple(slice(int(low), int(high) + 1) for low, high in zip(found.min(axis=0), found.max(axis=0), strict=True))

@@ -22,6 +22,7 @@ from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.illumination import N_CELLS
 from anomaly_ae.measures import ErrorMeasures, GaussianSmoothing, gradient_magnitude
 from anomaly_ae.model import build_autoencoder, context_px, size_multiple
+from anomaly_ae.prepare import valid_box
 from anomaly_ae.records import BoolArray, FloatArray, PixelArray
 
 N_CONTEXT_BINS = 12
@@ -93,9 +94,7 @@ class AnomalyMapper(nn.Module):
 
         The smoothed error, and where statistics follow the context also the activity of the reconstruction.
         """
-        x, inside = self.look(raw, valid, limits)
-        z = self.embed(x)
-        z_hat = self.autoencoder(z)
+        z, z_hat, inside = self._repaired(raw, valid, limits)
         errors: Tensor = self.smooth(_on_grid_of(inside, self.compare(z, z_hat, inside)), inside)
         if self.standardise.kind == "context":
             errors = torch.cat([errors, _on_grid_of(inside, self.standardise.local_activity(z_hat))], dim=1)
@@ -103,11 +102,15 @@ class AnomalyMapper(nn.Module):
 
     def measures(self, raw: Tensor, valid: Tensor, limits: Tensor) -> Tensor:
         """Return every error measure in its own unit: (B, n_measures, *S)."""
-        x, inside = self.look(raw, valid, limits)
-        z = self.embed(x)
-        z_hat = self.autoencoder(z)
+        z, z_hat, inside = self._repaired(raw, valid, limits)
         errors = torch.cat([self.compare.measure(name, z, z_hat, inside) for name in self.compare.weights], dim=1)
         return _on_grid_of(valid, errors)
+
+    def _repaired(self, raw: Tensor, valid: Tensor, limits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the network sees, what it takes for normal, and what of it is valid."""
+        x, inside = self.look(raw, valid, limits)
+        z = self.embed(x)
+        return z, self.autoencoder(z), inside
 
     def look(self, raw: Tensor, valid: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the network sees, scaled and shrunk: (B, C, *S / shrink), and what is valid in it."""
@@ -189,7 +192,7 @@ class Standardise(nn.Module):
 
     def box(self, valid: Tensor) -> tuple[slice, ...]:
         """Return what places are relative to, of one image (1, *S)."""
-        return valid_box(torch.ones_like(valid) if self.on_canvas else valid)
+        return valid_box(np.ones(valid.shape[1:], bool) if self.on_canvas else valid[0].cpu().numpy())
 
     def local_activity(self, z_hat: Tensor) -> Tensor:
         """Return the smoothed gradient magnitude, mean over channels: ``(B, 1, *S)``."""
@@ -211,15 +214,6 @@ def shrunk(x: Tensor, valid: Tensor, factor: int) -> tuple[Tensor, Tensor]:
     share = pool(valid.to(x.dtype), factor)  # (B, 1, *S / factor)
     inside = share >= 0.5
     return torch.where(inside, pool(x * valid, factor) / share.clamp_min(0.5), 0.0), inside
-
-
-def valid_box(valid: Tensor) -> tuple[slice, ...]:
-    """Return the smallest box that holds all valid pixels of one image (1, *S); all of it where there is none."""
-    found = valid.nonzero()[:, 1:]  # (n, d)
-    if len(found) in (0, valid.numel()):
-        return tuple(slice(0, side) for side in valid.shape[1:])
-    low, high = found.amin(dim=0).tolist(), found.amax(dim=0).tolist()
-    return tuple(slice(start, last + 1) for start, last in zip(low, high, strict=True))
 
 
 def _on_grid_of(valid: Tensor, values: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from anomaly_ae.illumination import (
     image_gain,
     learned_gain,
     stretched_gain,
-    valid_box,
 )
+from anomaly_ae.prepare import valid_box
 from anomaly_ae.records import BoolArray, FloatArray
 
 SHAPE = (96, 128)

@@ -12,10 +12,10 @@ from torch import Tensor
 from anomaly_ae import residuals
 from anomaly_ae.config import Config, load_config
 from anomaly_ae.loading import ImageStore
-from anomaly_ae.prepare import Prepared
+from anomaly_ae.prepare import Prepared, valid_box
 from anomaly_ae.records import FloatArray
 from anomaly_ae.residuals import learn_residuals
-from anomaly_ae.scoring import N_CONTEXT_BINS, N_POSITIONS, AnomalyMapper, valid_box
+from anomaly_ae.scoring import N_CONTEXT_BINS, N_POSITIONS, AnomalyMapper
 from anomaly_ae.training import TrainingData
 
 CPU = torch.device("cpu")
@@ -134,7 +134,7 @@ def test_a_cell_knows_the_pixels_in_it_that_are_valid() -> None:
     valid[:, 64:] = False  # padding: cells divide what is left
     valid[:, :2, :2] = False  # the first cell of 2 x 2 px is empty
     valid[:, 0, 2] = False
-    n, first, second = residuals._sums_in_cells(smooth, valid, valid_box(valid))[:, 0]
+    n, first, second = residuals._sums_in_cells(smooth, valid, valid_box(valid[0].numpy()))[:, 0]
     assert n.shape == (N_POSITIONS, N_POSITIONS)
     assert (n[0, 0], n[0, 1], n[5, 7]) == (0.0, 0.75, 1.0)
     cell = smooth[0, :2, 2:4].double().flatten()[1:]

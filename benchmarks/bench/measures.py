@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -75,9 +74,7 @@ def _map_paths(folder: Path, samples: Sequence[Sample]) -> Iterator[Path]:
     """Yield the names under which a run has written its maps (docs/reference/results.md)."""
     taken: set[str] = set()
     for sample in samples:
-        stem = file_stem(sample)
-        if stem in taken:
-            stem += "_" + hashlib.sha256(sample.id.encode()).hexdigest()[:12]
+        stem = file_stem(sample, is_taken=file_stem(sample) in taken)
         taken.add(stem)
         yield folder / f"{stem}.tiff"
 
