@@ -1,0 +1,72 @@
+"""What the commands share: the program, its options, and how it talks to people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from anomaly_ae.detector import Detector
+    from anomaly_ae.listener import Listener
+
+EXIT_SOME_UNREADABLE = 3
+EXIT_ABORTED = 130
+
+app = typer.Typer(
+    help="Finds anomalies in images with an autoencoder that has seen normal images only.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+DataArgument = Annotated[Path, typer.Argument(help="Folder of images, or a manifest CSV.", show_default=False)]
+ModelArgument = Annotated[Path, typer.Argument(help="Model file that fit wrote (.safetensors).", show_default=False)]
+RunArgument = Annotated[Path, typer.Argument(help="Folder that score or evaluate wrote.", show_default=False)]
+RunOption = Annotated[Path, typer.Option("--out", help="Folder to write the results into.", show_default=False)]
+RateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--false-alarm-rate",
+        help="Share of normal images that may be flagged, e.g. 0.01 (default 1 %, or what can be promised).",
+    ),
+]
+ConfidenceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--confidence", help="Promise 'at most' that rate with this confidence, e.g. 0.95 (default: on average)."
+    ),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU if there is one), cpu, cuda, cuda:1.")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", help="CPU threads; take fewer where others compute, too (default: all cores).", min=1),
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what exists already.")]
+GroupOption = Annotated[
+    str | None,
+    typer.Option("--group-regex", help="Group = first bracketed part of this pattern in the path, e.g. '(lot\\d+)'."),
+]
+MembersOption = Annotated[
+    int | None, typer.Option("--members", help="K networks, in K times the time: docs/benchmarks.", min=1, max=16)
+]
+MapsOption = Annotated[bool, typer.Option("--maps", help="Also write the anomaly maps as 32-bit float TIFF.")]
+HeatmapsOption = Annotated[str, typer.Option("--heatmaps", help="Full-size pictures: none, anomalous, all.")]
+
+
+def load(model: Path, device: str, threads: int | None) -> Detector:
+    """Load a model onto a device; at most so many threads compute on the CPU."""
+    from anomaly_ae.detector import Detector
+    from anomaly_ae.loading import use_threads
+
+    use_threads(threads)
+    return Detector.load(model, device)
+
+
+def listener() -> Listener:
+    """Return a listener that prints lines, and shows progress: a bar on a terminal, a line now and then elsewhere."""
+    from anomaly_ae.progress import TerminalProgress
+
+    return TerminalProgress().listener()
