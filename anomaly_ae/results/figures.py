@@ -1,0 +1,121 @@
+"""The figures of labelled rows: what ``metrics.json`` says of images, units, defects and columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from anomaly_ae.calibration import Thresholds
+from anomaly_ae.metrics import average_precision, found_rate_band, rates_at_threshold, roc_auc
+from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, BoolArray, Metric
+from anomaly_ae.results.tables import BASELINES, Row
+from anomaly_ae.threshold import Threshold
+
+_NOT_MEASURED = Metric(None, 0, 0, reason="every unit is one image: its figures are those of images").as_json()
+_NO_UNITS = {"roc_auc": _NOT_MEASURED, "average_precision": _NOT_MEASURED, "baselines": {}, "at_threshold": []}
+
+
+def run_metrics(rows: Sequence[Row], units: Sequence[Row], thresholds: Thresholds, by: Sequence[str]) -> dict[str, Any]:
+    """Return the part of ``metrics.json`` that depends on scores and thresholds: image, unit, per_defect, by.
+
+    Parameters
+    ----------
+    by : sequence of str
+        Columns of the manifest to break the figures down by.
+    """
+    labelled = [row for row in rows if row["label"]]
+    limit = thresholds.image
+    decided_units = [unit for unit in units if unit["score"] is not None and unit["label"]]
+    several = any(unit["n_images"] > 1 for unit in units)
+    return {
+        "image": figures(labelled, limit),
+        "unit": figures(decided_units, thresholds.unit, "unit") if several else _NO_UNITS,
+        "per_defect": {name: figures(part, limit) for name, part in _per_defect(labelled)},
+        "by": {column: {value: figures(part, limit) for value, part in _by_value(labelled, column)} for column in by},
+    }
+
+
+def figures(rows: Sequence[Row], threshold: Threshold, noun: str = "image") -> dict[str, Any]:
+    """Return ranking figures and the rates at the calibrated threshold, as JSON values with intervals.
+
+    Baselines have ranking figures only: nobody calibrated a threshold for them.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        With "label", "score", "group" and "baselines".
+    noun : {"image", "unit"}
+        What one row stands for.
+    """
+    labels = np.array([row["label"] == ANOMALOUS_LABEL for row in rows], bool)
+    scores = np.array([row["score"] for row in rows], np.float64)
+    groups = groups_if_any(rows)
+    rates = rates_at_threshold(labels, scores, threshold.value, groups, unit=noun)
+    band, no_band = _false_alarm_band(threshold, int((~labels).sum()), groups is not None, noun)
+    return {
+        **_areas(labels, scores, groups, noun),
+        "baselines": {
+            name: _areas(labels, [row["baselines"][name] for row in rows], groups, noun) for name in BASELINES
+        },
+        "at_threshold": [
+            {
+                "threshold": threshold.value,
+                "rate_asked": threshold.rate,
+                "promise": threshold.promise,
+                **{name: metric.as_json() for name, metric in rates.items()},
+                "false_alarm_band": band,
+                "false_alarm_band_reason": no_band,
+            }
+        ],
+    }
+
+
+def _areas(labels: BoolArray, scores: npt.ArrayLike, groups: list[str] | None, noun: str) -> dict[str, Any]:
+    return {
+        "roc_auc": roc_auc(labels, scores, groups, unit=noun).as_json(),
+        "average_precision": average_precision(labels, scores, groups, unit=noun).as_json(),
+    }
+
+
+def groups_if_any(rows: Sequence[Row]) -> list[str] | None:
+    """Return the groups where at least two rows share one, else None: then images are taken as independent."""
+    groups = [str(row["group"]) for row in rows]
+    return groups if len(set(groups)) < len(groups) else None
+
+
+def _false_alarm_band(
+    threshold: Threshold, n_normal: int, has_groups: bool, noun: str
+) -> tuple[list[float] | None, str]:
+    """Return where the found rate would lie in 95 % of cases if the promise held, or None and why."""
+    if n_normal == 0:
+        return None, f"no normal {noun}s"
+    if has_groups or threshold.n_groups is not None:
+        return None, f"{noun}s come in groups: known for independent {noun}s only"
+    if threshold.rank is None:
+        return None, "the threshold was set by hand"
+    band = found_rate_band(threshold.n, Fraction(threshold.rate), n_normal, rank=threshold.rank)
+    return [float(end) for end in band], ""
+
+
+def _per_defect(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+    """Yield every defect type against all normal images."""
+    normals = [row for row in rows if row["label"] == NORMAL_LABEL]
+    for name in sorted({row["defect"] for row in rows if row["label"] == ANOMALOUS_LABEL and row["defect"]}):
+        yield name, normals + [r for r in rows if r["defect"] == name and r["label"] == ANOMALOUS_LABEL]
+
+
+def _by_value(rows: Sequence[Row], column: str) -> Iterator[tuple[str, list[Row]]]:
+    for value in sorted({row["extra"].get(column, "") for row in rows}):
+        yield value, [row for row in rows if row["extra"].get(column, "") == value]
+
+
+def baseline_figures(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the ROC-AUC of the trivial detectors on the same labelled images."""
+    labelled = [row for row in rows if row["label"]]
+    labels = np.array([row["label"] == ANOMALOUS_LABEL for row in labelled], bool)
+    groups = groups_if_any(labelled)
+    return {name: roc_auc(labels, [row["baselines"][name] for row in labelled], groups).as_json() for name in BASELINES}

@@ -1,0 +1,117 @@
+"""One row for every image and every unit: what was found, and what was decided about it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from anomaly_ae.calibration import CalibrationScores, Thresholds
+from anomaly_ae.records import ANOMALOUS_LABEL, Decision, Sample, Score
+from anomaly_ae.results.tables import BASELINES, FORMAT, Row
+from anomaly_ae.threshold import Threshold, decide, display_value, p_values
+
+N_REGIONS_IN_ROW = 50
+
+
+def score_row(sample: Sample, result: Score, pixel_threshold: float) -> dict[str, Any]:
+    """Return one line of ``scores.jsonl``; ``scores.csv`` has the same without the regions."""
+    return {
+        "format": FORMAT,
+        "id": result.id,
+        "path": result.path,
+        "frame": result.frame,
+        "label": sample.label,
+        "defect": sample.defect,
+        "unit": result.unit,
+        "group": result.group,
+        "time_utc": result.time_utc,
+        "decision": int(result.decision),
+        "score": result.score,
+        "threshold": result.threshold,
+        "display": result.display,
+        "p_value": result.p_value,
+        "pixel_threshold": pixel_threshold,
+        "n_regions": len(result.regions),
+        "largest_region_px": max((r.area_px for r in result.regions), default=0),
+        "milliseconds": round(result.milliseconds, 1),
+        "image_sha256": result.image_sha256,
+        "weights_sha256": result.weights_sha256,
+        "thresholds_sha256": result.thresholds_sha256,
+        "version": result.version,
+        "extra": dict(sample.extra),
+        "regions": [region.as_json() for region in result.regions[:N_REGIONS_IN_ROW]],
+    }
+
+
+def decide_rows(rows: Sequence[Row], scores: CalibrationScores, thresholds: Thresholds) -> list[dict[str, Any]]:
+    """Return the rows with decisions, display values and p-values for these thresholds.
+
+    Regions stay as they are, and so does ``pixel_threshold``, which says what they follow: only a map can tell more.
+    """
+    limit, median = thresholds.image, scores.median
+    values = np.array([row["score"] for row in rows], np.float64)
+    p = p_values(values, scores.image, scores.image_group)
+    return [
+        {
+            **row,
+            "decision": int(decide(row["score"], limit)),
+            "threshold": limit.value,
+            "display": display_value(row["score"], limit.value, median),
+            "p_value": float(p_value),
+            "thresholds_sha256": thresholds.sha256,
+        }
+        for row, p_value in zip(rows, p, strict=True)
+    ]
+
+
+def unit_rows(
+    rows: Sequence[Row], incomplete: Mapping[str, str], scores: CalibrationScores, thresholds: Thresholds
+) -> list[dict[str, Any]]:
+    """Decide every unit by the largest score of its images.
+
+    Parameters
+    ----------
+    incomplete : mapping of str to str
+        Units with an unreadable image, and their groups: these are not inspected, never normal.
+    """
+    images: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        images[row["unit"]].append(row)
+    return [
+        _unit_row(unit, images.get(unit, []), incomplete, scores, thresholds.unit)
+        for unit in sorted({*images, *incomplete})
+    ]
+
+
+def _unit_row(
+    unit: str, own: Sequence[Row], incomplete: Mapping[str, str], scores: CalibrationScores, limit: Threshold
+) -> dict[str, Any]:
+    labels = {row["label"] for row in own}
+    label = ANOMALOUS_LABEL if ANOMALOUS_LABEL in labels else (labels.pop() if len(labels) == 1 else "")
+    row = {
+        "format": FORMAT,
+        "unit": unit,
+        "group": own[0]["group"] if own else incomplete[unit],
+        "label": label,
+        "decision": int(Decision.NOT_INSPECTED),
+        "score": None,
+        "threshold": limit.value,
+        "display": None,
+        "p_value": None,
+        "n_images": len(own),
+        "baselines": None,
+    }
+    if unit in incomplete:
+        return row
+    value = max(image["score"] for image in own)
+    return {
+        **row,
+        "decision": int(decide(value, limit)),
+        "score": value,
+        "display": display_value(value, limit.value, float(np.median(scores.unit))),
+        "p_value": float(p_values([value], scores.unit, scores.unit_group)[0]),
+        "baselines": {name: max(image["baselines"][name] for image in own) for name in BASELINES},
+    }

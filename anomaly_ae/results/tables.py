@@ -1,0 +1,100 @@
+"""The files of a RUN: read and written whole, damaged ones refused. Formats: docs/reference/results.md."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from anomaly_ae.errors import DataError
+from anomaly_ae.files import write_text
+from anomaly_ae.records import Decision
+
+FORMAT = 1
+SCORE_COLUMNS = [
+    *("format", "id", "path", "frame", "label", "defect", "unit", "group", "time_utc", "decision", "score"),
+    *("threshold", "display", "p_value", "pixel_threshold", "n_regions", "largest_region_px", "milliseconds"),
+    *("image_sha256", "weights_sha256", "thresholds_sha256", "version"),
+]
+UNIT_COLUMNS = [
+    *("format", "unit", "group", "label", "decision", "score", "threshold", "display", "p_value", "n_images"),
+]
+FAILURE_COLUMNS = ["format", "id", "path", "frame", "reason", "unit", "group", "time_utc", "decision"]
+NOT_INSPECTED = str(int(Decision.NOT_INSPECTED))
+BASELINES = ("mean grey", "PCA residual")
+
+Row = Mapping[str, Any]
+"""One line of ``scores.jsonl``, or of ``units.csv``."""
+
+
+def write_tables(folder: Path, rows: Sequence[Row], units: Sequence[Row], failures: Iterable[Row]) -> None:
+    """Write ``scores.csv``, ``scores.jsonl``, ``units.csv`` and ``failures.csv``."""
+    columns = sorted({name for row in rows for name in row["extra"]} - {*SCORE_COLUMNS})
+    lines = ({**row, **{name: row["extra"].get(name, "") for name in columns}} for row in rows)
+    _write_csv(folder / "scores.csv", [*SCORE_COLUMNS, *columns], lines)
+    write_text(folder / "scores.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+    _write_csv(folder / "units.csv", UNIT_COLUMNS, units)
+    _write_csv(folder / "failures.csv", FAILURE_COLUMNS, failures)
+
+
+def write_json(path: Path, values: Row) -> None:
+    """Write a JSON file atomically; NaN is refused."""
+    write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a run."""
+    with reading(path):
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        file_format = values.get("format")
+    if file_format != FORMAT:
+        raise DataError(f"{path} has format {file_format}", f"this version reads format {FORMAT}", "score again")
+    return values
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read ``scores.jsonl``."""
+    with reading(path):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        _check_columns(rows, (*SCORE_COLUMNS, "extra"))
+    return rows
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Read a table with these columns, and perhaps more; every value is text."""
+    with reading(path), path.open(encoding="utf-8", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+        _check_columns(rows, columns)
+    return rows
+
+
+def _check_columns(rows: Iterable[Row], columns: Sequence[str]) -> None:
+    for row in rows:
+        for name in columns:
+            if row[name] is None:
+                raise KeyError(name)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged file causes into one clear error."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = (
+            f"{error} is missing" if isinstance(error, KeyError) else str(getattr(error, "strerror", None) or error)
+        )
+        raise DataError(f"cannot read {path}", reason, "give a folder that score or evaluate wrote") from error
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+    """Write a CSV atomically: one header line, floats with all their digits, missing values empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
