@@ -154,12 +154,18 @@ class ScoringConfig:
     )
     smooth_sd_px: float = _number(2.0, 0, 50, "Gaussian smoothing of the error map, at working scale")
     standardise: str = _choice(
-        "position", ("position", "context", "global"), "whose residuals a pixel is compared with, see scoring"
+        "position",
+        ("position", "column", "context", "global"),
+        "whose residuals a pixel is compared with: those at its place, in its column (line-scan cameras), in such "
+        "surroundings, or all",
     )
     pooling: str = _choice("max", ("max", "top_share", "quantile"), "how a map becomes one score")
     top_share: float = _number(0.001, 1e-6, 1, "share of the valid pixels that top_share averages")
     quantile: float = _number(0.999, 0.5, 1, "for pooling quantile")
     window_px: int = _number(1024, 128, 8192, "larger images are mapped window by window of this side")
+    coarse_weight: float = _number(
+        1.0, 0, 10, "weight of each look at a shrunk image; the one at full resolution has 1", before=1.0
+    )
     test_time_flips: bool = _switch(False, "the map is the mean over the image and its mirror images", before=False)
 
 

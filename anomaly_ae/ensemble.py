@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from anomaly_ae.config import Config
+from anomaly_ae.config import Config, ScoringConfig
 from anomaly_ae.modelfile import tensors_below
 from anomaly_ae.scoring import AnomalyMapper, map_in_windows
 
@@ -28,14 +28,15 @@ class Ensemble(nn.Module):
     ----------
     members : sequence of AnomalyMapper
         Of one configuration, with the same intensity limits; the first looks at the image as it is.
-    flips : bool
-        Average over the mirror images, too.
+    scoring : ScoringConfig
+        Whether to average over the mirror images, too, and what a coarse look weighs.
     """
 
-    def __init__(self, members: Sequence[AnomalyMapper], flips: bool = False) -> None:
+    def __init__(self, members: Sequence[AnomalyMapper], scoring: ScoringConfig = ScoringConfig()) -> None:
         super().__init__()
         self._members = nn.ModuleList(members)
-        self.flips = flips
+        self.flips = scoring.test_time_flips
+        self.coarse_weight = scoring.coarse_weight
 
     @property
     def members(self) -> list[AnomalyMapper]:
@@ -56,7 +57,7 @@ class Ensemble(nn.Module):
             member = AnomalyMapper(config, tensors_below(own, "embed."), shrink_of(config, number))
             member.load_state_dict(own)
             members.append(member)
-        return cls(members, config.scoring.test_time_flips)
+        return cls(members, config.scoring)
 
     @property
     def resolutions(self) -> list[str]:
@@ -69,6 +70,8 @@ class Ensemble(nn.Module):
         if len(self.members) > 1:
             looks = ", ".join(dict.fromkeys(self.resolutions))
             lines.append(f"members: {len(self.members)} such networks, whose maps are averaged; resolution: {looks}")
+        if "1" in self.resolutions and len(set(self.resolutions)) > 1 and self.coarse_weight != 1:
+            lines.append(f"a look at a shrunk image has {self.coarse_weight:g} of the weight of full resolution")
         if self.flips:
             lines.append("maps are averaged over the image and its mirror images")
         return lines
@@ -79,8 +82,14 @@ class Ensemble(nn.Module):
         One map after the other, so that the memory does not grow with their number.
         """
         mirrorings = _mirrorings(raw.ndim - 2) if self.flips else [()]
-        maps = (_map(member, raw, valid, limits, axes) for member in self.members for axes in mirrorings)
-        return reduce(torch.add, maps) / (len(self.members) * len(mirrorings))
+        weights = [1.0 if member.shrink == 1 else self.coarse_weight for member in self.members]
+        maps = (
+            weight * _map(member, raw, valid, limits, axes)
+            for member, weight in zip(self.members, weights, strict=True)
+            if weight
+            for axes in mirrorings
+        )
+        return reduce(torch.add, maps) / (sum(weights) * len(mirrorings))
 
     def reconstruct(self, raw: Tensor, valid: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scaled input and the mean of what its finest members take for normal, for people to see."""

@@ -297,7 +297,7 @@ def untrained(config: Config, survey: Survey, device: torch.device) -> Detector:
         for other in members[1:]:
             other.get_buffer(name).copy_(shared)
     baseline = fit_pca([small_grey(thumbnail, limits) for thumbnail in survey.thumbnails])
-    return Detector(Ensemble(members, config.scoring.test_time_flips), config, geometry, {}, device, baseline)
+    return Detector(Ensemble(members, config.scoring), config, geometry, {}, device, baseline)
 
 
 def _fresh_mapper(config: Config, trunk: Mapping[str, Tensor], number: int) -> AnomalyMapper:

@@ -54,7 +54,7 @@ def _keep_only(detector: Detector, n_finished: int, listener: Listener) -> None:
     listener.say(f"asked to stop: the model holds {n_kept} of {len(detector.ensemble.members)} networks")
     sections = {"training": {"members": n_kept // n_scales}, "model": {"n_scales": n_scales}}
     detector.config = with_values(detector.config, **sections)
-    detector.ensemble = Ensemble(detector.ensemble.members[:n_kept], detector.ensemble.flips)
+    detector.ensemble = Ensemble(detector.ensemble.members[:n_kept], detector.config.scoring)
 
 
 def _name(detector: Detector, number: int) -> str:

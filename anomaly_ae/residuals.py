@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from anomaly_ae.config import Config
 from anomaly_ae.loading import ImageStore
-from anomaly_ae.scoring import N_CONTEXT_BINS, N_POSITIONS, AnomalyMapper, map_in_windows
+from anomaly_ae.scoring import N_CONTEXT_BINS, AnomalyMapper, map_in_windows
 from anomaly_ae.training import TrainingData
 
 MIN_IMAGES = 60
@@ -50,7 +50,7 @@ def learn_residuals(
     _set_units(mapper, over(mapper.measures, "units of the error measures"))
     maps = over(mapper.errors, "residuals of normal images")
     match mapper.standardise.kind:
-        case "position":
+        case "position" | "column":
             _set_by_position(mapper, maps)
         case "context":
             _set_by_context(mapper, maps, np.random.default_rng(config.seed))
@@ -87,8 +87,9 @@ def _set_units(mapper: AnomalyMapper, maps: Iterator[tuple[Tensor, Tensor]]) -> 
 def _set_by_position(mapper: AnomalyMapper, maps: Iterator[tuple[Tensor, Tensor]]) -> None:
     """Mean and deviation in every cell of the box around the valid pixels, over the images."""
     total = torch.zeros((), dtype=torch.float64)
+    cells = mapper.standardise.get_buffer("mean").shape[2:]
     for errors, valid in maps:  # sums, so that the memory does not grow with the number of images
-        total = total + _sums_in_cells(errors[0], valid[0], mapper.standardise.box(valid[0]))
+        total = total + _sums_in_cells(errors[0], valid[0], mapper.standardise.box(valid[0]), cells)
     n, first, second = total  # three times (1, *cells)
     overall = total.flatten(1).sum(dim=1)
     is_seen = n > 0  # a cell that no image ever filled takes the numbers of all others
@@ -97,11 +98,11 @@ def _set_by_position(mapper: AnomalyMapper, maps: Iterator[tuple[Tensor, Tensor]
     _write(mapper, mean[None], (square - mean.square()).clamp_min(0).sqrt()[None])
 
 
-def _sums_in_cells(smooth: Tensor, valid: Tensor, box: tuple[slice, ...]) -> Tensor:
+def _sums_in_cells(smooth: Tensor, valid: Tensor, box: tuple[slice, ...], cells: tuple[int, ...]) -> Tensor:
     """Return per cell the share of valid pixels, and the sums of their errors and squared errors: (3, 1, *cells)."""
     weight, smooth = valid[:, *box].double(), smooth[:, *box].double()  # (1, *box)
     pool = functional.adaptive_avg_pool2d if smooth.ndim == 3 else functional.adaptive_avg_pool3d
-    return pool(torch.stack([weight, weight * smooth, weight * smooth.square()]), N_POSITIONS)
+    return pool(torch.stack([weight, weight * smooth, weight * smooth.square()]), cells)
 
 
 def _set_everywhere(mapper: AnomalyMapper, maps: Iterator[tuple[Tensor, Tensor]]) -> None:

@@ -28,6 +28,8 @@ from anomaly_ae.records import BoolArray, FloatArray, PixelArray
 N_CONTEXT_BINS = 12
 N_POSITIONS = 32
 """Cells along every side of the object in which normal errors are compared: about 8 px each at 256 px."""
+N_COLUMNS = 512
+"""Cells along the last axis where every column of the image is one of a line-scan camera's pixels."""
 
 MapFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(raw (B, C, *S), valid (B, 1, *S), limits (B, C, 2)) -> anomaly map (B, 1, *S)."""
@@ -158,6 +160,9 @@ class Standardise(nn.Module):
     *reconstruction* (its smoothed gradient): edges and texture are allowed larger errors than flat areas.
 
     Images that were aligned share one canvas: there a place is relative to all of it, wherever the image lies.
+
+    In images of a line-scan camera a column is one pixel of the sensor, with its own gain and dust: there the place is
+    the column alone (``kind="column"``).
     """
 
     def __init__(self, kind: str, n_dims: int, on_canvas: bool = False) -> None:
@@ -165,7 +170,12 @@ class Standardise(nn.Module):
         self.kind, self.n_dims, self.on_canvas = kind, n_dims, on_canvas
         self.window = GaussianSmoothing(2.0)
         self.reach_px = self.window.reach_px + 1  # of the local activity: the blur and the gradient
-        shapes = {"global": (1,), "position": (1, 1, *[N_POSITIONS] * n_dims), "context": (N_CONTEXT_BINS,)}
+        shapes = {
+            "global": (1,),
+            "position": (1, 1, *[N_POSITIONS] * n_dims),
+            "column": (1, 1, *[1] * (n_dims - 1), N_COLUMNS),
+            "context": (N_CONTEXT_BINS,),
+        }
         self.register_buffer("mean", torch.zeros(shapes[kind]))
         self.register_buffer("sd", torch.ones(shapes[kind]))
         self.register_buffer("activity", torch.arange(float(N_CONTEXT_BINS)))  # bin centres, increasing
@@ -173,7 +183,7 @@ class Standardise(nn.Module):
     def forward(self, errors: Tensor, valid: Tensor) -> Tensor:
         """Return the anomaly map ``(B, 1, *S)`` of whole images: ``errors`` as `AnomalyMapper.errors` gives them."""
         mean, sd = self.get_buffer("mean"), self.get_buffer("sd")
-        if self.kind == "position":
+        if self.kind in ("position", "column"):
             mean, sd = self._in_place(mean, valid), self._in_place(sd, valid)
         elif self.kind == "context":
             position = self._bin_position(errors[:, 1:])

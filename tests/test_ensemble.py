@@ -13,7 +13,7 @@ from command import done
 from torch import Generator, Tensor
 
 from anomaly_ae import training
-from anomaly_ae.config import Config, load_config, with_values
+from anomaly_ae.config import Config, ScoringConfig, load_config, with_values
 from anomaly_ae.detector import Detector
 from anomaly_ae.ensemble import Ensemble
 from anomaly_ae.errors import ConfigError, ModelFileError
@@ -27,6 +27,7 @@ from anomaly_ae.readers import image_from
 from anomaly_ae.scoring import AnomalyMapper
 
 N_STEPS = 4
+FLIPS = ScoringConfig(test_time_flips=True)
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +85,7 @@ def mapped(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
 # --- the mean of the maps ---
 
 
-@pytest.mark.parametrize("standardise", ["position", "context", "global"])
+@pytest.mark.parametrize("standardise", ["position", "column", "context", "global"])
 def test_the_map_is_the_mean_of_the_maps_of_the_members(standardise: str) -> None:
     members, arguments = mappers(3, standardise), image(64, 96)
     alone = [mapped(member, *arguments) for member in members]
@@ -92,7 +93,20 @@ def test_the_map_is_the_mean_of_the_maps_of_the_members(standardise: str) -> Non
     assert torch.allclose(mapped(Ensemble(members), *arguments), torch.stack(alone).mean(dim=0), atol=1e-5)
 
 
-@pytest.mark.parametrize("standardise", ["position", "context", "global"])
+@pytest.mark.parametrize("coarse_weight", [0.0, 0.25])
+def test_a_look_at_a_shrunk_image_has_its_own_weight(coarse_weight: float) -> None:
+    members, arguments = mappers(3), image(64, 96)
+    for member, shrink in zip(members, (1, 2, 4), strict=True):
+        member.shrink = shrink
+    fine, *coarse = (mapped(member, *arguments) for member in members)
+    expected = (fine + coarse_weight * sum(coarse)) / (1 + 2 * coarse_weight)
+    ensemble = Ensemble(members, ScoringConfig(coarse_weight=coarse_weight))
+    assert torch.allclose(mapped(ensemble, *arguments), expected, atol=1e-5)
+    assert f"{coarse_weight:g} of the weight" in " ".join(ensemble.describe())
+    assert "of the weight" not in " ".join(Ensemble(members).describe())
+
+
+@pytest.mark.parametrize("standardise", ["position", "column", "context", "global"])
 def test_one_member_alone_is_exactly_the_mapper(standardise: str) -> None:
     (mapper,) = mappers(1, standardise)
     ensemble, arguments = Ensemble([mapper]), image(64, 96)
@@ -118,8 +132,8 @@ def test_the_reconstruction_is_the_mean_of_those_of_the_members() -> None:
 @pytest.mark.parametrize("standardise", ["position", "context"])
 def test_in_windows_it_is_the_same_map(standardise: str, flips: bool) -> None:
     windowed, whole = (mappers(2, standardise, window_px=window_px) for window_px in (128, 1024))
-    arguments = image(300, 180)
-    tiled, expected = (mapped(Ensemble(members, flips), *arguments) for members in (windowed, whole))
+    arguments, scoring = image(300, 180), ScoringConfig(test_time_flips=flips)
+    tiled, expected = (mapped(Ensemble(members, scoring), *arguments) for members in (windowed, whole))
     assert windowed[0].window_px < 180
     scale = expected.abs().max() + 1 / windowed[0].standardise.get_buffer("sd").min()
     assert (tiled - expected).abs().max() < 1e-5 * scale
@@ -134,7 +148,7 @@ def test_the_map_is_the_mean_over_all_mirror_images_each_mirrored_back() -> None
     raw, valid, limits = image(64, 96)
     maps = [mapped(mapper, raw.flip(axes), valid.flip(axes), limits).flip(axes) for axes in ((), (2,), (3,), (2, 3))]
     assert (maps[0] - maps[3]).abs().max() > 0.1
-    found = mapped(Ensemble([mapper], flips=True), raw, valid, limits)
+    found = mapped(Ensemble([mapper], FLIPS), raw, valid, limits)
     assert torch.allclose(found, torch.stack(maps).mean(dim=0), atol=1e-4)
 
 
@@ -144,7 +158,7 @@ def test_mirrored_errors_are_compared_with_those_of_their_own_place() -> None:
     raw, valid, limits = image(64, 96)
     errors = [mapper.errors(raw.flip(axes), valid.flip(axes), limits).flip(axes) for axes in ((), (2,), (3,), (2, 3))]
     expected = torch.stack([mapper.standardise(error, valid) for error in errors]).mean(dim=0)
-    assert torch.allclose(Ensemble([mapper], flips=True)(raw, valid, limits), expected, atol=1e-4)
+    assert torch.allclose(Ensemble([mapper], FLIPS)(raw, valid, limits), expected, atol=1e-4)
     of_the_mirrored = mapper(raw.flip(3), valid.flip(3), limits).flip(3)
     assert (of_the_mirrored - mapper.standardise(errors[2], valid)).abs().max() > 0.1, "the place matters here"
 
@@ -160,7 +174,7 @@ def test_a_volume_has_eight_mirror_images() -> None:
     mapper = AnomalyMapper(config)
     mapper.errors = watched  # type: ignore[method-assign]
     raw = torch.rand(1, 1, 8, 4, 4)
-    Ensemble([mapper], flips=True)(raw, raw > -1, torch.tensor([[[0.0, 1.0]]]))
+    Ensemble([mapper], FLIPS)(raw, raw > -1, torch.tensor([[[0.0, 1.0]]]))
     assert len({x.numpy().tobytes() for x in seen}) == len(seen) == 8
 
 

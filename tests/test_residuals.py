@@ -15,7 +15,7 @@ from anomaly_ae.loading import ImageStore
 from anomaly_ae.prepare import Prepared, valid_box
 from anomaly_ae.records import FloatArray
 from anomaly_ae.residuals import learn_residuals
-from anomaly_ae.scoring import N_CONTEXT_BINS, N_POSITIONS, AnomalyMapper
+from anomaly_ae.scoring import N_COLUMNS, N_CONTEXT_BINS, N_POSITIONS, AnomalyMapper
 from anomaly_ae.training import TrainingData
 
 CPU = torch.device("cpu")
@@ -129,12 +129,24 @@ def test_by_position_means_mean_and_deviation_over_the_images(data: TrainingData
     torch.testing.assert_close(maps.mean(dim=0), torch.zeros(1, SIDE_PX, SIDE_PX), rtol=0, atol=1e-3)
 
 
+def test_by_column_means_mean_and_deviation_over_all_rows_of_the_images(data: TrainingData) -> None:
+    mapper, _ = learned(data, "scoring.standardise=column")
+    columns = smoothed_errors(mapper, data).double().movedim(-1, 0).flatten(1)  # (columns, pixels)
+    floor = residuals.SD_FLOOR * float(columns.std(dim=1, correction=0).square().mean().sqrt())
+    found = {name: mapper.standardise.get_buffer(name).double() for name in ("mean", "sd")}
+    assert found["mean"].shape == (1, 1, 1, N_COLUMNS)
+    each = N_COLUMNS // SIDE_PX  # a column of these small images fills several cells
+    torch.testing.assert_close(found["mean"][0, 0, 0, ::each], columns.mean(dim=1), rtol=1e-4, atol=1e-6)
+    expected_sd = columns.std(dim=1, correction=0).clamp_min(floor)
+    torch.testing.assert_close(found["sd"][0, 0, 0, ::each], expected_sd, rtol=1e-3, atol=1e-6)
+
+
 def test_a_cell_knows_the_pixels_in_it_that_are_valid() -> None:
     smooth, valid = torch.rand(1, 80, 64), torch.ones(1, 80, 64, dtype=torch.bool)
     valid[:, 64:] = False  # padding: cells divide what is left
     valid[:, :2, :2] = False  # the first cell of 2 x 2 px is empty
     valid[:, 0, 2] = False
-    n, first, second = residuals._sums_in_cells(smooth, valid, valid_box(valid[0].numpy()))[:, 0]
+    n, first, second = residuals._sums_in_cells(smooth, valid, valid_box(valid[0].numpy()), (N_POSITIONS,) * 2)[:, 0]
     assert n.shape == (N_POSITIONS, N_POSITIONS)
     assert (n[0, 0], n[0, 1], n[5, 7]) == (0.0, 0.75, 1.0)
     cell = smooth[0, :2, 2:4].double().flatten()[1:]
@@ -174,7 +186,7 @@ def test_validation_normals_first_training_images_only_to_fill_up(
     assert float(mapper.compare.get_buffer("unit")) == pytest.approx(float(expected), rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["context", "global", "position"])
+@pytest.mark.parametrize("kind", ["context", "global", "position", "column"])
 def test_what_lies_outside_the_valid_mask_does_not_count(kind: str) -> None:
     first, second = (
         learned(data_of(6, 4, outside), f"scoring.standardise={kind}")[0].state_dict() for outside in (0.0, 1e6)

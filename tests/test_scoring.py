@@ -26,6 +26,7 @@ from anomaly_ae.measures import (
 from anomaly_ae.prepare import Geometry, prepare, resample, to_image_grid
 from anomaly_ae.records import FloatArray, Image
 from anomaly_ae.scoring import (
+    N_COLUMNS,
     N_CONTEXT_BINS,
     N_POSITIONS,
     AnomalyMapper,
@@ -350,6 +351,14 @@ def test_positions_are_relative_to_the_size_of_the_image() -> None:
     found = [standardise(smooth, everywhere(smooth)) for smooth in (small, large)]
     shrunk = functional.interpolate(found[1], size=(64, 96), mode="bilinear", align_corners=False)
     assert float((found[0] - shrunk).abs().mean()) < 0.1 * float(found[0].std())
+
+
+@pytest.mark.parametrize("n_dims", [2, 3])
+def test_by_column_only_the_last_axis_counts(n_dims: int) -> None:
+    standardise = Standardise("column", n_dims)
+    mean = standardise.get_buffer("mean").copy_(rand(1, 1, *[1] * (n_dims - 1), N_COLUMNS))
+    smooth = torch.zeros(1, 1, *[7] * (n_dims - 1), N_COLUMNS)
+    assert torch.allclose(standardise(smooth, everywhere(smooth)), -mean.expand(smooth.shape), atol=1e-5)
 
 
 def test_positions_are_relative_to_the_box_of_the_valid_pixels() -> None:

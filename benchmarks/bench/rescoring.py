@@ -26,7 +26,7 @@ def rescored(fitted: Detector, config: Config, manifest: Manifest, listener: Lis
         That of the fit but for the section [scoring].
     """
     members = [_with_weights_of(member, config) for member in fitted.ensemble.members]
-    ensemble = Ensemble(members, config.scoring.test_time_flips)
+    ensemble = Ensemble(members, config.scoring)
     detector = Detector(ensemble, config, fitted.geometry, fitted.provenance, fitted.device, fitted.baseline)
     shares = config.split
     given = split_normals(manifest.samples, shares.validation_share, shares.calibration_share, config.seed)
