@@ -1,7 +1,11 @@
-"""What any detector has to beat: mean grey, and the residual of a principal component analysis of the same normals."""
+"""Plain numbers of an image: what any detector has to beat, and what shows that lamp, focus or position have changed.
+
+Mean grey and the residual of a principal component analysis of the same normals are the baselines.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +18,9 @@ SIDE_PX = 64
 N_COMPONENTS = 30
 FARTHEST = 1e6
 """Values so far outside the intensity limits say no more, and their squares would not be finite."""
+
+MAX_VALUES = 1_000_000
+"""Of larger images every n-th row is looked at."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +67,26 @@ def small_grey(pixels: PixelArray, limits: FloatArray) -> FloatArray:
     scaled = ((small - low) / (high - low)).clip(-FARTHEST, FARTHEST)  # (C, SIDE_PX, ...)
     grey: FloatArray = scaled.mean(axis=0).astype(np.float32).ravel()
     return grey
+
+
+def contrast_and_sharpness(pixels: PixelArray, limits: FloatArray) -> dict[str, float]:
+    """Return what lamp and lens do to an image besides its mean grey, at full resolution.
+
+    "contrast" is the standard deviation of the grey values in units of the intensity limits; "sharpness" the mean
+    absolute difference of neighbours in a row, divided by it (0 for an even image).
+
+    Parameters
+    ----------
+    pixels : array, (C, *spatial)
+    limits : array, (C, 2)
+    """
+    spread = [1] * (pixels.ndim - 1)
+    low, high = limits[:, 0].reshape(-1, *spread), limits[:, 1].reshape(-1, *spread)
+    rows = pixels[:, :: math.ceil(pixels.size / MAX_VALUES)].astype(np.float64)  # each row stays whole
+    scaled = np.nan_to_num((rows - low) / (high - low)).clip(-FARTHEST, FARTHEST)
+    contrast = float(scaled.std())
+    steps = float(np.abs(np.diff(scaled, axis=-1)).mean()) if scaled.shape[-1] > 1 else 0.0
+    return {"contrast": contrast, "sharpness": steps / contrast if contrast > 0 else 0.0}
 
 
 def _within_float32(pixels: PixelArray) -> PixelArray:

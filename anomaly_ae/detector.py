@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomaly_ae.baselines import PcaBaseline, small_grey
+from anomaly_ae.baselines import PcaBaseline, contrast_and_sharpness, small_grey
 from anomaly_ae.calibration import CalibrationScores, Thresholds
 from anomaly_ae.config import Config, config_to_dict, deciding_settings, model_file_config
 from anomaly_ae.device import choose_device
@@ -42,6 +42,8 @@ CALIBRATION_ARRAYS = tuple(f.name for f in fields(CalibrationScores))
 
 Source = Any
 """A path, numpy array, PIL image, pydicom dataset, `Image` or `Sample`."""
+
+Measured = tuple[float, float, dict[str, float]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -164,8 +166,11 @@ class Detector:
             except AnomalyAEError as error:
                 yield _failure(source, error), None
 
-    def measure_many(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, tuple[float, float] | AnomalyAEError]]:
-        """Yield image score and largest valid pixel of the map, without any threshold: what calibration needs."""
+    def measure_many(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Measured | AnomalyAEError]]:
+        """Yield image score, largest valid pixel of the map and plain numbers, without any threshold.
+
+        That is what calibration needs.
+        """
         for sample, image in in_order(samples, read_sample):
             if isinstance(image, AnomalyAEError):
                 yield sample, image
@@ -209,9 +214,14 @@ class Detector:
         return limits
 
     def baseline_scores(self, image: Image) -> dict[str, float]:
-        """Return what trivial detectors say: mean grey, and the PCA residual of the same training normals."""
-        grey = small_grey(image.pixels, self.mapper.get_buffer("limits").cpu().numpy())
-        return {"mean grey": float(grey.mean()), "PCA residual": self.baseline.score(grey)}
+        """Return plain numbers of an image.
+
+        What trivial detectors say, mean grey and the PCA residual of the same training normals; contrast and sharpness.
+        """
+        limits = self.mapper.get_buffer("limits").cpu().numpy()
+        grey = small_grey(image.pixels, limits)
+        trivial = {"mean grey": float(grey.mean()), "PCA residual": self.baseline.score(grey)}
+        return {**trivial, **contrast_and_sharpness(image.pixels, limits)}
 
     def in_unit_range(self, image: Image) -> FloatArray:
         """Return the image for display: float32 (C, *spatial) in [0, 1] between the intensity limits."""
@@ -339,10 +349,10 @@ class Detector:
             anomaly_map=anomaly_map,
         )
 
-    def _measure(self, image: Image) -> tuple[float, float]:
+    def _measure(self, image: Image) -> Measured:
         anomaly_map, value = self._map_and_score(image, self.prepare(image))
         inside = anomaly_map if image.valid is None else anomaly_map[image.valid]
-        return value, float(inside.max())
+        return value, float(inside.max()), self.baseline_scores(image)
 
     def _map_and_score(self, image: Image, prepared: Prepared) -> tuple[FloatArray, float]:
         try:

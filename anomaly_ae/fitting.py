@@ -153,6 +153,7 @@ def _set_thresholds(
 ) -> Detector:
     values: list[float] = []
     peaks: list[float] = []
+    plain: list[dict[str, float]] = []
     kept: list[Sample] = []
     for done, (sample, result) in enumerate(detector.measure_many(samples), start=1):
         listener.progress("calibrating", done, len(samples), "")
@@ -161,6 +162,7 @@ def _set_thresholds(
             continue
         values.append(result[0])
         peaks.append(result[1])
+        plain.append(result[2])
         kept.append(sample)
     if not kept:
         raise DataError("no normal image could be scored for calibration", "all were unreadable", "see the lines above")
@@ -168,6 +170,7 @@ def _set_thresholds(
     calibrated = detector.with_thresholds(scores, thresholds_from(scores, rate, confidence))
     for key, facts in _described({"calibration": kept}, forms).items():
         calibrated.provenance[key] = {**calibrated.provenance.get(key, {}), **facts}
+    calibrated.provenance["calibration_statistics"] = {name: [one[name] for one in plain] for name in plain[0]}
     return calibrated
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anomaly_ae.baselines import N_COMPONENTS, SIDE_PX, fit_pca, small_grey
+from anomaly_ae.baselines import N_COMPONENTS, SIDE_PX, contrast_and_sharpness, fit_pca, small_grey
 from anomaly_ae.prepare import resample
 from anomaly_ae.records import FloatArray
 
@@ -68,3 +68,37 @@ def test_thumbnail_of_a_volume() -> None:
     grey = small_grey(np.full((1, 4, 5, 6), 30.0), np.array([[10.0, 50.0]]))
     assert grey.shape == (SIDE_PX**3,)
     assert grey == pytest.approx(np.full(SIDE_PX**3, 0.5), abs=1e-6)
+
+
+def test_contrast_and_sharpness_by_their_definition() -> None:
+    rng = np.random.default_rng(5)
+    pixels = rng.integers(0, 4000, (2, 30, 20)).astype(np.uint16)
+    limits = np.array([[0.0, 4000.0], [1000.0, 3000.0]])
+    scaled = (pixels - limits[:, :1, None]) / (limits[:, 1:] - limits[:, :1])[..., None]
+    steps = np.mean([abs(float(row[i + 1]) - float(row[i])) for image in scaled for row in image for i in range(19)])
+    found = contrast_and_sharpness(pixels, limits)
+    assert found["contrast"] == pytest.approx(np.std(scaled))
+    assert found["sharpness"] == pytest.approx(steps / np.std(scaled))
+
+
+def test_blur_lowers_sharpness_and_light_does_not() -> None:
+    from scipy.ndimage import gaussian_filter
+
+    image = np.random.default_rng(6).normal(100, 10, (1, 40, 40))
+    limits = np.array([[0.0, 200.0]])
+    sharp = contrast_and_sharpness(image, limits)["sharpness"]
+    assert contrast_and_sharpness(gaussian_filter(image, (0, 1, 1)), limits)["sharpness"] < 0.7 * sharp
+    assert contrast_and_sharpness(0.5 * image, limits)["sharpness"] == pytest.approx(sharp)
+
+
+@pytest.mark.parametrize("pixels", [np.full((1, 4, 4), 7.0), np.full((1, 4, 4), np.nan), np.full((1, 4, 1), 1e300)])
+def test_numbers_of_images_without_any_structure_are_finite(pixels: np.ndarray) -> None:
+    found = contrast_and_sharpness(pixels, np.array([[0.0, 1.0]]))
+    assert found == {"contrast": 0.0, "sharpness": 0.0}
+
+
+def test_of_large_images_some_rows_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anomaly_ae.baselines.MAX_VALUES", 100)
+    pixels = np.zeros((1, 40, 20))
+    pixels[:, 1::8] = 1e3  # between the rows that are looked at: every eighth
+    assert contrast_and_sharpness(pixels, np.array([[0.0, 1.0]]))["contrast"] == 0

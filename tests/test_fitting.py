@@ -461,6 +461,15 @@ def test_calibration_scores_are_the_scores(smoke_detector: Detector, part_folder
     assert thresholds.pixel.value == thresholds.image.value
 
 
+def test_the_model_keeps_plain_numbers_of_its_calibration_images(smoke_detector: Detector, part_folder: Path) -> None:
+    samples = load_manifest(part_folder / "test" / "good").samples
+    expected = [smoke_detector.baseline_scores(read_sample(s)) for s in samples]
+    found = calibrate(smoke_detector, samples).provenance["calibration_statistics"]
+    assert found == {name: [one[name] for one in expected] for name in expected[0]}
+    n_calibration = smoke_detector.provenance["n_images"]["calibration"]
+    assert {len(v) for v in smoke_detector.provenance["calibration_statistics"].values()} == {n_calibration}
+
+
 def test_unreadable_calibration_images_are_named_and_not_counted(
     smoke_detector: Detector, part_folder: Path, tmp_path: Path
 ) -> None:
