@@ -10,24 +10,36 @@ something is missing.
 `intervals`   DeLong, Newcombe, Boyd, Clopper-Pearson, whole-group bootstrap, design effect
 `ranking`     `roc_auc` and `average_precision` of images or units
 `rates`       rates at a threshold, and the band in which a promised false-alarm rate is found
+`sorting`     PG and PB, and the false-alarm rate at 95 % sensitivity
+`prevalence`  what the rates at a threshold mean at a given share of defective parts
 `pixels`      ROC-AUC, average precision and AU-PRO over all pixels of a test set
+`overlap`     AUPIMO, Dice and IoU per image
 ============  =========================================================================================
 """
 
 from anomaly_ae.metrics.curves import mann_whitney_separation, precision_recall_curve, roc_curve
+from anomaly_ae.metrics.overlap import ImageOverlap, Overlaps, image_overlaps, mean_metric
 from anomaly_ae.metrics.pixels import PixelMap, pixel_metrics
+from anomaly_ae.metrics.prevalence import at_defect_rate
 from anomaly_ae.metrics.ranking import average_precision, roc_auc
 from anomaly_ae.metrics.rates import found_rate_band, rate, rates_at_threshold
+from anomaly_ae.metrics.sorting import sorting_figures
 
 __all__ = [
+    "ImageOverlap",
+    "Overlaps",
     "PixelMap",
+    "at_defect_rate",
     "average_precision",
     "found_rate_band",
+    "image_overlaps",
     "mann_whitney_separation",
+    "mean_metric",
     "pixel_metrics",
     "precision_recall_curve",
     "rate",
     "rates_at_threshold",
     "roc_auc",
     "roc_curve",
+    "sorting_figures",
 ]

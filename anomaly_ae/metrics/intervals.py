@@ -15,6 +15,12 @@ from anomaly_ae.metrics.checks import BoolVector, FloatVector, IntVector, Labell
 from anomaly_ae.metrics.curves import ScoreCounts
 from anomaly_ae.records import Interval
 
+# With fewer than this in either class, an interval estimated from the data alone is too narrow: at 10
+# anomalous against 500 normal and a true area of 0.97, DeLong's 95 % interval holds it in 80 % of simulated
+# sets, and the bootstrap of 10 and 100 groups in 84 %. Widened to the interval from value and counts: 98 and
+# 99 %.
+N_FEW = 30
+
 
 def delong_interval(data: LabelledScores, confidence: float, unit: str) -> Interval | None:
     """Interval of the ROC-AUC from DeLong's variance, on the logit scale.
@@ -138,9 +144,9 @@ def effective_sample_size(hits: BoolVector, groups: IntVector, confidence: float
 
 
 def group_bootstrap(
-    data: LabelledScores, groups: IntVector, area: Callable[[ScoreCounts], float], n_draws: int, seed: int
+    data: LabelledScores, groups: IntVector, area: Callable[[ScoreCounts], float | FloatVector], n_draws: int, seed: int
 ) -> FloatVector:
-    """Return the areas of `n_draws` test sets made of whole groups, drawn with replacement.
+    """Return the areas (or several figures each) of `n_draws` test sets made of whole groups, drawn with replacement.
 
     Draws in which a class is missing are dropped: fewer values than `n_draws` come back.
     """
@@ -165,13 +171,21 @@ def percentile_interval(areas: FloatVector, n_draws: int, confidence: float, uni
     low, high = np.quantile(areas, [(1 - confidence) / 2, (1 + confidence) / 2])
     n_dropped = n_draws - len(areas)
     note = f", {n_dropped} draws with one class only dropped" if n_dropped else ""
-    return Interval(float(low), float(high), f"bootstrap of whole groups, {n_draws} draws{note}", unit)
+    of = "whole groups" if unit == "group" else f"{unit}s"
+    return Interval(float(low), float(high), f"bootstrap of {of}, {n_draws} draws{note}", unit)
 
 
 def hull(first: Interval, second: Interval) -> Interval:
     """Return the smallest interval that holds both."""
     method = f"{first.method}, widened to {second.method}"
     return Interval(min(first.low, second.low), max(first.high, second.high), method, first.unit)
+
+
+def widened(estimated: Interval | None, few: Interval, n_smaller_class: int) -> Interval:
+    """Choose: the estimated interval; with few images or groups the hull of both; or the closed form."""
+    if estimated is None:
+        return few
+    return hull(estimated, few) if n_smaller_class < N_FEW else estimated
 
 
 def z_quantile(confidence: float) -> float:
