@@ -94,6 +94,14 @@ class ModelConfig:
         3, 1, MAX_SCALES, "resolutions looked at, each half of the one before and with a network of its own", before=1
     )
     latent_channels: int = _number(16, 1, 1024, "latent size per position (bottleneck only)")
+    head_width: int = _number(
+        0,
+        0,
+        256,
+        "channels of the finest level of a second network, which learns to tell damage from the image and its repair "
+        "(DRAEM); 0: none",
+        before=0,
+    )
     embed: str = field(
         default="", metadata={"help": "file of a frozen ResNet whose features take the place of pixels", "before": ""}
     )
@@ -149,6 +157,7 @@ class ScoringConfig:
     l2: float = _number(0.0, 0, 100, "weight of the squared error")
     ssim: float = _number(0.5, 0, 100, "weight of 1 - SSIM")
     gms: float = _number(0.0, 0, 100, "weight of the multi-scale gradient-magnitude similarity")
+    head: float = _number(0.0, 0, 100, "weight of the probability of damage (model.head_width)", before=0.0)
     background_sd_px: float = _number(
         0.0, 0, 200, "what is smoother than this in the residual counts as lighting; 0 keeps it"
     )
@@ -345,9 +354,15 @@ def _check_combinations(config: Config) -> None:
     if geometry.align != "off" and config.model.spatial_dims != 2:
         raise ConfigError(f"geometry.align = {geometry.align}", "volumes cannot be aligned", "set geometry.align=off")
     for name, section in (("training", config.training), ("scoring", config.scoring)):
-        weights = [getattr(section, key) for key in ("l1", "l2", "ssim", "gms") if hasattr(section, key)]
+        weights = [getattr(section, key) for key in ("l1", "l2", "ssim", "gms", "head") if hasattr(section, key)]
         if not any(weights):
             raise ConfigError(f"all error weights of {name} are 0", "nothing would be measured", "set one, e.g. l1 = 1")
+    if config.scoring.head and not config.model.head_width:
+        fix = "set model.head_width, e.g. 24, or scoring.head=0"
+        raise ConfigError(f"scoring.head = {config.scoring.head:g} without model.head_width", "there is no head", fix)
+    if config.model.head_width and not config.training.repair:
+        fix = "set training.repair=true, or model.head_width=0"
+        raise ConfigError("model.head_width without training.repair", "the head learns from damage", fix)
     if config.scoring.test_time_flips and not config.training.flip:
         raise ConfigError(
             "scoring.test_time_flips without training.flip",

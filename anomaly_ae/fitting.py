@@ -331,7 +331,7 @@ def _provenance(
         "stopped": "; ".join(dict.fromkeys(member.stopped for member in finished if member.stopped)),
         "validation_loss": sum(member.best_loss for member in finished) / len(finished),
         "history": [{"member": i, **entry} for i, member in enumerate(finished, start=1) for entry in member.history],
-        "n_parameters": sum(p.numel() for m in detector.ensemble.members for p in m.autoencoder.parameters()),
+        "n_parameters": sum(p.numel() for p in detector.ensemble.parameters()),
         "working_scale": detector.geometry.describe(_typical_shape(survey.shapes)),
     }
 

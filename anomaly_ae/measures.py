@@ -9,20 +9,30 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anomaly_ae.config import ScoringConfig
+from anomaly_ae.model import DamageHead
 
-MEASURES = ("l1", "l2", "ssim", "gms")
+MEASURES = ("l1", "l2", "ssim", "gms", "head")
 
 
 class ErrorMeasures(nn.Module):
-    """Weighted sum of error measures, each in units of its mean on normal images (buffer ``unit``)."""
+    """Weighted sum of error measures, each in units of its mean on normal images (buffer ``unit``).
 
-    def __init__(self, config: ScoringConfig) -> None:
+    Parameters
+    ----------
+    head : module or None
+        What tells damage from an image and its repair, for the measure "head".
+    """
+
+    def __init__(self, config: ScoringConfig, head: DamageHead | None = None) -> None:
         super().__init__()
+        self.head = head
         self.weights = {name: getattr(config, name) for name in MEASURES if getattr(config, name) > 0}
         self.window = GaussianSmoothing(1.5)
         self.background = GaussianSmoothing(config.background_sd_px)
         # SSIM; or gradients on the coarsest of three scales; or the background of the residual
         self.reach_px = max(2 * self.window.reach_px + 8, self.background.reach_px)
+        if head and config.head:
+            self.reach_px = max(self.reach_px, head.reach_px)
         self.register_buffer("unit", torch.ones(len(self.weights)))
 
     def forward(self, z: Tensor, z_hat: Tensor, valid: Tensor) -> Tensor:
@@ -43,8 +53,12 @@ class ErrorMeasures(nn.Module):
                 error = self.residual(z, z_hat, valid).square()
             case "ssim":
                 error = (1 - structural_similarity(z, z_hat, self.window)) / 2
-            case _:
+            case "gms":
                 error = gradient_dissimilarity(z, z_hat)
+            case "head" if self.head is not None:
+                error = torch.sigmoid(self.head(z, z_hat))
+            case _:
+                raise AssertionError(name)  # config.py has checked it
         return error.mean(dim=1, keepdim=True)
 
     def residual(self, z: Tensor, z_hat: Tensor, valid: Tensor) -> Tensor:

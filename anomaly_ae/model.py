@@ -93,30 +93,26 @@ class ConvBlock(nn.Sequential):
         )
 
 
-class RepairUNet(nn.Module):
-    """U-Net that predicts what to take away from a damaged image.
+class UNet(nn.Module):
+    """U-Net on blocks of pixels: ``(B, n_in, *spatial) -> (B, n_out, *spatial)``; before training the answer is 0."""
 
-    The last convolution starts at zero: before training the reconstruction *is* the input, and training
-    only teaches which structures to remove (the identity-anchored view of arXiv 2511.07233).
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, n_in: int, n_out: int, width: int) -> None:
         super().__init__()
         dims, self.block = config.spatial_dims, config.unshuffle
-        n_stem = config.n_channels * config.unshuffle**dims
-        widths = _level_widths(config)
+        n_stem = n_in * config.unshuffle**dims
+        widths = _level_widths(width, config.depth)
         conv = CONV[dims]
         self.encoders = nn.ModuleList(
             ConvBlock(dims, n_in, n_out) for n_in, n_out in zip([n_stem, *widths], widths, strict=False)
         )
         self.downs = nn.ModuleList(conv(n, n, 3, stride=2, padding=1) for n in widths[:-1])
         self.decoders = nn.ModuleList(ConvBlock(dims, n_low + n_skip, n_skip) for n_skip, n_low in pairwise(widths))
-        self.head = conv(widths[0], n_stem, 3, padding=1)
+        self.head = conv(widths[0], n_out * config.unshuffle**dims, 3, padding=1)
         nn.init.zeros_(self.head.weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the repaired image; ``(B, C, *spatial)`` in and out."""
+        """Return ``(B, n_out, *spatial)``."""
         features = space_to_depth(x, self.block)  # (B, C * block^d, *S / block)
         skips = []
         for encode, down in zip(self.encoders, [*self.downs, nn.Identity()], strict=True):
@@ -127,7 +123,34 @@ class RepairUNet(nn.Module):
         for decode, skip in zip(reversed(self.decoders), reversed(skips), strict=True):
             features = functional.interpolate(features, scale_factor=2.0, mode="nearest")
             features = decode(torch.cat([features, skip], dim=1))
-        return x - depth_to_space(self.head(features), self.block)
+        return depth_to_space(self.head(features), self.block)
+
+
+class RepairUNet(UNet):
+    """U-Net that predicts what to take away from a damaged image.
+
+    The last convolution starts at zero: before training the reconstruction *is* the input, and training
+    only teaches which structures to remove (the identity-anchored view of arXiv 2511.07233).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, config.n_channels, config.n_channels, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the repaired image; ``(B, C, *spatial)`` in and out."""
+        return x - super().forward(x)
+
+
+class DamageHead(UNet):
+    """Tells damage from what an image and its repair look like (DRAEM, Zavrtanik et al., ICCV 2021)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, 2 * config.n_channels, 1, config.head_width)
+        self.reach_px = context_px(config)
+
+    def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:  # type: ignore[override]
+        """Return the log-odds of damage: two times ``(B, C, *spatial)`` in, ``(B, 1, *spatial)`` out."""
+        return super().forward(torch.cat([x, x_hat], dim=1))
 
 
 class BottleneckAutoencoder(nn.Module):
@@ -137,7 +160,7 @@ class BottleneckAutoencoder(nn.Module):
         super().__init__()
         dims, self.block = config.spatial_dims, config.unshuffle
         n_stem = config.n_channels * config.unshuffle**dims
-        widths = _level_widths(config)
+        widths = _level_widths(config.width, config.depth)
         conv = CONV[dims]
         encoder: list[nn.Module] = [ConvBlock(dims, n_stem, widths[0])]
         for n_in, n_out in pairwise(widths):
@@ -157,6 +180,6 @@ class BottleneckAutoencoder(nn.Module):
         return reconstruction
 
 
-def _level_widths(config: ModelConfig) -> list[int]:
+def _level_widths(width: int, depth: int) -> list[int]:
     """Return the channels of every level, finest first: doubled with each halving, up to four times the width."""
-    return [min(config.width * 2**level, 4 * config.width) for level in range(config.depth + 1)]
+    return [min(width * 2**level, 4 * width) for level in range(depth + 1)]

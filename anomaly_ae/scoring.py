@@ -21,7 +21,7 @@ from anomaly_ae.config import Config, IntensityConfig, ModelConfig, ScoringConfi
 from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.illumination import N_CELLS
 from anomaly_ae.measures import ErrorMeasures, GaussianSmoothing, gradient_magnitude
-from anomaly_ae.model import build_autoencoder, context_px, size_multiple
+from anomaly_ae.model import DamageHead, build_autoencoder, context_px, size_multiple
 from anomaly_ae.prepare import valid_box
 from anomaly_ae.records import BoolArray, FloatArray, PixelArray
 
@@ -59,7 +59,7 @@ class AnomalyMapper(nn.Module):
             self.embed = Backbone(backbone, config.model.n_channels, config.seed)
             network = replace(config.model, n_channels=self.embed.n_features, unshuffle=1)
         self.autoencoder = build_autoencoder(network)
-        self.compare = ErrorMeasures(config.scoring)
+        self.compare = ErrorMeasures(config.scoring, DamageHead(network) if network.head_width else None)
         self.smooth = GaussianSmoothing(config.scoring.smooth_sd_px)
         self.standardise = Standardise(config.scoring.standardise, n_dims, config.geometry.align != "off")
         self.register_buffer("limits", torch.zeros(config.model.n_channels, 2, dtype=torch.float64))

@@ -21,6 +21,7 @@ from anomaly_ae.config import Config, TrainingConfig
 from anomaly_ae.corruption import corrupt
 from anomaly_ae.errors import ConfigError, ModelFileError
 from anomaly_ae.loading import ImageStore
+from anomaly_ae.model import DamageHead
 from anomaly_ae.modelfile import read_tensors, tensors_below, write_tensors
 from anomaly_ae.scoring import AnomalyMapper, channels_last, to_device
 
@@ -32,6 +33,8 @@ VALIDATION_STEP = 2**31
 Not larger: torch's generator on the CPU takes the lower 32 bits of a seed, and for a higher power of 2 these would be
 the ones of step 0.
 """
+VISIBLE = 0.1
+"""Opacity from which on a head is to call a pixel damaged."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,7 +130,8 @@ class _Loop:
 
     def __init__(self, mapper: AnomalyMapper, data: TrainingData, config: Config, device: torch.device) -> None:
         self.mapper, self.data, self.config, self.device = mapper, data, config, device
-        self.network = to_device(mapper.autoencoder, device, config.model.spatial_dims)
+        trainee = Trainee(mapper.autoencoder, mapper.compare.head)
+        self.network = to_device(trainee, device, config.model.spatial_dims)
         self.mean = copy.deepcopy(self.network).eval()
         self.best = copy.deepcopy(self.mean.state_dict())
         training = config.training
@@ -149,10 +153,11 @@ class _Loop:
         x, valid = self._batch(self.data.train, number, training.batch_size)
         damaged, target, damage = self._damage(x, number)
         self.network.train()
-        loss = self._loss(self.network, *self._embedded(damaged, target, self._weight(valid, damage)))
+        loss = self._loss(self.network, *self._embedded(damaged, target, self._weight(valid, damage)), damage)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        for part in self.network.children():
+            nn.utils.clip_grad_norm_(part.parameters(), 1.0)
         self.optimiser.step()
         self._update_mean(min(training.ema_decay, (1 + number) / (10 + number)))
         return float(loss.detach())
@@ -160,9 +165,8 @@ class _Loop:
     @torch.no_grad()
     def validate(self, progress: Progress, loss: float) -> None:
         """Measure the repair of the fixed validation crops; remember the best weights; count failures to improve."""
-        damaged, target, weight = self.validation_batch
         size = self.config.training.batch_size
-        parts = zip(*(torch.split(t, size) for t in (damaged, target, weight)), strict=True)
+        parts = zip(*(torch.split(t, size) for t in self.validation_batch), strict=True)
         chunks = [self._loss(self.mean, *part) for part in parts]
         validation_loss = float(torch.stack(chunks).mean())
         progress.history.append({"step": progress.step, "loss": loss, "validation_loss": validation_loss})
@@ -244,10 +248,10 @@ class _Loop:
         damaged, target, mask = corrupt(x, self.config.corruption, generator)
         return damaged, target, mask
 
-    def _validation_batch(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _validation_batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x, valid = self._batch(self.data.validation, VALIDATION_STEP, N_VALIDATION_CROPS)
         damaged, target, damage = self._damage(x, VALIDATION_STEP)
-        return self._embedded(damaged, target, self._weight(valid, damage))
+        return *self._embedded(damaged, target, self._weight(valid, damage)), damage
 
     def _embedded(self, damaged: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Bring what was damaged as an image to the space that the network works in, and the weights to its grid."""
@@ -256,10 +260,11 @@ class _Loop:
             weight = functional.avg_pool2d(weight, STRIDE)
         return embed(damaged), embed(target), weight
 
-    def _loss(self, network: nn.Module, damaged: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    def _loss(self, network: nn.Module, damaged: Tensor, target: Tensor, weight: Tensor, damage: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            x_hat = network(damaged)
-        return self.losses(x_hat.float(), target, weight)
+            x_hat, log_odds = network(damaged)
+        loss = self.losses(x_hat.float(), target, weight)
+        return loss if log_odds is None else loss + focal_loss(log_odds.float(), damage, weight)
 
     @torch.no_grad()
     def _update_mean(self, decay: float) -> None:
@@ -268,6 +273,32 @@ class _Loop:
         # Statistics of the activations are no weights: a mean of old ones would fit no network.
         for kept, latest in zip(self.mean.buffers(), self.network.buffers(), strict=True):
             kept.copy_(latest)
+
+
+class Trainee(nn.Module):
+    """What learns: the autoencoder and, where there is one, the head that looks at its work without changing it."""
+
+    def __init__(self, autoencoder: nn.Module, head: DamageHead | None) -> None:
+        super().__init__()
+        self.autoencoder, self.head = autoencoder, head
+
+    def forward(self, damaged: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the repaired image, and the log-odds of damage where there is a head."""
+        x_hat = self.autoencoder(damaged)
+        return x_hat, None if self.head is None else self.head(damaged, x_hat.detach())
+
+
+def focal_loss(log_odds: Tensor, damage: Tensor, weight: Tensor) -> Tensor:
+    """Return the weighted mean of the focal loss with an exponent of 2 (Lin et al., ICCV 2017, eq. 4): a scalar.
+
+    Parameters
+    ----------
+    damage : tensor, (B, 1, *S)
+        Opacity of the damage; what is hardly visible (under `VISIBLE`) is none.
+    """
+    is_damaged = (damage > VISIBLE).to(log_odds.dtype)
+    error = functional.binary_cross_entropy_with_logits(log_odds, is_damaged, reduction="none")  # -log p of the truth
+    return (weight * (1 - torch.exp(-error)).square() * error).mean()
 
 
 class _Losses:

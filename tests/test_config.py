@@ -189,6 +189,8 @@ def test_range_is_closed_and_enforced(section: str, key: str, limits: tuple[floa
     base = {"geometry": {"min_side_px": 16, "max_side_px": 8192}, "split": {"validation_share": 0.05}}
     if section == "training" and key == "l2":
         base["training"] = {"l1": 1.0}  # one loss at least has a weight
+    if key == "head":
+        base["model"] = {"head_width": 8}
     for limit, outside in zip(limits, (-1, 1), strict=True):
         values = {name: dict(keys) for name, keys in base.items()}
         values.setdefault(section, {})[key] = kind(limit)

@@ -41,6 +41,8 @@ from anomaly_ae.scoring import (
 
 HEADROOM = Config().intensity.headroom
 
+WITHOUT_HEAD = tuple(name for name in MEASURES if name != "head")
+
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=Generator().manual_seed(seed))
@@ -49,7 +51,8 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
 def small_config(**sections: dict[str, Any]) -> Config:
     """All error measures, and a network that takes milliseconds."""
     weights = dict.fromkeys(MEASURES, 0.5)
-    values = {"model": {"width": 4, "depth": 1, "latent_channels": 3}, "scoring": {"standardise": "context", **weights}}
+    model = {"width": 4, "depth": 1, "latent_channels": 3, "head_width": 4}
+    values = {"model": model, "scoring": {"standardise": "context", **weights}}
     for section, keys in sections.items():
         values[section] = {**values.get(section, {}), **keys}
     return with_values(Config(), **values)
@@ -59,7 +62,8 @@ def random_mapper(config: Config) -> AnomalyMapper:
     """A mapper in evaluation mode with random numbers wherever there is something to learn."""
     mapper = AnomalyMapper(config).eval()
     generator = Generator().manual_seed(2)
-    for name, values in mapper.autoencoder.state_dict().items():
+    head = mapper.compare.head
+    for name, values in [*mapper.autoencoder.state_dict().items(), *(head.state_dict().items() if head else [])]:
         if values.is_floating_point():
             noise = torch.rand(values.shape, generator=generator)
             values.copy_(noise + 0.5 if name.endswith("running_var") else (noise - 0.5) * 0.4)
@@ -187,10 +191,10 @@ def test_ssim_is_the_papers(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("n_channels", [1, 3])
 @pytest.mark.parametrize("shape", [(24, 32), (12, 8, 16)])
 def test_every_measure_is_zero_on_equal_images_and_positive_elsewhere(n_channels: int, shape: tuple[int, ...]) -> None:
-    compare = ErrorMeasures(replace(ScoringConfig(), **dict.fromkeys(MEASURES, 1.0)))
+    compare = ErrorMeasures(replace(ScoringConfig(), **dict.fromkeys(WITHOUT_HEAD, 1.0)))
     x, y = rand(2, n_channels, *shape), rand(2, n_channels, *shape, seed=1)
     valid = torch.ones(2, 1, *shape, dtype=torch.bool)
-    for name in MEASURES:
+    for name in WITHOUT_HEAD:
         same, other = compare.measure(name, x, x, valid), compare.measure(name, x, y, valid)
         assert same.shape == (2, 1, *shape)
         assert same.abs().max() < 1e-5
@@ -246,7 +250,7 @@ def test_measures_add_up_in_their_units() -> None:
     compare.get_buffer("unit").copy_(torch.tensor([0.1, 0.2, 0.4]))
     x, y = rand(1, 2, 16, 16), rand(1, 2, 16, 16, seed=1)
     valid = torch.ones(1, 1, 16, 16, dtype=torch.bool)
-    l1, l2, ssim, gms = (compare.measure(name, x, y, valid) for name in MEASURES)
+    l1, l2, ssim, gms = (compare.measure(name, x, y, valid) for name in WITHOUT_HEAD)
     assert torch.allclose(compare(x, y, valid), 5 * l1 + 10 * ssim + 0.625 * gms, atol=1e-5)
     assert torch.allclose(l1[0, 0], (x - y).abs().mean(dim=1)[0])
     assert torch.allclose(l2[0, 0], (x - y).square().mean(dim=1)[0])
@@ -353,6 +357,20 @@ def test_positions_are_relative_to_the_size_of_the_image() -> None:
     assert float((found[0] - shrunk).abs().mean()) < 0.1 * float(found[0].std())
 
 
+def test_the_head_is_one_more_measure_of_image_and_repair() -> None:
+    config = small_config(scoring={"l2": 0.0, "ssim": 0.0, "gms": 0.0, "head": 2.0})
+    mapper, (z, z_hat) = random_mapper(config), rand(2, 1, 1, 32, 32)
+    head = mapper.compare.head
+    assert head is not None
+    with torch.inference_mode():
+        found = mapper.compare(z, z_hat, everywhere(z))
+        probability = torch.sigmoid(head(z, z_hat))
+    assert float(probability.std()) > 0.01
+    l1, of_head = mapper.compare.get_buffer("unit")
+    expected = 0.5 / l1 * (z - z_hat).abs() + 2 / of_head * probability
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("n_dims", [2, 3])
 def test_by_column_only_the_last_axis_counts(n_dims: int) -> None:
     standardise = Standardise("column", n_dims)
@@ -430,7 +448,7 @@ def test_nobody_else_in_the_batch_matters() -> None:
 
 
 def test_untrained_unet_finds_nothing() -> None:
-    mapper = AnomalyMapper(small_config()).eval()
+    mapper = AnomalyMapper(small_config(scoring={"head": 0.0})).eval()
     raw = rand(1, 1, 32, 32)
     with torch.inference_mode():
         assert mapper(raw, everywhere(raw), limits_for(raw)).abs().max() < 1e-4
@@ -454,7 +472,9 @@ def map_and_score(mapper: AnomalyMapper, image: Image, multiple: int) -> tuple[F
 
 def test_score_does_not_depend_on_padding() -> None:
     """Padding is zero for the network whatever `prepare` fills in; the measures never count it."""
-    mapper = random_mapper(small_config(scoring={"l2": 0.0, "ssim": 0.0, "gms": 0.0, "standardise": "global"}))
+    mapper = random_mapper(
+        small_config(scoring={"l2": 0.0, "ssim": 0.0, "gms": 0.0, "head": 0.0, "standardise": "global"})
+    )
     mapper.autoencoder = Pointwise()
     for name in ("mean", "sd"):
         mapper.standardise.get_buffer(name).fill_(0.1)
@@ -466,7 +486,7 @@ def test_score_does_not_depend_on_padding() -> None:
 
 
 def test_amount_of_padding_does_not_matter_to_gradients() -> None:
-    mapper = random_mapper(small_config(scoring={"l2": 0.0, "ssim": 0.0, "standardise": "global"}))
+    mapper = random_mapper(small_config(scoring={"l2": 0.0, "ssim": 0.0, "head": 0.0, "standardise": "global"}))
     mapper.autoencoder = Pointwise()
     for name in ("mean", "sd"):
         mapper.standardise.get_buffer(name).fill_(0.1)

@@ -31,6 +31,7 @@ from anomaly_ae.training import Progress, TrainingData, augment, one_cycle, step
 CPU = torch.device("cpu")
 SIDE_PX = 32
 QUICK = ("training.batch_size=8", "training.ema_decay=0.8", "training.learning_rate=5e-3")
+HEAD = ("model.head_width=4", "scoring.head=1.0")
 
 
 def store_of(n_images: int, seed: int, outside: float | None = None) -> ImageStore:
@@ -85,9 +86,15 @@ def hash_of(mapper: nn.Module) -> str:
 # --- resumption ---
 
 
-@pytest.mark.parametrize("n_steps", [6, 8], ids=["between two checkpoints", "just after one"])
-def test_stopped_and_resumed_ends_with_the_weights_of_one_go(data: TrainingData, tmp_path: Path, n_steps: int) -> None:
-    config = config_of("training.flip=true", "training.rotate=true", "model.architecture=bottleneck", *QUICK)
+@pytest.mark.parametrize(
+    ("n_steps", "more"),
+    [(6, ("model.architecture=bottleneck",)), (8, ("model.architecture=bottleneck",)), (6, HEAD)],
+    ids=["between two checkpoints", "just after one", "with a head"],
+)
+def test_stopped_and_resumed_ends_with_the_weights_of_one_go(
+    data: TrainingData, tmp_path: Path, n_steps: int, more: tuple[str, ...]
+) -> None:
+    config = config_of("training.flip=true", "training.rotate=true", *more, *QUICK)
     checkpoint = tmp_path / "state.safetensors"
     whole, progress = trained(config, data)
     assert progress.best_loss == progress.history[-1]["validation_loss"]  # else the last steps would not show
@@ -232,7 +239,7 @@ def test_every_step_is_reported_with_its_loss(data: TrainingData) -> None:
 def test_the_weights_are_a_running_mean(data: TrainingData) -> None:
     config = config_of("training.steps=2", "training.ema_decay=0.99")
     loop = training._Loop(new_mapper(config), data, config, CPU)
-    name = "encoders.0.0.weight"
+    name = "autoencoder.encoders.0.0.weight"
     mean = loop.network.get_parameter(name).detach().clone()
     for number in range(3):
         loop.step(number)
@@ -246,7 +253,7 @@ def test_activation_statistics_are_the_latest_and_no_mean_of_old_ones(data: Trai
     for number in range(3):
         loop.step(number)
     assert all(torch.equal(kept, now) for kept, now in zip(loop.mean.buffers(), loop.network.buffers(), strict=True))
-    assert float(loop.mean.get_buffer("encoders.0.1.running_var").sub(1).abs().max()) > 0.01
+    assert float(loop.mean.get_buffer("autoencoder.encoders.0.1.running_var").sub(1).abs().max()) > 0.01
 
 
 def test_normalisation_is_estimated_again_on_undamaged_images(data: TrainingData) -> None:
@@ -302,6 +309,41 @@ def test_the_loss_weighs_damaged_pixels_more_and_invalid_ones_not_at_all(data: T
     assert loop.losses(x_hat, target, weight) == loss
     x_hat[..., 4:5] = 7.0
     assert loop.losses(x_hat, target, weight) > loss
+
+
+# --- a head that tells damage ---
+
+
+def test_a_head_changes_nothing_in_the_repair(data: TrainingData) -> None:
+    loops = [training._Loop(new_mapper(c), data, c, CPU) for c in (config_of(), config_of(*HEAD))]
+    for number in range(4):
+        for loop in loops:
+            loop.step(number)
+    alone, beside = (loop.mapper.autoencoder.state_dict() for loop in loops)
+    assert all(torch.equal(alone[name], beside[name]) for name in alone)
+
+
+def test_a_head_learns_where_the_damage_is(data: TrainingData) -> None:
+    mapper, _ = trained(config_of("training.steps=60", "training.validate_every=20", *QUICK, *HEAD), data)
+    head = mapper.compare.head
+    assert head is not None
+    assert not any(module.training for module in head.modules())
+    x = torch.cat([data.validation.image(i)[0][None] for i in range(len(data.validation))])
+    damaged = x.clone()
+    damaged[..., 12:18, 12:18] = 1 - damaged[..., 12:18, 12:18].round()
+    with torch.inference_mode():
+        odds = head(damaged, mapper.autoencoder(damaged))
+    inside = odds[..., 12:18, 12:18].mean()
+    assert float(inside) > float(odds.mean()) + 0.5
+
+
+def test_the_focal_loss_is_the_papers() -> None:
+    odds, damage = torch.randn(2, 1, 8, 8), torch.rand(2, 1, 8, 8)
+    weight = torch.rand(2, 1, 8, 8)
+    p = torch.sigmoid(odds)
+    of_truth = torch.where(damage > training.VISIBLE, p, 1 - p)
+    expected = (weight * -((1 - of_truth) ** 2) * of_truth.log()).mean()
+    torch.testing.assert_close(training.focal_loss(odds, damage, weight), expected)
 
 
 # --- learning ---

@@ -13,7 +13,7 @@ from anomaly_ae.scoring import AnomalyMapper
 from anomaly_ae.survey import readable_parts
 from anomaly_ae.training import TrainingData
 
-LEARNED_WITH_THE_SCORING = ("compare.", "standardise.")
+LEARNED_WITH_THE_SCORING = ("compare.unit", "standardise.")
 """Tensors of a mapper that depend on the section [scoring]; all others are taken over."""
 
 
