@@ -18,11 +18,11 @@ PACKAGE = Path(__file__).resolve().parent.parent / "anomaly_ae"
 
 # A module imports only from modules that stand before it here.
 ORDER = (
-    "errors", "version", "files", "records", "config", "metrics", "dicom", "nifti", "readers", "manifest", "synthetic",
-    "placement", "prepare", "illumination", "alignment", "preparation", "baselines", "backbone", "model", "corruption",
-    "measures", "scoring", "threshold", "calibration", "regions", "modelfile", "ensemble", "listener", "device",
-    "loading", "detector", "training", "residuals", "learning", "survey", "fitting", "progress", "results", "report",
-    "keeping", "evaluation", "demo", "cli", "__init__", "__main__",
+    "errors", "version", "files", "records", "config", "metrics", "dicom", "nifti", "readers", "shortcuts", "manifest",
+    "synthetic", "placement", "prepare", "illumination", "alignment", "preparation", "baselines", "backbone", "model",
+    "corruption", "measures", "scoring", "threshold", "calibration", "regions", "modelfile", "ensemble", "listener",
+    "device", "loading", "detector", "training", "residuals", "learning", "survey", "fitting", "progress", "results",
+    "report", "keeping", "evaluation", "demo", "cli", "__init__", "__main__",
 )  # fmt: skip
 
 # Seconds to import each; so only these modules may, and never while `anomaly-ae --help` is shown.

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from anomaly_ae.config import SplitConfig
 from anomaly_ae.errors import DataError
-from anomaly_ae.manifest.facts import ImageFacts, Inspected
+from anomaly_ae.manifest.facts import Inspected
 from anomaly_ae.manifest.splits import MIN_NORMALS, roles, split_normals
 from anomaly_ae.manifest.table import FIT_SPLITS, SPLITS
-from anomaly_ae.metrics import mann_whitney_separation
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Sample
-
-# An area under the ROC curve beyond this, in either direction, for something that is not the defect.
-SHORTCUT_LIMIT = 0.8
+from anomaly_ae.shortcuts import separations
 
 _N_EXAMPLES = 3
 _FRAMES_APART = (
     "the frames of a file are one group; if they are independent, give each its own `group` and `unit` in the CSV "
     "that `scan --out` writes"
 )
-
-# What an image is like without looking for a defect in it.
-_SHORTCUTS: dict[str, Callable[[ImageFacts], float]] = {
-    "mean grey": lambda facts: facts.mean,
-    "deviation": lambda facts: facts.deviation,
-    "sharpness": lambda facts: facts.sharpness,
-    "image size": lambda facts: facts.n_pixels,
-    "file size": lambda facts: facts.n_bytes,
-}
 
 
 class Refusal(NamedTuple):
@@ -106,26 +93,10 @@ def shortcuts(rows: Sequence[Row]) -> dict[str, float]:
     rows, or on all labelled rows when nothing is called test. Empty when only one label is there.
     """
     tested = [row for row in rows if row.role == "test"] or list(rows)
-    known = [row.one for row in tested if row.one.sample.label]
-    areas = {}
-    for name, value_of in _SHORTCUTS.items():
-        pairs = [(one.sample.label == ANOMALOUS_LABEL, value_of(one.facts)) for one in known if one.facts]
-        finite = [pair for pair in pairs if math.isfinite(pair[1])]
-        area = mann_whitney_separation([label for label, _ in finite], [value for _, value in finite])
-        if area is not None:
-            areas[name] = area
-    return areas
-
-
-def shortcut_warnings(areas: dict[str, float]) -> list[str]:
-    """Return a sentence for each property that separates the classes by itself."""
-    texts = []
-    for name, area in areas.items():
-        side = "higher" if area > 0.5 else "lower"
-        if max(area, 1 - area) > SHORTCUT_LIMIT:
-            strength = max(area, 1 - area)
-            texts.append(f"{name} alone separates the classes: {strength:.2f} (anomalous is {side})")
-    return texts
+    known = [row.one for row in tested if row.one.sample.label and row.one.facts]
+    labels = [one.sample.label == ANOMALOUS_LABEL for one in known]
+    numbers = [one.facts.properties for one in known if one.facts]
+    return separations(labels, numbers, [one.sample.extra for one in known])
 
 
 # --- refusals ------------------------------------------------------------
@@ -369,7 +340,7 @@ def _has_no_valid_pixel(row: Row) -> bool:
 
 
 def _is_constant(row: Row) -> bool:
-    return row.one.facts is not None and row.one.facts.deviation == 0
+    return row.one.facts is not None and row.one.facts.properties["deviation"] == 0
 
 
 def _is_unlabelled_for_fit(row: Row) -> bool:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from anomaly_ae.errors import AnomalyAEError
 from anomaly_ae.readers import pixel_sha256, read_channels, read_mask
 from anomaly_ae.records import Image, Sample
+from anomaly_ae.shortcuts import Properties, properties
 
-# Statistics of larger images are taken on every n-th row; they only answer whether grey separates the labels.
-_MAX_VALUES = 4_000_000
 _MAX_WORKERS = 8
 
 
@@ -42,10 +38,8 @@ class ImageFacts:
         Frames in the file, whatever the manifest lists.
     sha256 : str
         Of the pixels, not of the file.
-    mean, deviation : float
-        Of the grey values inside `valid`, in the file's own numbers.
-    sharpness : float
-        Mean absolute difference of neighbours in a row over the deviation; 0 for a constant image.
+    properties : mapping of str to float or None
+        Plain numbers that are not the defect, as from `shortcuts.properties`.
     """
 
     shape: tuple[int, ...]
@@ -54,11 +48,7 @@ class ImageFacts:
     depth: str
     n_frames: int
     sha256: str
-    mean: float
-    deviation: float
-    sharpness: float
-    n_pixels: int
-    n_bytes: int
+    properties: Properties
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,7 +103,6 @@ def _read(sample: Sample) -> Image:
 
 
 def _facts(image: Image, n_bytes: int) -> ImageFacts:
-    mean, deviation, sharpness = _grey_statistics(image)
     bits = image.bits_stored
     return ImageFacts(
         shape=image.spatial_shape,
@@ -122,23 +111,8 @@ def _facts(image: Image, n_bytes: int) -> ImageFacts:
         depth=str(image.pixels.dtype) if bits is None else f"{bits} bit",
         n_frames=image.n_frames,
         sha256=pixel_sha256(image),
-        mean=mean,
-        deviation=deviation,
-        sharpness=sharpness,
-        n_pixels=math.prod(image.spatial_shape),
-        n_bytes=n_bytes,
+        properties=properties(image, n_bytes),
     )
-
-
-def _grey_statistics(image: Image) -> tuple[float, float, float]:
-    step = math.ceil(image.pixels.size / _MAX_VALUES)
-    rows = image.pixels[:, ::step].astype(np.float64)  # (C, H / step, W): each row stays whole
-    inside = rows if image.valid is None else rows[:, image.valid[::step]]
-    if inside.size == 0:
-        return math.nan, math.nan, math.nan
-    deviation = float(inside.std())
-    steps = float(np.abs(np.diff(rows, axis=-1)).mean()) if rows.shape[-1] > 1 else 0.0
-    return float(inside.mean()), deviation, steps / deviation if deviation > 0 else 0.0
 
 
 def _inspect_mask(path: Path | None, shape: tuple[int, ...]) -> MaskFacts | None:

@@ -20,7 +20,6 @@ from anomaly_ae.manifest.checks import (
     n_duplicates_within_splits,
     n_of,
     refusals,
-    shortcut_warnings,
     shortcuts,
     warnings,
     with_roles,
@@ -28,6 +27,7 @@ from anomaly_ae.manifest.checks import (
 from anomaly_ae.manifest.facts import Inspected, inspect_all
 from anomaly_ae.manifest.table import SPLITS, Manifest
 from anomaly_ae.records import ANOMALOUS_LABEL
+from anomaly_ae.shortcuts import shortcut_warnings
 
 _N_LISTED = 10
 _N_SIZES = 4

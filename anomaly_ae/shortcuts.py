@@ -1,0 +1,156 @@
+"""What tells anomalous from normal without looking for a defect: how bright, how large, from which station.
+
+A detector on images that such a property separates may have learned the lamp, the camera or the export.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from anomaly_ae.metrics import mann_whitney_separation
+from anomaly_ae.metrics.curves import ScoreCounts, area_under_roc
+from anomaly_ae.records import BoolArray, Image
+
+SHORTCUT_LIMIT = 0.8
+"""An area under the ROC curve beyond this, in either direction, for something that is not the defect, is warned of."""
+
+# Statistics of larger images are taken on every n-th row; they only answer whether grey separates the labels.
+_MAX_VALUES = 4_000_000
+
+Properties = Mapping[str, float | None]
+"""Plain numbers of one image, as from `properties`."""
+
+
+def properties(image: Image, n_bytes: int) -> dict[str, float | None]:
+    """Return what an image is like without looking for a defect in it.
+
+    Parameters
+    ----------
+    n_bytes : int
+        Of its files on disk.
+
+    Returns
+    -------
+    dict of str to float or None
+        "mean grey", "deviation", "sharpness" as from `grey_statistics`; "image size" in pixels, "file size" in bytes;
+        "spacing" in mm, the geometric mean over the axes, None where the file does not state it.
+    """
+    mean, deviation, sharpness = grey_statistics(image)
+    spacing = math.prod(image.spacing_mm) ** (1 / len(image.spacing_mm)) if image.spacing_mm else None
+    found = {
+        "mean grey": mean,
+        "deviation": deviation,
+        "sharpness": sharpness,
+        "image size": float(math.prod(image.spatial_shape)),
+        "file size": float(n_bytes),
+        "spacing": spacing,
+    }
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in found.items()}
+
+
+def grey_statistics(image: Image) -> tuple[float, float, float]:
+    """Return mean and deviation of the values inside `valid`, in the file's own numbers, and the sharpness.
+
+    Sharpness is the mean absolute difference of neighbours in a row over the deviation; 0 for a constant image.
+    """
+    step = math.ceil(image.pixels.size / _MAX_VALUES)
+    rows = image.pixels[:, ::step].astype(np.float64)  # (C, H / step, W): each row stays whole
+    inside = rows if image.valid is None else rows[:, image.valid[::step]]
+    if inside.size == 0:
+        return math.nan, math.nan, math.nan
+    deviation = float(inside.std())
+    steps = float(np.abs(np.diff(rows, axis=-1)).mean()) if rows.shape[-1] > 1 else 0.0
+    return float(inside.mean()), deviation, steps / deviation if deviation > 0 else 0.0
+
+
+def separations(
+    labels: Sequence[bool], numbers: Sequence[Properties], columns: Sequence[Mapping[str, str]] = ()
+) -> dict[str, float]:
+    """Return how well each property alone tells anomalous from normal, as area under the ROC curve.
+
+    Parameters
+    ----------
+    labels : sequence of bool, length n
+        True = anomalous.
+    numbers : sequence of mapping, length n
+        Plain numbers of the images; None is left out.
+    columns : sequence of mapping, length n, or empty
+        Further columns of the manifest. A column of numbers counts as such and as words, the farther from 0.5 wins.
+
+    Returns
+    -------
+    dict of str to float
+        0.5 says nothing; 1 = anomalous is always higher (words: the word alone tells), 0 = always lower. What is
+        known of one class only is not in it.
+    """
+    is_anomalous = np.asarray(labels, bool)
+    found = {name: _of_numbers(is_anomalous, [one.get(name) for one in numbers]) for name in _names(numbers)}
+    for name in _names(columns):
+        found[f"column {name}"] = _of_column(is_anomalous, [one.get(name, "") for one in columns])
+    return {name: area for name, area in found.items() if area is not None}
+
+
+def _of_column(is_anomalous: BoolArray, cells: Sequence[str]) -> float | None:
+    areas = (_of_numbers(is_anomalous, [_as_number(cell) for cell in cells]), _of_words(is_anomalous, cells))
+    return max((area for area in areas if area is not None), key=lambda area: abs(area - 0.5), default=None)
+
+
+def _names(rows: Sequence[Mapping[str, object]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _of_numbers(is_anomalous: BoolArray, values: Sequence[float | None]) -> float | None:
+    known = np.array([value is not None and math.isfinite(value) for value in values], bool)
+    return mann_whitney_separation(
+        is_anomalous[known], [v for v, is_known in zip(values, known, strict=True) if is_known]
+    )
+
+
+def _of_words(is_anomalous: BoolArray, cells: Sequence[str]) -> float | None:
+    """Return the ROC-AUC of the share of anomalous images with the same word, the two images of a pair left out.
+
+    Every pair of an anomalous and a normal image is judged by the others (leave-pair-out, Airola et al. 2011, Comput.
+    Stat. Data Anal. 55:1828): a word that occurs once, such as a serial number, tells nothing; two of one word tie.
+    """
+    if is_anomalous.all() or not is_anomalous.any():
+        return None
+    code = np.unique(np.asarray(cells, str), return_inverse=True)[1]
+    n, n_anomalous = np.bincount(code), np.bincount(code, weights=is_anomalous)
+    n_normal, others = n - n_anomalous, np.maximum(n - 1, 1)
+    overall = is_anomalous.mean()
+    without_anomalous = np.where(n > 1, (n_anomalous - 1) / others, overall)  # as the anomalous image of a pair sees it
+    without_normal = np.where(n > 1, n_anomalous / others, overall)
+    shares, place = np.unique(np.concatenate([without_normal, without_anomalous]), return_inverse=True)
+    normal = np.bincount(place[: len(n)], weights=n_normal, minlength=len(shares))
+    anomalous = np.bincount(place[len(n) :], weights=n_anomalous, minlength=len(shares))
+    ties = 0.5 * float(n_anomalous @ n_normal) / float(n_anomalous.sum() * n_normal.sum())
+    return max(0.5, area_under_roc(ScoreCounts(normal, anomalous)) + ties)  # below, the words have told nothing
+
+
+def _as_number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
+def shortcut_warnings(areas: Mapping[str, float | None]) -> list[str]:
+    """Return a sentence for each property that separates the classes by itself, the strongest first.
+
+    >>> shortcut_warnings({"mean grey": 0.04, "sharpness": 0.61})
+    ['mean grey alone separates the classes: 0.96 (anomalous is lower)']
+    """
+    strong = {name: max(area, 1 - area) for name, area in areas.items() if area is not None}
+    texts = []
+    for name, strength in sorted(strong.items(), key=lambda item: -item[1]):
+        if strength > SHORTCUT_LIMIT:
+            side = (
+                ""
+                if name.startswith("column ")
+                else f" (anomalous is {'higher' if areas[name] == strength else 'lower'})"
+            )
+            texts.append(f"{name} alone separates the classes: {strength:.2f}{side}")
+    return texts
