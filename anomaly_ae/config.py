@@ -20,7 +20,10 @@ from anomaly_ae.errors import ConfigError
 
 MAX_MEMBERS = 16
 MAX_SCALES = 4
-PRESETS = ("default", "fast", "texture", "object", "radiograph", "smoke")
+PICKED_PRESETS = ("default", "texture", "object", "radiograph")
+"""What `fit` chooses from; the others have to be asked for."""
+
+PRESETS = (*PICKED_PRESETS, "fast", "thorough", "smoke")
 
 
 def _number(default: float, low: float, high: float, text: str, **marks: Any) -> Any:

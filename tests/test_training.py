@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_ae import training
-from anomaly_ae.config import Config, TrainingConfig, load_config
+from anomaly_ae.config import PRESETS, Config, TrainingConfig, load_config
 from anomaly_ae.detector import Detector
 from anomaly_ae.errors import ConfigError, ModelFileError
 from anomaly_ae.fitting import fit
@@ -418,7 +418,7 @@ def test_crops_that_are_not_square_are_not_turned() -> None:
 
 
 def test_only_textures_are_mirrored_by_a_preset() -> None:
-    asked = {name for name in ("default", "fast", "texture", "object", "radiograph") if _turns(name)}
+    asked = {name for name in PRESETS if _turns(name)}
     assert asked == {"texture"}
 
 

@@ -6,11 +6,11 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from anomaly_ae.config import PRESETS, Config, config_to_dict, load_config
+from anomaly_ae.config import PICKED_PRESETS, Config, deciding_settings, load_config
 from anomaly_ae.errors import AnomalyAEError, ConfigError
 
 KEYS = ("why", "base", "overrides", "scoring_only_of")
@@ -43,9 +43,12 @@ class Variant:
 
     @property
     def settings_sha256(self) -> str:
-        """Hash of every setting that the variant may come to, so that a changed preset is a changed variant."""
-        presets = PRESETS if self.source == AUTO else ("",)
-        settings = [config_to_dict(self.config(preset, 0)) for preset in presets]
+        """Hash of every setting that the variant may come to, so that a changed preset is a changed variant.
+
+        A setting that came later changes nothing while it says what was done before.
+        """
+        configs = [self.config(preset, 0) for preset in (PICKED_PRESETS if self.source == AUTO else ("",))]
+        settings = [{s.name: _deciding(getattr(c, s.name)) for s in fields(c)} for c in configs]
         return hashlib.sha256(json.dumps([self.scoring_only_of, settings], sort_keys=True).encode()).hexdigest()
 
 
@@ -102,6 +105,10 @@ def _score_only(
 
 def _overrides(values: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(values.get("overrides", ()))
+
+
+def _deciding(section: Any) -> Any:
+    return deciding_settings(section) if is_dataclass(section) else section
 
 
 def _check_settings(variant: Variant) -> None:
