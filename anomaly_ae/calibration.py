@@ -1,18 +1,35 @@
-"""The scores that thresholds come from, and the three thresholds of a model. Numpy only."""
+"""The scores that thresholds come from, what may be asked of them, and the three thresholds of a model. Numpy only."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.records import FloatArray
-from anomaly_ae.threshold import Share, Threshold, conformal_threshold, default_rate
+from anomaly_ae.threshold import (
+    DEFAULT_RATE,
+    Cost,
+    Share,
+    Threshold,
+    conformal_threshold,
+    cost_threshold,
+    default_rate,
+    manual_threshold,
+    percent_text,
+    reachable_rate,
+    sensitivity_threshold,
+)
+
+_Groups = npt.NDArray[np.int64] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,6 +73,10 @@ class CalibrationScores:
             unit_group=numbers("unit_group"),
         )
 
+    def of(self, noun: str) -> tuple[FloatArray, _Groups]:
+        """Return scores and group numbers of "image" or "unit"."""
+        return (self.unit, self.unit_group) if noun == "unit" else (self.image, self.image_group)
+
     @property
     def median(self) -> float:
         """Score of a typical normal image."""
@@ -85,6 +106,45 @@ class Thresholds:
         return cls(*(Threshold.from_json(values[name]) for name in ("image", "unit", "pixel")))
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a user asks of the limits: at most one rule, and perhaps a review band below it.
+
+    Attributes
+    ----------
+    rate, sensitivity, cost, value
+        One of the rules "false_alarm_rate", "sensitivity", "cost", "manual"; none of them is the default
+        false-alarm rate.
+    confidence : Share or None
+        Turns "on average" into "at most", for rates and sensitivities alike.
+    review_rate, review_sensitivity : Share or None
+        Where the review band begins: the same two rules for a second, lower limit.
+    """
+
+    rate: Share | None = None
+    confidence: Share | None = None
+    sensitivity: Share | None = None
+    cost: Cost | None = None
+    value: float | None = None
+    review_rate: Share | None = None
+    review_sensitivity: Share | None = None
+
+    def __post_init__(self) -> None:
+        rules = (self.rate, self.sensitivity, self.cost, self.value)
+        if sum(rule is not None for rule in rules) > 1 or None not in (self.review_rate, self.review_sensitivity):
+            raise UsageError("two rules for one threshold", "they contradict each other", "ask for one of them")
+
+    @property
+    def nothing(self) -> bool:
+        """Whether no rule, no confidence and no review band is named."""
+        return self == Asked()
+
+    @property
+    def needs_anomalies(self) -> bool:
+        """Whether labelled anomalies are needed."""
+        return any(asked is not None for asked in (self.sensitivity, self.cost, self.review_sensitivity))
+
+
 def thresholds_from(
     scores: CalibrationScores, rate: Share | None = None, confidence: Share | None = None
 ) -> Thresholds:
@@ -95,17 +155,94 @@ def thresholds_from(
     CalibrationError
         An asked-for rate that cannot be promised.
     """
+    return thresholds_by(Asked(rate, confidence), scores)
 
-    def limit(values: FloatArray, groups: npt.NDArray[np.int64] | None, noun: str = "image") -> Threshold:
-        n_groups = None if groups is None else len(np.unique(groups))
-        asked = default_rate(len(values), n_groups, confidence) if rate is None else rate
-        return conformal_threshold(values, asked, groups, confidence, noun)
 
-    return Thresholds(
-        image=limit(scores.image, scores.image_group),
-        unit=limit(scores.unit, scores.unit_group, "unit"),
-        pixel=limit(scores.pixel, scores.image_group),
+def thresholds_by(
+    asked: Asked, scores: CalibrationScores, anomalies: CalibrationScores | None = None, chosen_on: str = ""
+) -> Thresholds:
+    """Set the three thresholds by any rule, images and units each with a review band where one is asked for.
+
+    The pixel threshold follows the rule of the images. Rules without a false-alarm rate know images alone: there it
+    is the image threshold where the score of an image is its largest pixel, so that regions and decisions agree, and
+    else that of the default false-alarm rate.
+
+    Parameters
+    ----------
+    anomalies : CalibrationScores or None
+        Scores of images and units that are known to be anomalous; "sensitivity" and "cost" need them.
+    chosen_on : str
+        SHA-256 of the images that ``anomalies``, or whoever set a value by hand, come from.
+
+    Raises
+    ------
+    CalibrationError
+        An asked-for rate or sensitivity that cannot be promised.
+    DataError
+        A rule that needs labelled anomalies, and there are none.
+    UsageError
+        A review limit that is not below the threshold.
+    """
+    if asked.needs_anomalies and anomalies is None:
+        raise DataError(
+            "no anomalous images", "this rule needs labelled ones", "label some, or ask for a false-alarm rate"
+        )
+    image = _limit(asked, scores, anomalies, "image", chosen_on)
+    unit = _limit(asked, scores, anomalies, "unit", chosen_on)
+    return Thresholds(image=image, unit=unit, pixel=_pixel_limit(asked, image, scores))
+
+
+def few_normals_advice(thresholds: Thresholds, scores: CalibrationScores, model: str) -> str:
+    """Say what helps where too few normals keep the limit above all of them; "" where nothing is to be said.
+
+    With m groups no rate below 1 / (m + 1) can be promised, and at that rate the limit is the highest normal seen.
+    """
+    limit, n_groups = thresholds.image, _n_groups(scores.image_group)
+    m = len(scores.image) if n_groups is None else n_groups
+    lowest = reachable_rate(len(scores.image), n_groups, limit.confidence)
+    rate = Fraction(min(math.ceil(300 * lowest), 50), 100)
+    if limit.rule != "false_alarm_rate" or limit.review or not DEFAULT_RATE < Fraction(limit.rate) <= lowest < rate:
+        return ""
+    return (
+        f"few normals: {m} {'images' if n_groups is None else 'groups'} allow no rate below {percent_text(lowest)}, so "
+        "the threshold lies above all of them and faint anomalies pass below it. A review band shows more to a "
+        f"person, about {1000 * float(rate - lowest):.0f} of 1,000 normal images: "
+        f"anomaly-ae calibrate {model} --review-false-alarm-rate {float(rate):g}"
     )
+
+
+def _limit(
+    asked: Asked, normal: CalibrationScores, anomalous: CalibrationScores | None, noun: str, chosen_on: str
+) -> Threshold:
+    """Return the limit of images or of units by the asked rule, with its review limit."""
+    scores, groups = normal.of(noun)
+    if asked.value is not None:
+        found = replace(manual_threshold(asked.value), chosen_on=chosen_on)
+    elif asked.sensitivity is not None and anomalous:
+        values, among = anomalous.of(noun)
+        found = sensitivity_threshold(values, asked.sensitivity, among, asked.confidence, noun)
+        found = replace(found, chosen_on=chosen_on)
+    elif asked.cost is not None and anomalous:
+        values, among = anomalous.of(noun)
+        found = replace(cost_threshold(scores, values, asked.cost, groups, among, noun), chosen_on=chosen_on)
+    else:
+        rate = default_rate(len(scores), _n_groups(groups), asked.confidence) if asked.rate is None else asked.rate
+        found = conformal_threshold(scores, rate, groups, asked.confidence, noun)
+    if asked.review_rate is None and asked.review_sensitivity is None:
+        return found
+    second = Asked(rate=asked.review_rate, sensitivity=asked.review_sensitivity, confidence=asked.confidence)
+    return replace(found, review=_limit(second, normal, anomalous, noun, chosen_on))
+
+
+def _pixel_limit(asked: Asked, image: Threshold, scores: CalibrationScores) -> Threshold:
+    if image.rule != "false_alarm_rate" and np.array_equal(scores.pixel, scores.image):
+        return replace(image, review=None)
+    by_rate = Asked(rate=asked.rate, confidence=asked.confidence) if image.rule == "false_alarm_rate" else Asked()
+    return _limit(by_rate, replace(scores, image=scores.pixel), None, "image", "")
+
+
+def _n_groups(groups: _Groups) -> int | None:
+    return None if groups is None else len(np.unique(groups))
 
 
 def calibration_scores(

@@ -22,7 +22,7 @@ ORDER = (
     "synthetic", "placement", "prepare", "illumination", "alignment", "preparation", "baselines", "backbone", "model",
     "corruption", "measures", "scoring", "threshold", "calibration", "regions", "modelfile", "ensemble", "listener",
     "device", "loading", "detector", "training", "residuals", "learning", "survey", "fitting", "progress", "results",
-    "report", "keeping", "evaluation", "demo", "cli", "__init__", "__main__",
+    "journal", "recalibration", "report", "keeping", "evaluation", "demo", "cli", "__init__", "__main__",
 )  # fmt: skip
 
 # Seconds to import each; so only these modules may, and never while `anomaly-ae --help` is shown.

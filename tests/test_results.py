@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anomaly_ae.calibration import CalibrationScores, calibration_scores, thresholds_from
+from anomaly_ae.calibration import Asked, CalibrationScores, calibration_scores, thresholds_from
 from anomaly_ae.errors import CalibrationError, DataError
 from anomaly_ae.listener import Listener
 from anomaly_ae.metrics import found_rate_band
@@ -379,6 +379,7 @@ def run(tmp_path: Path) -> Path:
     metrics = {
         "format": FORMAT,
         "what_if": False,
+        "chosen_on_these_images": False,
         "pixel": {"kept": True},
         **run_metrics(decided, found, thresholds, ["station"]),
     }
@@ -395,7 +396,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_another_rate_changes_decisions_and_figures_and_nothing_else(run: Path) -> None:
     before, metrics_before = read_rows(run / "scores.jsonl"), read_json(run / "metrics.json")
-    result = redecide(run, "5%", None)
+    result = redecide(run, Asked(rate="5%"))
     thresholds = result.thresholds
     after, metrics = read_rows(run / "scores.jsonl"), read_json(run / "metrics.json")
     scores = CalibrationScores.from_json(read_json(run / "run.json")["calibration"])
@@ -417,7 +418,7 @@ def test_another_rate_changes_decisions_and_figures_and_nothing_else(run: Path) 
 
 
 def test_units_that_were_not_inspected_stay_so(run: Path) -> None:
-    redecide(run, "5%", None)
+    redecide(run, Asked(rate="5%"))
     decisions = {line["unit"]: line["decision"] for line in read_csv(run / "units.csv")}
     assert (decisions["u3"], decisions["u99"]) == ("9", "9"), "also one that failures.csv does not name"
     assert "9" not in {code for unit, code in decisions.items() if unit not in {"u3", "u99"}}
@@ -426,11 +427,11 @@ def test_units_that_were_not_inspected_stay_so(run: Path) -> None:
 
 def test_asking_twice_is_asking_once_and_there_is_a_way_back(run: Path) -> None:
     first = contents(run)
-    redecide(run, "5%", None)
+    redecide(run, Asked(rate="5%"))
     once = contents(run)
-    redecide(run, "5%", None)
+    redecide(run, Asked(rate="5%"))
     assert contents(run) == once
-    redecide(run, "20%", None)
+    redecide(run, Asked(rate="20%"))
     assert read_json(run / "run.json")["what_if"] is False, "the rate of the model is no what-if"
     same = ("scores.csv", "scores.jsonl", "units.csv", "failures.csv", "metrics.json")
     assert {name: contents(run)[name] for name in same} == {name: first[name] for name in same}
@@ -439,24 +440,24 @@ def test_asking_twice_is_asking_once_and_there_is_a_way_back(run: Path) -> None:
 def test_it_is_said_when_regions_follow_another_threshold_than_decisions(run: Path) -> None:
     heard: list[str] = []
     first = read_json(run / "run.json")["threshold"]["pixel"]["value"]
-    now = redecide(run, "5%", None, Listener(say=heard.append)).thresholds.pixel.value
+    now = redecide(run, Asked(rate="5%"), Listener(say=heard.append)).thresholds.pixel.value
     (line,) = heard
     assert f"the pixel threshold of the scoring, {first:.4g}; it is {now:.4g} now" in line
     assert {row["pixel_threshold"] for row in read_csv(run / "scores.csv")} == {str(first)}
-    redecide(run, "20%", None, Listener(say=heard.append))
+    redecide(run, Asked(rate="20%"), Listener(say=heard.append))
     assert heard == [line], "back at the threshold of the scoring there is nothing to say"
 
 
 def test_a_run_of_score_has_no_figures_to_change(run: Path) -> None:
     (run / "metrics.json").unlink()
-    redecide(run, "5%", None)
+    redecide(run, Asked(rate="5%"))
     assert not (run / "metrics.json").exists()
 
 
 def test_a_rate_out_of_reach_changes_nothing(run: Path) -> None:
     before = contents(run)
     with pytest.raises(CalibrationError, match="at least 99"):
-        redecide(run, "1%", None)
+        redecide(run, Asked(rate="1%"))
     assert contents(run) == before
 
 
@@ -488,5 +489,5 @@ def test_what_is_no_run_is_said_to_be_none(run: Path, name: str, content: bytes 
         (run / name).write_bytes(content)
     before = contents(run)
     with pytest.raises(DataError, match=message):
-        redecide(run, "5%", None)
+        redecide(run, Asked(rate="5%"))
     assert contents(run) == before

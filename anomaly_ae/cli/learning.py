@@ -12,6 +12,7 @@ import typer
 from anomaly_ae.cli.shared import (
     EXIT_SOME_UNREADABLE,
     ConfidenceOption,
+    CostOption,
     DataArgument,
     DeviceOption,
     GroupOption,
@@ -19,8 +20,13 @@ from anomaly_ae.cli.shared import (
     ModelArgument,
     OverwriteOption,
     RateOption,
+    ReviewRateOption,
+    ReviewSensitivityOption,
+    SensitivityOption,
     ThreadsOption,
+    ValueOption,
     app,
+    asked_of,
     listener,
     load,
 )
@@ -28,6 +34,7 @@ from anomaly_ae.errors import UsageError
 from anomaly_ae.files import refuse_existing_file
 
 if TYPE_CHECKING:
+    from anomaly_ae.calibration import Asked
     from anomaly_ae.detector import Detector
 
 
@@ -37,7 +44,9 @@ def fit(
     out: Annotated[Path, typer.Option("--out", help="Model file to write (.safetensors).", show_default=False)],
     preset: Annotated[
         str | None,
-        typer.Option("--preset", help="default, fast, texture, object, radiograph or smoke; picked if not given."),
+        typer.Option(
+            "--preset", help="default, fast, thorough, texture, object, radiograph or smoke; picked if not given."
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file instead of a preset.")] = None,
     settings: Annotated[
@@ -93,7 +102,7 @@ def fit(
         )
     detector.save(out)
     remove_checkpoints(checkpoint)
-    _say_thresholds(detector)
+    _say_thresholds(detector, out)
     typer.echo(f"wrote {out}")
     _finish_fit(detector.provenance["n_unusable"])
 
@@ -101,25 +110,47 @@ def fit(
 @app.command()
 def calibrate(
     model: ModelArgument,
-    data: DataArgument,
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="Normal images, or a manifest CSV; else --scores or neither.", show_default=False),
+    ] = None,
+    scores: Annotated[
+        Path | None, typer.Option("--scores", help="scores.csv of a finished run instead of images.")
+    ] = None,
+    verdicts: Annotated[
+        Path | None, typer.Option("--verdicts", help="With --scores: CSV of id and verdict (normal or anomalous).")
+    ] = None,
     rate: RateOption = None,
     confidence: ConfidenceOption = None,
+    sensitivity: SensitivityOption = None,
+    cost: CostOption = None,
+    value: ValueOption = None,
+    review_rate: ReviewRateOption = None,
+    review_sensitivity: ReviewSensitivityOption = None,
+    who: Annotated[str, typer.Option("--who", help="Name for the journal (default: user name of the system).")] = "",
+    why: Annotated[str, typer.Option("--why", help="Reason for the journal.")] = "",
     group_regex: GroupOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
 ) -> None:
-    """Set new thresholds in MODEL from other normal images. No training; no score changes."""
-    from anomaly_ae.fitting import calibrate as set_thresholds
-    from anomaly_ae.fitting import calibration_samples
-    from anomaly_ae.manifest import load_manifest
+    """Set new thresholds in MODEL: from other normal images, a finished run, or by another rule. No score changes.
 
-    detector = load(model, device, threads)
-    samples = calibration_samples(load_manifest(data, group_regex))
-    detector = set_thresholds(detector, samples, rate, confidence, listener())
-    detector.save(model)
-    _say_thresholds(detector)
-    typer.echo(f"wrote {model}")
-    _finish_fit(len(samples) - len(detector.calibrated[0].image))
+    No training. Without DATA and --scores the calibration scores that the model holds are used again. The change is
+    appended to MODEL.journal.jsonl.
+    """
+    asked = asked_of(rate, confidence, sensitivity, cost, value, review_rate, review_sensitivity)
+    _check_sources(data, scores, verdicts, asked)
+    from anomaly_ae.journal import State, change, journal, journal_of
+
+    old = load(model, device, threads)
+    new, what, n_left_out = _recalibrated(old, data, scores, verdicts, group_regex, asked)
+    before = State(old.provenance.get("file_sha256"), old.calibrated[1])
+    with journal(journal_of(model)) as append:
+        after = State(new.save(model), new.calibrated[1])
+        append(change(what, before, after, who, why))
+    _say_thresholds(new, model)
+    typer.echo(f"wrote {model}, and the change into {journal_of(model)}")
+    _finish_fit(n_left_out)
 
 
 @app.command()
@@ -148,9 +179,65 @@ def _check_model_name(out: Path, overwrite: bool) -> None:
     refuse_existing_file(out, overwrite)
 
 
-def _say_thresholds(detector: Detector) -> None:
-    limit = detector.calibrated[1].image
+def _check_sources(data: Path | None, scores: Path | None, verdicts: Path | None, asked: Asked) -> None:
+    """Refuse sources that contradict each other, or that cannot give what a rule needs: before anything is read."""
+    if data is not None and scores is not None:
+        raise UsageError("DATA and --scores", "both say where the scores come from", "give one of them")
+    if verdicts is not None and scores is None:
+        raise UsageError("--verdicts needs --scores", "", "e.g. --scores run/scores.csv --verdicts verdicts.csv")
+    if asked.needs_anomalies and scores is None:
+        raise UsageError(
+            "this rule needs labelled anomalies",
+            "calibration images are normal",
+            "give a finished run of labelled images: --scores run/scores.csv",
+        )
+    if data is None and scores is None and asked.nothing:
+        raise UsageError("nothing to set thresholds from", "", "give normal images, --scores or another rule")
+
+
+def _recalibrated(
+    detector: Detector,
+    data: Path | None,
+    scores: Path | None,
+    verdicts: Path | None,
+    group_regex: str | None,
+    asked: Asked,
+) -> tuple[Detector, str, int]:
+    """Return the detector with new thresholds, what was done, and how many images could not be used."""
+    from anomaly_ae.fitting import calibrate as from_images
+    from anomaly_ae.fitting import calibration_samples
+    from anomaly_ae.manifest import load_manifest
+    from anomaly_ae.recalibration import recalibrated
+    from anomaly_ae.results import finished_scores
+
+    if data is not None:
+        samples = calibration_samples(load_manifest(data, group_regex))
+        new = recalibrated(from_images(detector, samples, asked.rate, asked.confidence, listener()), asked)
+        n = len(new.calibrated[0].image)
+        return new, f"calibrated with {n} images", len(samples) - n
+    if scores is None:
+        return recalibrated(detector, asked), "another rule on the same calibration scores", 0
+    finished = finished_scores(scores, detector.weights_sha256, verdicts)
+    for line in finished.lines():
+        typer.echo(line)
+    what = f"calibrated with a finished run: {finished.n_normal} normal images, {finished.n_anomalous} anomalous"
+    return recalibrated(detector, asked, finished), what, 0
+
+
+def _say_thresholds(detector: Detector, model: Path) -> None:
+    """Say what the image threshold promises, how much is for review, and what helps where normal images are few."""
+    from anomaly_ae.calibration import few_normals_advice
+    from anomaly_ae.results import expected_review_load
+
+    scores, thresholds = detector.calibrated
+    limit = thresholds.image
     typer.echo(f"image threshold {limit.value:.4g}: {limit.promise}")
+    if limit.review:
+        typer.echo(f"review limit {limit.review.value:.4g}: {limit.review.promise}")
+        typer.echo(expected_review_load(limit, scores))
+    advice = few_normals_advice(thresholds, scores, str(model))
+    if advice:
+        typer.echo(advice)
 
 
 def _finish_fit(n_left_out: int) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from anomaly_ae.calibration import Asked
     from anomaly_ae.detector import Detector
     from anomaly_ae.listener import Listener
 
@@ -39,6 +40,29 @@ ConfidenceOption = Annotated[
         "--confidence", help="Promise 'at most' that rate with this confidence, e.g. 0.95 (default: on average)."
     ),
 ]
+SensitivityOption = Annotated[
+    str | None,
+    typer.Option("--sensitivity", help="Instead: share of labelled anomalies that has to be found, e.g. 0.95."),
+]
+CostOption = Annotated[
+    str | None,
+    typer.Option("--cost", help="Instead: least expected cost, e.g. escape=500,false-reject=5,prevalence=0.01."),
+]
+ValueOption = Annotated[
+    float | None, typer.Option("--value", help="Instead: this very threshold; nothing is promised.", show_default=False)
+]
+ReviewRateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--review-false-alarm-rate", help="Review band: a second, lower limit that this share of normal images reaches."
+    ),
+]
+ReviewSensitivityOption = Annotated[
+    str | None,
+    typer.Option(
+        "--review-sensitivity", help="Review band: a second, lower limit that this share of anomalies reaches."
+    ),
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU if there is one), cpu, cuda, cuda:1.")]
 ThreadsOption = Annotated[
     int | None,
@@ -54,6 +78,23 @@ MembersOption = Annotated[
 ]
 MapsOption = Annotated[bool, typer.Option("--maps", help="Also write the anomaly maps as 32-bit float TIFF.")]
 HeatmapsOption = Annotated[str, typer.Option("--heatmaps", help="Full-size pictures: none, anomalous, all.")]
+
+
+def asked_of(
+    rate: str | None,
+    confidence: str | None,
+    sensitivity: str | None,
+    cost: str | None,
+    value: float | None,
+    review_rate: str | None,
+    review_sensitivity: str | None,
+) -> Asked:
+    """Return what the options ask of the thresholds; two rules for one threshold are refused."""
+    from anomaly_ae.calibration import Asked
+    from anomaly_ae.threshold import Cost
+
+    costs = None if cost is None else Cost.parse(cost)
+    return Asked(rate, confidence, sensitivity, costs, value, review_rate, review_sensitivity)
 
 
 def load(model: Path, device: str, threads: int | None) -> Detector:

@@ -11,6 +11,7 @@ from anomaly_ae.cli.shared import (
     EXIT_ABORTED,
     EXIT_SOME_UNREADABLE,
     ConfidenceOption,
+    CostOption,
     DataArgument,
     DeviceOption,
     GroupOption,
@@ -19,10 +20,15 @@ from anomaly_ae.cli.shared import (
     ModelArgument,
     OverwriteOption,
     RateOption,
+    ReviewRateOption,
+    ReviewSensitivityOption,
     RunArgument,
     RunOption,
+    SensitivityOption,
     ThreadsOption,
+    ValueOption,
     app,
+    asked_of,
     listener,
     load,
 )
@@ -81,12 +87,25 @@ def evaluate(
 
 
 @app.command()
-def threshold(run: RunArgument, rate: RateOption = None, confidence: ConfidenceOption = None) -> None:
-    """Ask 'what if': decide a finished run again at another false-alarm rate. The model is untouched."""
+def threshold(
+    run: RunArgument,
+    rate: RateOption = None,
+    confidence: ConfidenceOption = None,
+    sensitivity: SensitivityOption = None,
+    cost: CostOption = None,
+    value: ValueOption = None,
+    review_rate: ReviewRateOption = None,
+    review_sensitivity: ReviewSensitivityOption = None,
+) -> None:
+    """Ask 'what if': decide a finished run again at other thresholds. The model is untouched; without options, its own.
+
+    Rules: --false-alarm-rate, or one of --sensitivity, --cost, --value. A --review- option adds a band for people.
+    """
     from anomaly_ae.report import write_report
     from anomaly_ae.results import redecide
 
-    for line in redecide(run, rate, confidence, listener()).lines():
+    asked = asked_of(rate, confidence, sensitivity, cost, value, review_rate, review_sensitivity)
+    for line in redecide(run, asked, listener()).lines():
         typer.echo(line)
     typer.echo(f"wrote {write_report(run)}")
 

@@ -5,6 +5,8 @@ The format of every file: docs/reference/results.md.
 
 from anomaly_ae.results.deciding import Redecided, redecide, regions_note
 from anomaly_ae.results.figures import baseline_figures, figures, groups_if_any, run_metrics
+from anomaly_ae.results.finished import FinishedScores, anomalous_scores, finished_scores
+from anomaly_ae.results.review import chosen_on_these, expected_review_load, images_sha256
 from anomaly_ae.results.rows import decide_rows, score_row, unit_rows
 from anomaly_ae.results.tables import (
     FAILURE_COLUMNS,
@@ -23,12 +25,18 @@ __all__ = [
     "FORMAT",
     "SCORE_COLUMNS",
     "UNIT_COLUMNS",
+    "FinishedScores",
     "Redecided",
     "Row",
+    "anomalous_scores",
     "baseline_figures",
+    "chosen_on_these",
     "decide_rows",
+    "expected_review_load",
     "figures",
+    "finished_scores",
     "groups_if_any",
+    "images_sha256",
     "read_json",
     "read_rows",
     "redecide",

@@ -1,20 +1,23 @@
-"""Deciding a finished run again, from its own calibration scores."""
+"""Deciding a finished run again, from its own calibration scores and, where a rule needs them, its labels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from anomaly_ae.calibration import CalibrationScores, Thresholds, thresholds_from
+from anomaly_ae.calibration import Asked, CalibrationScores, Thresholds, thresholds_by
 from anomaly_ae.listener import Listener
-from anomaly_ae.records import Decision
+from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
 from anomaly_ae.results.figures import run_metrics
+from anomaly_ae.results.finished import anomalous_scores
+from anomaly_ae.results.review import chosen_on_these, expected_review_load, images_sha256
 from anomaly_ae.results.rows import decide_rows, unit_rows
 from anomaly_ae.results.tables import (
     FAILURE_COLUMNS,
     NOT_INSPECTED,
     UNIT_COLUMNS,
+    Row,
     read_csv,
     read_json,
     read_rows,
@@ -22,7 +25,10 @@ from anomaly_ae.results.tables import (
     write_json,
     write_tables,
 )
-from anomaly_ae.threshold import Share
+from anomaly_ae.threshold import best_f1
+
+_LABELS = (NORMAL_LABEL, ANOMALOUS_LABEL)
+_LOOKED_AT = (Decision.ANOMALOUS, Decision.REVIEW)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,48 +38,73 @@ class Redecided:
     thresholds: Thresholds
     n_images: int
     n_anomalous: int
+    n_review: int
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """Say it in words."""
         limit = self.thresholds.image
-        counts = f"{self.n_anomalous} of {self.n_images} images are anomalous at it"
-        return [f"image threshold {limit.value:.4g}: {limit.promise}", counts]
+        review = f", {self.n_review} for review" if limit.review else ""
+        counts = f"{self.n_anomalous} of {self.n_images} images are anomalous at it{review}"
+        return [f"image threshold {limit.value:.4g}: {limit.promise}", counts, *self.notes]
 
 
-def redecide(run: Path, rate: Share | None, confidence: Share | None, listener: Listener | None = None) -> Redecided:
-    """Set new thresholds in a finished run from its own calibration scores; no image, no model is needed.
+def redecide(run: Path, asked: Asked, listener: Listener | None = None) -> Redecided:
+    """Set new thresholds in a finished run from its own scores; no image, no model is needed.
 
     Tables, ``metrics.json`` and ``run.json`` are written again. Scores, maps, pictures and regions stay; the listener
-    is told where regions and decisions follow different thresholds then.
+    is told where regions and decisions follow different thresholds then. Where nothing is asked, the thresholds of the
+    model come back.
 
     Raises
     ------
     CalibrationError
-        The rate is out of reach.
+        The rate or sensitivity is out of reach.
     DataError
-        The folder is no run.
+        The folder is no run, or it lacks the labels that a rule needs.
+    UsageError
+        A review limit that is not below the threshold.
     """
     info, rows = read_json(run / "run.json"), read_rows(run / "scores.jsonl")
     failures = read_csv(run / "failures.csv", FAILURE_COLUMNS)
     old_units = read_csv(run / "units.csv", UNIT_COLUMNS)
     with reading(run / "run.json"):
         scores = CalibrationScores.from_json(info["calibration"])
-    thresholds = thresholds_from(scores, rate, confidence)
-    rows = decide_rows(rows, scores, thresholds)
     incomplete = {unit["unit"]: unit["group"] for unit in old_units if unit["decision"] == NOT_INSPECTED}
+    of_model = info.get("model_threshold", info["threshold"])
+    if asked.nothing:
+        thresholds = Thresholds.from_json(of_model)
+    else:
+        thresholds = thresholds_by(asked, scores, anomalous_scores(rows, incomplete), images_sha256(rows))
+    rows = decide_rows(rows, scores, thresholds)
     units = unit_rows(rows, incomplete, scores, thresholds)
-    of_model, now = info.get("model_threshold", info["threshold"]), thresholds.as_json()
-    what_if = {"what_if": now != of_model}
+    now = thresholds.as_json()
+    marks = {"what_if": now != of_model, "chosen_on_these_images": chosen_on_these(thresholds, rows)}
     if (run / "metrics.json").exists():
         metrics = read_json(run / "metrics.json")
-        metrics |= run_metrics(rows, units, thresholds, list(metrics.get("by", {}))) | what_if
+        metrics |= run_metrics(rows, units, thresholds, list(metrics.get("by", {}))) | marks
         write_json(run / "metrics.json", metrics)
     write_tables(run, rows, units, failures)
-    write_json(run / "run.json", {**info, "threshold": now, "model_threshold": of_model, **what_if})
+    write_json(run / "run.json", {**info, "threshold": now, "model_threshold": of_model, **marks})
     note = regions_note((row["pixel_threshold"] for row in rows), thresholds.pixel.value)
     if note and listener:
         listener.say(note)
-    return Redecided(thresholds, len(rows), sum(row["decision"] == Decision.ANOMALOUS for row in rows))
+    n_anomalous, n_review = (sum(row["decision"] == kind for row in rows) for kind in _LOOKED_AT)
+    notes = tuple(_notes(rows, thresholds, scores, marks["chosen_on_these_images"]))
+    return Redecided(thresholds, len(rows), n_anomalous, n_review, notes)
+
+
+def _notes(rows: Sequence[Row], thresholds: Thresholds, scores: CalibrationScores, chosen_here: bool) -> Iterable[str]:
+    """Yield what to know of the thresholds: the review load, labels they were chosen on, and the best F1 beside."""
+    if thresholds.image.review:
+        yield f"review limit {thresholds.image.review.value:.4g}: {thresholds.image.review.promise}"
+        yield expected_review_load(thresholds.image, scores)
+    if chosen_here:
+        yield "chosen on these images: the figures of this run are no forecast at it. Measure on other images."
+    normal, anomalous = ([row["score"] for row in rows if row["label"] == label] for label in _LABELS)
+    if normal and anomalous:
+        value, f1 = best_f1(normal, anomalous)
+        yield f"for comparison, max_f1: {value:.4g} has the best F1 score, {f1:.3f} (chosen on these images; no rule)"
 
 
 def regions_note(scored_at: Iterable[float], pixel_threshold: float) -> str:

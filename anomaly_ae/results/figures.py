@@ -12,6 +12,7 @@ import numpy.typing as npt
 from anomaly_ae.calibration import Thresholds
 from anomaly_ae.metrics import average_precision, found_rate_band, rates_at_threshold, roc_auc
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, BoolArray, Metric
+from anomaly_ae.results.review import review_figures
 from anomaly_ae.results.tables import BASELINES, Row
 from anomaly_ae.threshold import Threshold
 
@@ -64,11 +65,13 @@ def figures(rows: Sequence[Row], threshold: Threshold, noun: str = "image") -> d
         "at_threshold": [
             {
                 "threshold": threshold.value,
+                "rule": threshold.rule,
                 "rate_asked": threshold.rate,
                 "promise": threshold.promise,
                 **{name: metric.as_json() for name, metric in rates.items()},
                 "false_alarm_band": band,
                 "false_alarm_band_reason": no_band,
+                "review": review_figures(labels, scores, threshold, groups, noun),
             }
         ],
     }
@@ -95,8 +98,8 @@ def _false_alarm_band(
         return None, f"no normal {noun}s"
     if has_groups or threshold.n_groups is not None:
         return None, f"{noun}s come in groups: known for independent {noun}s only"
-    if threshold.rank is None:
-        return None, "the threshold was set by hand"
+    if threshold.rule != "false_alarm_rate" or threshold.rank is None:
+        return None, "the threshold promises no false-alarm rate"
     band = found_rate_band(threshold.n, Fraction(threshold.rate), n_normal, rank=threshold.rank)
     return [float(end) for end in band], ""
 

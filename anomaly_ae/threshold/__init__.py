@@ -1,5 +1,14 @@
-"""Thresholds with a stated promise: reachable rates (`rates`), the rule and the decision (`rule`)."""
+"""Thresholds with a stated promise: reachable rates, the rules, their record, and the decision.
 
+==========  ====================================================================
+`rates`     which false-alarm rates can be promised with how many images
+`record`    a threshold with its origin
+`rule`      false-alarm rate from calibration scores; p-values; the decision
+`labelled`  rules that need labelled anomalies: sensitivity, cost, best F1
+==========  ====================================================================
+"""
+
+from anomaly_ae.threshold.labelled import Cost, best_f1, cost_threshold, sensitivity_bound, sensitivity_threshold
 from anomaly_ae.threshold.rates import (
     DEFAULT_RATE,
     Share,
@@ -10,27 +19,26 @@ from anomaly_ae.threshold.rates import (
     normals_needed,
     parse_confidence,
     parse_rate,
+    parse_sensitivity,
     percent_text,
     rate_spread,
     reachable_rate,
     reachable_text,
 )
-from anomaly_ae.threshold.rule import (
-    Threshold,
-    conformal_threshold,
-    decide,
-    display_value,
-    manual_threshold,
-    p_values,
-)
+from anomaly_ae.threshold.record import RULES, Threshold, manual_threshold
+from anomaly_ae.threshold.rule import conformal_threshold, decide, display_value, p_values
 
 __all__ = [
     "DEFAULT_RATE",
+    "RULES",
+    "Cost",
     "Share",
     "Threshold",
+    "best_f1",
     "check_reachable",
     "conformal_rank",
     "conformal_threshold",
+    "cost_threshold",
     "decide",
     "default_rate",
     "display_value",
@@ -40,8 +48,11 @@ __all__ = [
     "p_values",
     "parse_confidence",
     "parse_rate",
+    "parse_sensitivity",
     "percent_text",
     "rate_spread",
     "reachable_rate",
     "reachable_text",
+    "sensitivity_bound",
+    "sensitivity_threshold",
 ]

@@ -26,13 +26,22 @@ _DECIMAL = re.compile(r"\d{0,9}\.?\d{1,20}(e-0?\d)?", re.ASCII | re.IGNORECASE)
 _FRACTION = re.compile(r"\d{1,40}/0*[1-9]\d{0,39}", re.ASCII)
 
 
+def exact_number(value: Share) -> Fraction | None:
+    """Return a number that a user wrote, exactly: decimal, in per cent, or a fraction; None for anything else."""
+    text = str(value).strip()
+    number = text.removesuffix("%").rstrip()
+    if not (_DECIMAL.fullmatch(number) or _FRACTION.fullmatch(number)):
+        return None
+    return Fraction(number) / (100 if text.endswith("%") else 1)
+
+
 def parse_rate(value: Share) -> Fraction:
     """Return a false-alarm rate as an exact fraction from 1e-12 to below 1.
 
     >>> parse_rate("1%"), parse_rate(0.001), parse_rate("1/141")
     (Fraction(1, 100), Fraction(1, 1000), Fraction(1, 141))
     """
-    rate = _parse_share(value)
+    rate = exact_number(value)
     if rate is None or not Fraction(1, 10**12) <= rate < 1:
         what = f"{str(value)[:60]!r} is not a false-alarm rate"
         raise UsageError(what, "a number between 0 and 1 is expected", "1 per cent is 1%, 0.01 or 1/100")
@@ -45,11 +54,24 @@ def parse_confidence(value: Share) -> Fraction:
     >>> parse_confidence("95%")
     Fraction(19, 20)
     """
-    confidence = _parse_share(value)
+    confidence = exact_number(value)
     if confidence is None or not Fraction(1, 2) <= confidence <= Fraction(9999, 10000):
         what = f"{str(value)[:60]!r} is not a confidence"
         raise UsageError(what, "a number from 0.5 to 0.9999 is expected", "95 per cent is 95% or 0.95")
     return confidence
+
+
+def parse_sensitivity(value: Share) -> Fraction:
+    """Return a sensitivity as an exact fraction above 0 and below 1.
+
+    >>> parse_sensitivity("95%")
+    Fraction(19, 20)
+    """
+    sensitivity = exact_number(value)
+    if sensitivity is None or not Fraction(1, 10**12) <= 1 - sensitivity < 1:
+        what = f"{str(value)[:60]!r} is not a sensitivity"
+        raise UsageError(what, "a number between 0 and 1 is expected", "95 per cent is 95% or 0.95")
+    return sensitivity
 
 
 def percent_text(share: Fraction) -> str:
@@ -165,14 +187,6 @@ def rate_spread(n: int, rank: int, level: float = 0.9) -> tuple[float, float]:
     tail = (1 - level) / 2
     low = float(betaincinv(n - rank, rank + 1, tail)) if rank < n else 0.0
     return low, float(betaincinv(n + 1 - rank, rank, 1 - tail))
-
-
-def _parse_share(value: Share) -> Fraction | None:
-    text = str(value).strip()
-    number = text.removesuffix("%").rstrip()
-    if not (_DECIMAL.fullmatch(number) or _FRACTION.fullmatch(number)):
-        return None
-    return Fraction(number) / (100 if text.endswith("%") else 1)
 
 
 def _count_text(n: int, n_groups: int | None) -> str:

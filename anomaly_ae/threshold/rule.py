@@ -14,16 +14,13 @@ Lee, Barber, Willett: Distribution-free inference with hierarchical data, arXiv:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from fractions import Fraction
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from anomaly_ae.errors import DataError, ModelFileError, UsageError
+from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.records import Decision
 from anomaly_ae.threshold.rates import (
     Share,
@@ -33,89 +30,10 @@ from anomaly_ae.threshold.rates import (
     parse_rate,
     percent_text,
 )
+from anomaly_ae.threshold.record import Threshold
 
 _FloatArray = npt.NDArray[np.float64]
 _IntArray = npt.NDArray[np.intp]
-
-
-@dataclass(frozen=True, slots=True)
-class Threshold:
-    """A threshold and where it comes from; ``score >= value`` is anomalous.
-
-    Attributes
-    ----------
-    value : float
-        In the unit of the scores.
-    rule : str
-        "false_alarm_rate" (from calibration scores) or "manual".
-    rate : str
-        The asked false-alarm rate as an exact fraction, e.g. "1/100"; empty for "manual".
-    confidence : str or None
-        The asked confidence as an exact fraction; None = the promise holds on average over calibrations.
-    n : int
-        Number of calibration scores.
-    n_groups : int or None
-        Number of groups they came in; None = taken as independent.
-    rank : int or None
-        k: the threshold lies just above the k-th smallest score (with groups and confidence: group maximum).
-        None where the rule has no single rank (groups without confidence, manual).
-    promise : str
-        What is promised, in one sentence.
-    """
-
-    value: float
-    rule: str
-    rate: str
-    confidence: str | None
-    n: int
-    n_groups: int | None
-    rank: int | None
-    promise: str
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.value):
-            raise UsageError(f"a threshold of {self.value}", "it must be a finite number")
-
-    def as_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Threshold:
-        """Read what `as_json` wrote; anything else raises `ModelFileError`."""
-        try:
-            _check_json(data)
-            return cls(**data)
-        except UsageError as error:
-            raise ModelFileError("the stored threshold is damaged", str(error), "calibrate again") from error
-
-
-_JSON_TYPES: dict[str, tuple[type, ...]] = {
-    "value": (float,),
-    "rule": (str,),
-    "rate": (str,),
-    "confidence": (str, type(None)),
-    "n": (int,),
-    "n_groups": (int, type(None)),
-    "rank": (int, type(None)),
-    "promise": (str,),
-}
-
-
-def _check_json(data: Mapping[str, Any]) -> None:
-    odd = sorted(map(str, set(data) ^ set(_JSON_TYPES)))
-    if odd:
-        raise UsageError("unknown or missing keys", ", ".join(odd))
-    wrong = [key for key, types in _JSON_TYPES.items() if type(data[key]) not in types]  # a bool is no int
-    wrong += [key for key, value in data.items() if type(value) is int and value < 0]
-    if wrong:
-        raise UsageError("values of the wrong type or sign", ", ".join(wrong))
-    if data["rule"] == "false_alarm_rate":
-        parse_rate(data["rate"])
-    elif data["rule"] != "manual":
-        raise UsageError("unknown rule", data["rule"][:40])
-    if data["confidence"] is not None:
-        parse_confidence(data["confidence"])
 
 
 def decide(score: float, threshold: Threshold | float) -> Decision:
@@ -131,7 +49,10 @@ def decide(score: float, threshold: Threshold | float) -> Decision:
         raise UsageError(f"a threshold of {limit}", "it must be a finite number")
     if math.isnan(score) or score == -math.inf:
         return Decision.NOT_INSPECTED
-    return Decision.ANOMALOUS if score >= limit else Decision.NORMAL
+    if score >= limit:
+        return Decision.ANOMALOUS
+    review = threshold.review if isinstance(threshold, Threshold) else None
+    return Decision.REVIEW if review is not None and score >= review.value else Decision.NORMAL
 
 
 def conformal_threshold(
@@ -173,9 +94,9 @@ def conformal_threshold(
         A score is NaN or infinite, or ``groups`` has another length.
     """
     asked, sure = parse_rate(rate), None if confidence is None else parse_confidence(confidence)
-    values = _checked_scores(scores)
-    codes = None if groups is None else _group_codes(groups, values.size)
-    n_groups = None if codes is None else _n_groups(codes)
+    values = checked_scores(scores)
+    codes = None if groups is None else group_codes(groups, values.size)
+    n_groups = None if codes is None else count_groups(codes)
     check_reachable(values.size, n_groups, asked, sure)
     if codes is not None and sure is None:
         rank, lower = None, _grouped_quantile(values, codes, asked)
@@ -184,7 +105,7 @@ def conformal_threshold(
         rank = conformal_rank(values.size, asked, sure)
         lower = float(values[rank - 1])
     return Threshold(
-        value=_midpoint_above(lower, values),
+        value=midpoint_above(lower, values),
         rule="false_alarm_rate",
         rate=str(asked),
         confidence=None if sure is None else str(sure),
@@ -193,12 +114,6 @@ def conformal_threshold(
         rank=rank,
         promise=_promise(asked, sure, np.size(scores), n_groups, noun),
     )
-
-
-def manual_threshold(value: float) -> Threshold:
-    """Return a threshold set by hand, which promises nothing."""
-    promise = "Set by hand: no false-alarm rate is promised."
-    return Threshold(float(value), "manual", "", None, n=0, n_groups=None, rank=None, promise=promise)
 
 
 def p_values(
@@ -214,14 +129,14 @@ def p_values(
     array([1.  , 0.25])
     """
     values = np.asarray(scores, dtype=np.float64)
-    calibration = _checked_scores(calibration_scores)
-    codes = np.arange(calibration.size) if groups is None else _group_codes(groups, calibration.size)
+    calibration = checked_scores(calibration_scores)
+    codes = np.arange(calibration.size) if groups is None else group_codes(groups, calibration.size)
     weights, total = _image_weights(codes)
     order = np.argsort(calibration)
     tail = accumulate((weights[i] for i in order[::-1].tolist()), initial=total)  # whole numbers: exact
     # Entry i: p of a score above i calibration scores. Whole numbers divide with correct rounding, so
     # p <= rate holds between the floats whenever it holds between the fractions.
-    p_by_position = np.array([t / (total * (_n_groups(codes) + 1)) for t in tail])[::-1]  # (n + 1,)
+    p_by_position = np.array([t / (total * (count_groups(codes) + 1)) for t in tail])[::-1]  # (n + 1,)
     p = p_by_position[np.searchsorted(calibration[order], values, side="left")]
     return np.where(values > -np.inf, p, np.nan)
 
@@ -243,7 +158,8 @@ def display_value(score: float, threshold: float, median: float) -> float:
     return max(value, 1.0) if score >= threshold else min(value, math.nextafter(1.0, 0.0))
 
 
-def _checked_scores(scores: npt.ArrayLike) -> _FloatArray:
+def checked_scores(scores: npt.ArrayLike) -> _FloatArray:
+    """Return scores as float64, (n,); NaN and infinity are refused."""
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1:
         raise UsageError(f"calibration scores of shape {values.shape}", "one score per image is expected")
@@ -254,7 +170,7 @@ def _checked_scores(scores: npt.ArrayLike) -> _FloatArray:
     return values
 
 
-def _group_codes(groups: npt.ArrayLike, n: int) -> _IntArray:
+def group_codes(groups: npt.ArrayLike, n: int) -> _IntArray:
     """Return group numbers 0 .. G - 1, shape (n,)."""
     names = np.asarray(groups, dtype=str)
     if names.shape != (n,):
@@ -262,12 +178,13 @@ def _group_codes(groups: npt.ArrayLike, n: int) -> _IntArray:
     return np.unique(names, return_inverse=True)[1].reshape(n)
 
 
-def _n_groups(codes: _IntArray) -> int:
+def count_groups(codes: _IntArray) -> int:
+    """Return how many groups there are: G for the numbers 0 .. G - 1."""
     return int(codes.max(initial=-1)) + 1
 
 
 def _group_maxima(values: _FloatArray, codes: _IntArray) -> _FloatArray:
-    maxima = np.full(_n_groups(codes), -np.inf)
+    maxima = np.full(count_groups(codes), -np.inf)
     np.maximum.at(maxima, codes, values)
     return maxima
 
@@ -282,13 +199,13 @@ def _image_weights(codes: _IntArray) -> tuple[list[int], int]:
 def _grouped_quantile(values: _FloatArray, codes: _IntArray, rate: Fraction) -> float:
     """Return the smallest score q with sum over groups of share_g(score <= q) >= (G + 1) * (1 - rate)."""
     weights, total = _image_weights(codes)
-    limit = math.ceil(total * (_n_groups(codes) + 1) * (1 - rate))
+    limit = math.ceil(total * (count_groups(codes) + 1) * (1 - rate))
     order = np.argsort(values).tolist()
     reached = accumulate(weights[i] for i in order)
     return next(float(values[i]) for i, weight in zip(order, reached, strict=True) if weight >= limit)
 
 
-def _midpoint_above(lower: float, scores: _FloatArray) -> float:
+def midpoint_above(lower: float, scores: _FloatArray) -> float:
     """Return the midpoint between ``lower`` and the next larger score; the next float when there is none."""
     next_float = math.nextafter(lower, math.inf)
     above = float(scores[scores > lower].min(initial=math.inf))

@@ -1,0 +1,56 @@
+"""New thresholds for a model without a single image: from its own calibration scores, or those of a finished run."""
+
+from __future__ import annotations
+
+from anomaly_ae.calibration import Asked, thresholds_by
+from anomaly_ae.detector import Detector
+from anomaly_ae.errors import UsageError
+from anomaly_ae.results import FinishedScores
+
+
+def recalibrated(detector: Detector, asked: Asked, finished: FinishedScores | None = None) -> Detector:
+    """Return the detector with thresholds by another rule; no score changes.
+
+    Parameters
+    ----------
+    asked : Asked
+        The rule, and perhaps a review band.
+    finished : FinishedScores or None
+        Its normal images, if there are any, take the place of the calibration images; its anomalous ones are what
+        "sensitivity" and "cost" are set on. None keeps the calibration scores of the model.
+
+    Raises
+    ------
+    CalibrationError, DataError, UsageError
+        As `thresholds_by`; a finished run of a model whose score is not the largest pixel.
+    """
+    scores = detector.calibrated[0]
+    if finished is None:
+        changed = detector.with_thresholds(scores, thresholds_by(asked, scores))
+        return _described(changed, "labelled", None)
+    if detector.config.scoring.pooling != "max":
+        raise UsageError(
+            f"this model pools by {detector.config.scoring.pooling}",
+            "a finished run does not hold the largest pixel of each map, which its pixel threshold needs",
+            "calibrate with the images",
+        )
+    new = finished.normal or scores
+    changed = detector.with_thresholds(new, thresholds_by(asked, new, finished.anomalous, finished.images_sha256))
+    _described(changed, "labelled", finished.hashes["labelled"] if asked.needs_anomalies else None)
+    return changed if finished.normal is None else _counted(changed, finished)
+
+
+def _described(detector: Detector, part: str, hashes: list[str] | None) -> Detector:
+    """Write into the provenance which images the thresholds come from: `evaluate` knows them again by their hashes."""
+    others = {name: own for name, own in detector.provenance.get("image_hashes", {}).items() if name != part}
+    detector.provenance["image_hashes"] = others if hashes is None else {**others, part: hashes}
+    return detector
+
+
+def _counted(detector: Detector, finished: FinishedScores) -> Detector:
+    """Write into the provenance what the new calibration images are."""
+    made = detector.provenance
+    made["n_images"] = {**made.get("n_images", {}), "calibration": finished.n_normal}
+    made["n_groups"] = {**made.get("n_groups", {}), "calibration": finished.n_groups}
+    made["calibration_statistics"] = finished.statistics
+    return _described(detector, "calibration", finished.hashes["calibration"])

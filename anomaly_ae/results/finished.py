@@ -1,0 +1,196 @@
+"""Scores of a finished run as what a threshold is set on: normal images, labelled anomalies, verdicts of people."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from anomaly_ae.calibration import CalibrationScores, calibration_scores
+from anomaly_ae.errors import DataError
+from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
+from anomaly_ae.results.review import images_sha256
+from anomaly_ae.results.tables import SCORE_COLUMNS, Row, read_csv, read_json, read_rows, reading
+
+UNSELECTED = (
+    "This holds only if the images are an unselected sample: everything that came by, not rejects, complaints or "
+    "images that somebody picked."
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FinishedScores:
+    """What a finished run gives to a calibration.
+
+    Attributes
+    ----------
+    normal, anomalous : CalibrationScores or None
+        None where there is no such image.
+    n_unlabelled, n_rejected : int
+        How many of the normal images are only taken as normal, and how many the model had not decided normal.
+    n_groups : int
+        Groups of the normal images.
+    hashes : dict of str to list of str
+        SHA-256 of the files of the images, by "calibration" and "labelled".
+    statistics : dict of str to list of float
+        Plain numbers of the normal images, such as their mean grey; empty where the run does not hold them.
+    images_sha256 : str
+        Of all images of the run.
+    """
+
+    normal: CalibrationScores | None
+    anomalous: CalibrationScores | None
+    n_unlabelled: int
+    n_rejected: int
+    n_groups: int
+    hashes: Mapping[str, list[str]]
+    statistics: Mapping[str, list[float]]
+    images_sha256: str
+
+    @property
+    def n_normal(self) -> int:
+        """Number of normal images."""
+        return 0 if self.normal is None else len(self.normal.image)
+
+    @property
+    def n_anomalous(self) -> int:
+        """Number of labelled anomalies."""
+        return 0 if self.anomalous is None else len(self.anomalous.image)
+
+    def lines(self) -> list[str]:
+        """Say what was taken for what, and on what condition it holds."""
+        lines = [
+            f"{self.n_normal} images taken as normal ({self.n_unlabelled} without a label, {self.n_rejected} had been "
+            f"rejected or sent for review), {self.n_anomalous} anomalous"
+        ]
+        if self.n_unlabelled:
+            lines.append("Defects among the images without a label raise the threshold: verdicts.csv can name them.")
+        return [*lines, UNSELECTED]
+
+
+def finished_scores(path: Path, weights_sha256: str, verdicts: Path | None = None) -> FinishedScores:
+    """Read ``scores.csv`` of a run, with what people said of its images, for a calibration without images.
+
+    What is not labelled anomalous counts as normal; a verdict stands above a label. Images of a unit with an anomalous
+    image are no calibration images.
+
+    Parameters
+    ----------
+    path : Path
+        ``scores.csv``, or the folder of the run.
+    weights_sha256 : str
+        Of the model: scores of other weights are refused.
+    verdicts : Path or None
+        A table with the columns ``id`` and ``verdict``: normal or anomalous; empty says nothing.
+
+    Raises
+    ------
+    DataError
+        No such table, scores of another model, images that `fit` has learned, or nothing but rejected images.
+    """
+    path = path / "scores.csv" if path.is_dir() else path
+    rows = _scored(path, weights_sha256)
+    rows = rows if verdicts is None else with_verdicts(rows, verdicts)
+    worst = {row["unit"] for row in rows if row["label"] == ANOMALOUS_LABEL}
+    normal = [row for row in rows if row["unit"] not in worst]
+    _refuse_rejects(normal, path)
+    return FinishedScores(
+        normal=_calibration(normal) if normal else None,
+        anomalous=anomalous_scores(rows),
+        n_unlabelled=sum(not row["label"] for row in normal),
+        n_rejected=sum(row["decision"] != Decision.NORMAL for row in normal),
+        n_groups=len({row["group"] for row in normal}),
+        hashes={
+            "calibration": [row["image_sha256"] for row in normal],
+            "labelled": [row["image_sha256"] for row in rows if row["label"] == ANOMALOUS_LABEL],
+        },
+        statistics=_statistics(path.parent / "scores.jsonl", normal),
+        images_sha256=images_sha256(rows),
+    )
+
+
+def anomalous_scores(rows: Sequence[Row], incomplete: Collection[str] = ()) -> CalibrationScores | None:
+    """Return the scores of anomalous images, and of the units that hold one; None where there is none.
+
+    Parameters
+    ----------
+    incomplete : collection of str
+        Units that were not inspected as a whole: their score is not known.
+    """
+    images = [row for row in rows if row["label"] == ANOMALOUS_LABEL]
+    if not images:
+        return None
+    names = {row["unit"] for row in images}.difference(incomplete)
+    whole = _calibration([row for row in rows if row["unit"] in names] or images)  # part of a unit scores too low: safe
+    return replace(_calibration(images), unit=whole.unit, unit_group=whole.unit_group)
+
+
+def with_verdicts(rows: Sequence[Row], path: Path) -> list[Row]:
+    """Return the rows with the labels that people gave them.
+
+    Raises
+    ------
+    DataError
+        An image that is not in the run, two verdicts on one image, or a verdict of another name.
+    """
+    known, said = {row["id"] for row in rows}, dict[str, str]()
+    for number, line in enumerate(read_csv(path, ("id", "verdict")), start=2):
+        name, verdict = line["id"], line["verdict"].strip().lower()
+        if verdict not in {"", NORMAL_LABEL, ANOMALOUS_LABEL}:
+            raise DataError(
+                f"{path}, line {number}: verdict {verdict[:40]!r}", "unknown", "write normal, anomalous, or nothing"
+            )
+        if name not in known:
+            raise DataError(f"{path}, line {number}: no image {name[:80]!r} in the scores", "", "give its id as there")
+        if verdict and said.setdefault(name, verdict) != verdict:
+            raise DataError(f"{path}, line {number}: a second, other verdict on {name[:80]!r}", "", "keep one of them")
+    return [{**row, "label": said.get(row["id"], row["label"])} for row in rows]
+
+
+def _scored(path: Path, weights_sha256: str) -> list[Row]:
+    """Return the rows of ``scores.csv`` with their numbers, if this model scored them and had not learned them."""
+    lines = read_csv(path, SCORE_COLUMNS)
+    with reading(path):
+        rows: list[Row] = [
+            {**line, "score": float(line["score"]), "decision": Decision(int(line["decision"]))} for line in lines
+        ]
+    if not rows:
+        raise DataError(f"{path} holds no scores", "", "give scores.csv of a finished run")
+    if {row["weights_sha256"] for row in rows} != {weights_sha256}:
+        raise DataError(
+            f"{path} was scored by another model", "scores of other weights mean something else", "score again with it"
+        )
+    info = path.parent / "run.json"
+    n_learned = read_json(info).get("data", {}).get("seen_in_fit", 0) if info.exists() else 0
+    if n_learned:
+        raise DataError(
+            f"{n_learned} of the images of {path} were used in fit",
+            "their scores are too low, and the false-alarm rate would be broken",
+            "score images that the model has not seen",
+        )
+    return rows
+
+
+def _refuse_rejects(normal: Sequence[Row], path: Path) -> None:
+    """Refuse images that were all rejected: a threshold set on overruled rejects lets nearly everything pass."""
+    if normal and not any(row["decision"] == Decision.NORMAL for row in normal):
+        raise DataError(
+            f"{path} holds no image that was decided normal, only overruled rejects",
+            "they are the highest of all normal images, so a threshold set on them lets defects pass",
+            "give scores.csv of everything that was inspected, and the verdicts with --verdicts",
+        )
+
+
+def _statistics(path: Path, normal: Sequence[Row]) -> dict[str, list[float]]:
+    """Return the plain numbers that stand beside the scores, in the order of the normal images."""
+    if not normal or not path.exists():
+        return {}
+    with reading(path):
+        plain = {row["id"]: row["baselines"] for row in read_rows(path)}
+    kept = [plain[row["id"]] for row in normal if row["id"] in plain]
+    return {name: [one[name] for one in kept] for name in kept[0]} if len(kept) == len(normal) else {}
+
+
+def _calibration(rows: Sequence[Row]) -> CalibrationScores:
+    scores = [row["score"] for row in rows]  # the largest pixel is the score: pooling max, which the caller makes sure
+    return calibration_scores(scores, scores, [row["unit"] for row in rows], [row["group"] for row in rows])
