@@ -20,9 +20,10 @@ PACKAGE = Path(__file__).resolve().parent.parent / "anomaly_ae"
 ORDER = (
     "errors", "version", "files", "records", "config", "metrics", "dicom", "nifti", "readers", "shortcuts", "manifest",
     "synthetic", "placement", "prepare", "illumination", "alignment", "preparation", "baselines", "backbone", "model",
-    "corruption", "measures", "scoring", "threshold", "calibration", "regions", "modelfile", "ensemble", "listener",
-    "device", "loading", "detector", "training", "residuals", "learning", "survey", "fitting", "progress", "results",
-    "journal", "recalibration", "report", "keeping", "evaluation", "demo", "cli", "__init__", "__main__",
+    "corruption", "measures", "scoring", "threshold", "calibration", "martingale", "regions", "modelfile", "ensemble",
+    "listener", "device", "loading", "detector", "training", "residuals", "learning", "survey", "fitting", "progress",
+    "results", "journal", "recalibration", "report", "page", "planting", "keeping", "evaluation", "drift", "capability",
+    "audit", "curve", "demo", "cli", "__init__", "__main__",
 )  # fmt: skip
 
 # Seconds to import each; so only these modules may, and never while `anomaly-ae --help` is shown.

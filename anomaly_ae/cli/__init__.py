@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from anomaly_ae.cli import beginning, learning, using
+from anomaly_ae.cli import beginning, judging, learning, studying, using
 from anomaly_ae.cli.shared import EXIT_ABORTED, app
 from anomaly_ae.errors import AnomalyAEError
 from anomaly_ae.version import __version__
 
-__all__ = ["app", "beginning", "learning", "main", "using"]
+__all__ = ["app", "beginning", "judging", "learning", "main", "studying", "using"]
 
 
 def main() -> None:
