@@ -6,7 +6,7 @@ import hashlib
 import io
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import numpy as np
 from anomaly_ae.detector import Detector
 from anomaly_ae.errors import AnomalyAEError
 from anomaly_ae.files import write_bytes
-from anomaly_ae.metrics import PixelMap, pixel_metrics
+from anomaly_ae.metrics import PixelMap
 from anomaly_ae.readers import read_mask
-from anomaly_ae.records import ANOMALOUS_LABEL, BoolArray, Decision, FloatArray, Image, Metric, Sample, Score
+from anomaly_ae.records import ANOMALOUS_LABEL, BoolArray, Decision, FloatArray, Image, Sample, Score
 from anomaly_ae.report import PictureWriter, write_heatmap
+from anomaly_ae.results import no_pixel_figures, pixel_figures
 
 MIN_FREE_BYTES = 2**30
 _DISK_IS_FULL = "not enough free disk space for the maps"
@@ -33,12 +34,12 @@ def keep_pictures(
     heatmaps: str,
     maps: bool,
     pictures: PictureWriter,
+    mask: BoolArray | None,
 ) -> None:
     """Take thumbnails and, where asked for, write the heatmap at full resolution and the map itself."""
     if result.anomaly_map is None or result.anomaly_map.ndim != 2:
         return  # pictures of volumes are another matter
     shown, display_map = detector.in_unit_range(image), detector.display(result.anomaly_map)
-    mask = mask_of(sample, image) if sample.mask else None
     rebuilt = None
     has_picture = not detector.config.model.embed  # features have none
     if has_picture and pictures.wants_detail(sample.label, result.score):
@@ -53,7 +54,7 @@ def keep_pictures(
 def mask_of(sample: Sample, image: Image) -> BoolArray | None:
     """Return the true mask, or None where it cannot be read: `scan` names it."""
     try:
-        return read_mask(sample.mask, image.spatial_shape) if sample.mask else None
+        return read_mask(sample.mask, image.spatial_shape, sample.frame, sample.files[0]) if sample.mask else None
     except AnomalyAEError:
         return None
 
@@ -93,11 +94,11 @@ class MapKeeper:
         self._disk_is_full = False
         self._left_out: Counter[str] = Counter()
 
-    def keep(self, sample: Sample, result: Score, image: Image) -> None:
+    def keep(self, sample: Sample, result: Score, image: Image, mask: BoolArray | None) -> None:
         """Keep one map, if pixel figures are still possible and the image has a part in them."""
         if not self._has_masks or self._disk_is_full or result.anomaly_map is None:
             return
-        if why := _why_left_out(sample, image):
+        if why := why_left_out(sample, mask):
             self._left_out[why] += 1
             return
         self._folder.mkdir(exist_ok=True)
@@ -108,11 +109,13 @@ class MapKeeper:
         np.save(path, result.anomaly_map, allow_pickle=False)
         self._entries.append((path, sample, image.valid))
 
-    def metrics(self) -> dict[str, Any]:
-        """Return the pixel figures, or why there are none."""
+    def figures(self, pixel_threshold: float) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Return the pixel figures, or why there are none, and the rows of ``pixels.csv``."""
         if not self._has_masks:
-            return _without_value("there are no masks")
-        return _without_value(_DISK_IS_FULL) if self._disk_is_full else _as_json(pixel_metrics(self._maps))
+            return no_pixel_figures("there are no masks"), []
+        if self._disk_is_full:
+            return no_pixel_figures(_DISK_IS_FULL), []
+        return pixel_figures(self._maps, [sample for _, sample, _ in self._entries], pixel_threshold)
 
     def warnings(self) -> list[str]:
         """Say what is missing in the pixel figures."""
@@ -127,13 +130,12 @@ class MapKeeper:
     def _maps(self) -> Iterator[PixelMap]:
         for path, sample, valid in self._entries:
             anomaly_map = np.load(path, allow_pickle=False)
-            mask = read_mask(sample.mask, anomaly_map.shape) if sample.mask else None
+            mask = read_mask(sample.mask, anomaly_map.shape, sample.frame) if sample.mask else None
             yield PixelMap(anomaly_map, mask, valid)
 
 
-def _why_left_out(sample: Sample, image: Image) -> str:
+def why_left_out(sample: Sample, mask: BoolArray | None) -> str:
     """Say why nobody knows which pixels of an image are anomalous; "" where it is known."""
-    mask = mask_of(sample, image)
     is_anomalous = sample.label == ANOMALOUS_LABEL
     if mask is None:
         return "images without a readable mask" if sample.mask or is_anomalous else ""
@@ -146,17 +148,3 @@ def _write_map(path: Path, anomaly_map: FloatArray) -> None:
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, anomaly_map.astype(np.float32), compression="zlib")
     write_bytes(path, buffer.getvalue())
-
-
-def _without_value(reason: str) -> dict[str, Any]:
-    """Return what `MapKeeper.metrics` returns, with one reason in the place of every value."""
-    missing = Metric(None, 0, 0, reason=reason).as_json()
-    return {"roc_auc": missing, "average_precision": missing, "au_pro": dict.fromkeys(("0.3", "0.05"), missing)}
-
-
-def _as_json(pixel: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "roc_auc": pixel["roc_auc"].as_json(),
-        "average_precision": pixel["average_precision"].as_json(),
-        "au_pro": {limit: metric.as_json() for limit, metric in pixel["au_pro"].items()},
-    }

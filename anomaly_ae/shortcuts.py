@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -24,13 +25,13 @@ Properties = Mapping[str, float | None]
 """Plain numbers of one image, as from `properties`."""
 
 
-def properties(image: Image, n_bytes: int) -> dict[str, float | None]:
+def properties(image: Image, n_bytes: float) -> dict[str, float | None]:
     """Return what an image is like without looking for a defect in it.
 
     Parameters
     ----------
-    n_bytes : int
-        Of its files on disk.
+    n_bytes : float
+        Of its files on disk, as from `size_on_disk`.
 
     Returns
     -------
@@ -45,10 +46,18 @@ def properties(image: Image, n_bytes: int) -> dict[str, float | None]:
         "deviation": deviation,
         "sharpness": sharpness,
         "image size": float(math.prod(image.spatial_shape)),
-        "file size": float(n_bytes),
+        "file size": n_bytes,
         "spacing": spacing,
     }
     return {name: value if value is not None and math.isfinite(value) else None for name, value in found.items()}
+
+
+def size_on_disk(files: Sequence[Path]) -> float:
+    """Return the bytes of the files of an image; NaN where one has gone since it was read."""
+    try:
+        return float(sum(file.stat().st_size for file in files))
+    except OSError:
+        return math.nan
 
 
 def grey_statistics(image: Image) -> tuple[float, float, float]:
@@ -61,8 +70,9 @@ def grey_statistics(image: Image) -> tuple[float, float, float]:
     inside = rows if image.valid is None else rows[:, image.valid[::step]]
     if inside.size == 0:
         return math.nan, math.nan, math.nan
-    deviation = float(inside.std())
-    steps = float(np.abs(np.diff(rows, axis=-1)).mean()) if rows.shape[-1] > 1 else 0.0
+    with np.errstate(over="ignore", invalid="ignore"):  # absurd values have no square: then it is not finite
+        deviation = float(inside.std())
+        steps = float(np.abs(np.diff(rows, axis=-1)).mean()) if rows.shape[-1] > 1 else 0.0
     return float(inside.mean()), deviation, steps / deviation if deviation > 0 else 0.0
 
 

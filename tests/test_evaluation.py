@@ -17,7 +17,7 @@ import tifffile
 from command import left_behind
 from PIL import Image as Picture
 
-from anomaly_ae.calibration import thresholds_from
+from anomaly_ae.calibration import Asked, thresholds_from
 from anomaly_ae.detector import Detector
 from anomaly_ae.errors import DataError, OutputError, UsageError
 from anomaly_ae.evaluation import RunOptions, evaluate, new_folder, refuse_existing, score, test_samples
@@ -147,7 +147,8 @@ def test_the_two_tables_of_scores_say_the_same(run: Path) -> None:
     lines, rows = lines_of(run), table(run / "scores.csv")
     assert len(rows) == len(lines) == N_IMAGES
     for line, row in zip(lines, rows, strict=True):
-        scalars = {name: value for name, value in line.items() if name not in {"extra", "regions", "baselines"}}
+        further = {"extra", "regions", "baselines", "properties", "mask_px"}
+        scalars = {name: value for name, value in line.items() if name not in further}
         assert row == {name: str(value) for name, value in (scalars | line["extra"]).items()}
 
 
@@ -394,7 +395,7 @@ def test_a_folder_without_labels_is_scored(part_folder: Path, smoke_detector: De
         "scores.csv", "scores.jsonl", "units.csv", "failures.csv", "run.json", "pictures.npz", "report.html",
     }  # fmt: skip
     assert {line["label"] for line in lines_of(tmp_path / "run")} == {""}
-    assert one_json(tmp_path / "run" / "run.json")["data"]["shortcuts"]["mean grey"] is None
+    assert one_json(tmp_path / "run" / "run.json")["data"]["shortcuts"] == {}
 
 
 def test_when_nothing_can_be_scored_nothing_is_written(smoke_detector: Detector, tmp_path: Path) -> None:
@@ -478,7 +479,7 @@ def test_what_if_equals_an_evaluation_at_that_rate(
     evaluate(there, part, tmp_path / "scratch", options)
     evaluate(smoke_detector, part, tmp_path / "what_if", options)
     before = lines_of(tmp_path / "what_if")
-    redecide(tmp_path / "what_if", rate, None)
+    redecide(tmp_path / "what_if", Asked(rate=rate))
     expected, found = lines_of(tmp_path / "scratch"), lines_of(tmp_path / "what_if")
     names = ("id", "score", "decision", "threshold", "display", "p_value", "thresholds_sha256")
     assert [[line[n] for n in names] for line in found] == [[line[n] for n in names] for line in expected]
@@ -488,7 +489,7 @@ def test_what_if_equals_an_evaluation_at_that_rate(
     assert [line | {"time_utc": ""} for line in failed[0]] == [line | {"time_utc": ""} for line in failed[1]]
     metrics = [one_json(tmp_path / run / "metrics.json") for run in ("what_if", "scratch")]
     for one in metrics:
-        del one["seconds"]
+        del one["seconds"], one["pixel"]["at_threshold"]  # no map is there any more
     assert [one.pop("what_if") for one in metrics] == [True, False]
     assert metrics[0] == metrics[1]
 
@@ -526,7 +527,7 @@ def test_a_stopped_run_is_written_and_decides_no_unit_by_half(
         return {unit["unit"] for unit in table(out / "units.csv") if unit["decision"] == "9"}
 
     assert undecided() == {s.unit for s in missing} | {f.unit for f in result.failures}
-    redecide(out, None, None)
+    redecide(out, Asked())
     assert undecided() == {s.unit for s in missing} | {f.unit for f in result.failures}
     assert left_behind(tmp_path) == []
 

@@ -3,10 +3,12 @@
 The format of every file: docs/reference/results.md.
 """
 
+from anomaly_ae.results.beside import DEFECT_RATES, shortcut_figures
 from anomaly_ae.results.deciding import Redecided, redecide, regions_note
 from anomaly_ae.results.figures import baseline_figures, figures, groups_if_any, run_metrics
 from anomaly_ae.results.finished import FinishedScores, anomalous_scores, finished_scores
-from anomaly_ae.results.review import chosen_on_these, expected_review_load, images_sha256
+from anomaly_ae.results.pixels import no_pixel_figures, pixel_figures, write_pixels
+from anomaly_ae.results.review import chosen_on_these, images_sha256, limit_lines
 from anomaly_ae.results.rows import decide_rows, score_row, unit_rows
 from anomaly_ae.results.tables import (
     FAILURE_COLUMNS,
@@ -21,6 +23,7 @@ from anomaly_ae.results.tables import (
 )
 
 __all__ = [
+    "DEFECT_RATES",
     "FAILURE_COLUMNS",
     "FORMAT",
     "SCORE_COLUMNS",
@@ -32,18 +35,22 @@ __all__ = [
     "baseline_figures",
     "chosen_on_these",
     "decide_rows",
-    "expected_review_load",
     "figures",
     "finished_scores",
     "groups_if_any",
     "images_sha256",
+    "limit_lines",
+    "no_pixel_figures",
+    "pixel_figures",
     "read_json",
     "read_rows",
     "redecide",
     "regions_note",
     "run_metrics",
     "score_row",
+    "shortcut_figures",
     "unit_rows",
     "write_json",
+    "write_pixels",
     "write_tables",
 ]

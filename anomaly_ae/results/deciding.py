@@ -9,9 +9,10 @@ from pathlib import Path
 from anomaly_ae.calibration import Asked, CalibrationScores, Thresholds, thresholds_by
 from anomaly_ae.listener import Listener
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
+from anomaly_ae.results.beside import DEFECT_RATES
 from anomaly_ae.results.figures import run_metrics
 from anomaly_ae.results.finished import anomalous_scores
-from anomaly_ae.results.review import chosen_on_these, expected_review_load, images_sha256
+from anomaly_ae.results.review import chosen_on_these, images_sha256, limit_lines
 from anomaly_ae.results.rows import decide_rows, unit_rows
 from anomaly_ae.results.tables import (
     FAILURE_COLUMNS,
@@ -39,14 +40,14 @@ class Redecided:
     n_images: int
     n_anomalous: int
     n_review: int
-    notes: tuple[str, ...] = ()
+    promises: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def lines(self) -> list[str]:
         """Say it in words."""
-        limit = self.thresholds.image
-        review = f", {self.n_review} for review" if limit.review else ""
+        review = f", {self.n_review} for review" if self.thresholds.image.review else ""
         counts = f"{self.n_anomalous} of {self.n_images} images are anomalous at it{review}"
-        return [f"image threshold {limit.value:.4g}: {limit.promise}", counts, *self.notes]
+        return [*self.promises, counts, *self.notes]
 
 
 def redecide(run: Path, asked: Asked, listener: Listener | None = None) -> Redecided:
@@ -82,7 +83,8 @@ def redecide(run: Path, asked: Asked, listener: Listener | None = None) -> Redec
     marks = {"what_if": now != of_model, "chosen_on_these_images": chosen_on_these(thresholds, rows)}
     if (run / "metrics.json").exists():
         metrics = read_json(run / "metrics.json")
-        metrics |= run_metrics(rows, units, thresholds, list(metrics.get("by", {}))) | marks
+        shares = [at["defect_rate"] for at in metrics["image"].get("at_defect_rate", ())] or DEFECT_RATES
+        metrics |= run_metrics(rows, units, thresholds, list(metrics.get("by", {})), shares) | marks
         write_json(run / "metrics.json", metrics)
     write_tables(run, rows, units, failures)
     write_json(run / "run.json", {**info, "threshold": now, "model_threshold": of_model, **marks})
@@ -90,15 +92,12 @@ def redecide(run: Path, asked: Asked, listener: Listener | None = None) -> Redec
     if note and listener:
         listener.say(note)
     n_anomalous, n_review = (sum(row["decision"] == kind for row in rows) for kind in _LOOKED_AT)
-    notes = tuple(_notes(rows, thresholds, scores, marks["chosen_on_these_images"]))
-    return Redecided(thresholds, len(rows), n_anomalous, n_review, notes)
+    promises, notes = limit_lines(thresholds, scores), _notes(rows, marks["chosen_on_these_images"])
+    return Redecided(thresholds, len(rows), n_anomalous, n_review, tuple(promises), tuple(notes))
 
 
-def _notes(rows: Sequence[Row], thresholds: Thresholds, scores: CalibrationScores, chosen_here: bool) -> Iterable[str]:
-    """Yield what to know of the thresholds: the review load, labels they were chosen on, and the best F1 beside."""
-    if thresholds.image.review:
-        yield f"review limit {thresholds.image.review.value:.4g}: {thresholds.image.review.promise}"
-        yield expected_review_load(thresholds.image, scores)
+def _notes(rows: Sequence[Row], chosen_here: bool) -> Iterable[str]:
+    """Yield what to know of the figures: whether labels chose the limits, and for comparison the best F1 score."""
     if chosen_here:
         yield "chosen on these images: the figures of this run are no forecast at it. Measure on other images."
     normal, anomalous = ([row["score"] for row in rows if row["label"] == label] for label in _LABELS)

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from anomaly_ae.calibration import Thresholds
 from anomaly_ae.metrics import average_precision, found_rate_band, rates_at_threshold, roc_auc
-from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, BoolArray, Metric
+from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, BoolArray, FloatArray, Metric
+from anomaly_ae.results.beside import DEFECT_RATES, level_figures, shortcut_figures, size_figures
 from anomaly_ae.results.review import review_figures
 from anomaly_ae.results.tables import BASELINES, Row
 from anomaly_ae.threshold import Threshold
@@ -20,27 +21,42 @@ _NOT_MEASURED = Metric(None, 0, 0, reason="every unit is one image: its figures 
 _NO_UNITS = {"roc_auc": _NOT_MEASURED, "average_precision": _NOT_MEASURED, "baselines": {}, "at_threshold": []}
 
 
-def run_metrics(rows: Sequence[Row], units: Sequence[Row], thresholds: Thresholds, by: Sequence[str]) -> dict[str, Any]:
+def run_metrics(
+    rows: Sequence[Row],
+    units: Sequence[Row],
+    thresholds: Thresholds | None,
+    by: Sequence[str],
+    defect_rates: Sequence[float] = DEFECT_RATES,
+) -> dict[str, Any]:
     """Return the part of ``metrics.json`` that depends on scores and thresholds: image, unit, per_defect, by.
 
     Parameters
     ----------
+    thresholds : Thresholds or None
+        None where nothing was calibrated: there are ranking figures only.
     by : sequence of str
         Columns of the manifest to break the figures down by.
+    defect_rates : sequence of float
+        Shares of defective parts at which a stream is described.
     """
     labelled = [row for row in rows if row["label"]]
-    limit = thresholds.image
+    limit, unit_limit = (thresholds.image, thresholds.unit) if thresholds else (None, None)
     decided_units = [unit for unit in units if unit["score"] is not None and unit["label"]]
     several = any(unit["n_images"] > 1 for unit in units)
+
+    def level(members: Sequence[Row], limit: Threshold | None, noun: str) -> dict[str, Any]:
+        beside = level_figures(members, limit, groups_if_any(members), defect_rates, noun)
+        return {**figures(members, limit, noun), **beside}
+
     return {
-        "image": figures(labelled, limit),
-        "unit": figures(decided_units, thresholds.unit, "unit") if several else _NO_UNITS,
+        "image": {**level(labelled, limit, "image"), "by_defect_size": size_figures(labelled, limit)},
+        "unit": level(decided_units, unit_limit, "unit") if several else _NO_UNITS,
         "per_defect": {name: figures(part, limit) for name, part in _per_defect(labelled)},
         "by": {column: {value: figures(part, limit) for value, part in _by_value(labelled, column)} for column in by},
     }
 
 
-def figures(rows: Sequence[Row], threshold: Threshold, noun: str = "image") -> dict[str, Any]:
+def figures(rows: Sequence[Row], threshold: Threshold | None, noun: str = "image") -> dict[str, Any]:
     """Return ranking figures and the rates at the calibrated threshold, as JSON values with intervals.
 
     Baselines have ranking figures only: nobody calibrated a threshold for them.
@@ -48,32 +64,38 @@ def figures(rows: Sequence[Row], threshold: Threshold, noun: str = "image") -> d
     Parameters
     ----------
     rows : sequence of mapping
-        With "label", "score", "group" and "baselines".
+        With "label", "score", "group" and, where there are any, "baselines" and "properties".
+    threshold : Threshold or None
+        None: ``at_threshold`` is empty.
     noun : {"image", "unit"}
         What one row stands for.
     """
     labels = np.array([row["label"] == ANOMALOUS_LABEL for row in rows], bool)
     scores = np.array([row["score"] for row in rows], np.float64)
     groups = groups_if_any(rows)
+    names = [name for name in BASELINES if all(name in row["baselines"] for row in rows)]
+    return {
+        **_areas(labels, scores, groups, noun),
+        "baselines": {name: _areas(labels, [row["baselines"][name] for row in rows], groups, noun) for name in names},
+        "shortcuts": shortcut_figures(rows),
+        "at_threshold": [] if threshold is None else [_at_threshold(labels, scores, threshold, groups, noun)],
+    }
+
+
+def _at_threshold(
+    labels: BoolArray, scores: FloatArray, threshold: Threshold, groups: list[str] | None, noun: str
+) -> dict[str, Any]:
     rates = rates_at_threshold(labels, scores, threshold.value, groups, unit=noun)
     band, no_band = _false_alarm_band(threshold, int((~labels).sum()), groups is not None, noun)
     return {
-        **_areas(labels, scores, groups, noun),
-        "baselines": {
-            name: _areas(labels, [row["baselines"][name] for row in rows], groups, noun) for name in BASELINES
-        },
-        "at_threshold": [
-            {
-                "threshold": threshold.value,
-                "rule": threshold.rule,
-                "rate_asked": threshold.rate,
-                "promise": threshold.promise,
-                **{name: metric.as_json() for name, metric in rates.items()},
-                "false_alarm_band": band,
-                "false_alarm_band_reason": no_band,
-                "review": review_figures(labels, scores, threshold, groups, noun),
-            }
-        ],
+        "threshold": threshold.value,
+        "rule": threshold.rule,
+        "rate_asked": threshold.rate,
+        "promise": threshold.promise,
+        **{name: metric.as_json() for name, metric in rates.items()},
+        "false_alarm_band": band,
+        "false_alarm_band_reason": no_band,
+        "review": review_figures(labels, scores, threshold, groups, noun),
     }
 
 
@@ -121,4 +143,5 @@ def baseline_figures(rows: Sequence[Row]) -> dict[str, Any]:
     labelled = [row for row in rows if row["label"]]
     labels = np.array([row["label"] == ANOMALOUS_LABEL for row in labelled], bool)
     groups = groups_if_any(labelled)
-    return {name: roc_auc(labels, [row["baselines"][name] for row in labelled], groups).as_json() for name in BASELINES}
+    names = [name for name in BASELINES if all(name in row["baselines"] for row in labelled)]
+    return {name: roc_auc(labels, [row["baselines"][name] for row in labelled], groups).as_json() for name in names}

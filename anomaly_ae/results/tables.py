@@ -35,10 +35,10 @@ def write_tables(folder: Path, rows: Sequence[Row], units: Sequence[Row], failur
     """Write ``scores.csv``, ``scores.jsonl``, ``units.csv`` and ``failures.csv``."""
     columns = sorted({name for row in rows for name in row["extra"]} - {*SCORE_COLUMNS})
     lines = ({**row, **{name: row["extra"].get(name, "") for name in columns}} for row in rows)
-    _write_csv(folder / "scores.csv", [*SCORE_COLUMNS, *columns], lines)
+    write_csv(folder / "scores.csv", [*SCORE_COLUMNS, *columns], lines)
     write_text(folder / "scores.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
-    _write_csv(folder / "units.csv", UNIT_COLUMNS, units)
-    _write_csv(folder / "failures.csv", FAILURE_COLUMNS, failures)
+    write_csv(folder / "units.csv", UNIT_COLUMNS, units)
+    write_csv(folder / "failures.csv", FAILURE_COLUMNS, failures)
 
 
 def write_json(path: Path, values: Row) -> None:
@@ -91,7 +91,7 @@ def reading(path: Path) -> Iterator[None]:
         raise DataError(f"cannot read {path}", reason, "give a folder that score or evaluate wrote") from error
 
 
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
     """Write a CSV atomically: one header line, floats with all their digits, missing values empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", restval="", lineterminator="\n")

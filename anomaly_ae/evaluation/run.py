@@ -6,34 +6,50 @@ The format of every file: docs/reference/results.md.
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from anomaly_ae.detector import Detector
-from anomaly_ae.errors import DataError, OutputError, UsageError
-from anomaly_ae.files import cannot_write, retried
-from anomaly_ae.keeping import MapKeeper, keep_pictures
+from anomaly_ae.errors import DataError
+from anomaly_ae.evaluation.facts import counts, facts_of_data, facts_of_model, facts_of_run, name_of
+from anomaly_ae.evaluation.folder import new_folder
+from anomaly_ae.evaluation.result import RunResult
+from anomaly_ae.evaluation.samples import refuse_unknown_columns, test_samples
+from anomaly_ae.keeping import MapKeeper, keep_pictures, mask_of
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, check_groups
-from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision, Failure, Sample
+from anomaly_ae.records import (
+    NORMAL_LABEL,
+    BoolArray,
+    Decision,
+    Failure,
+    Image,
+    Sample,
+    Score,
+)
 from anomaly_ae.report import PictureWriter, write_report
-from anomaly_ae.results import FORMAT, baseline_figures, run_metrics, score_row, unit_rows, write_json, write_tables
+from anomaly_ae.results import (
+    DEFECT_RATES,
+    FORMAT,
+    baseline_figures,
+    chosen_on_these,
+    run_metrics,
+    score_row,
+    shortcut_figures,
+    unit_rows,
+    write_json,
+    write_pixels,
+    write_tables,
+)
+from anomaly_ae.shortcuts import properties, shortcut_warnings, size_on_disk
 from anomaly_ae.survey import pixel_hash
-from anomaly_ae.version import __version__
 
-FIGURES = (("ROC-AUC", "roc_auc"), ("average precision", "average_precision"))
-RATES = (("sensitivity", "sensitivity"), ("false-alarm rate", "false_alarm_rate"))
 HEATMAPS = ("none", "anomalous", "all")
-FACTS_OF_MAKING = ("preset", "preset_reason", "n_parameters", "steps", "trained_utc", "working_scale")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,37 +66,15 @@ class RunOptions:
         Columns of the manifest that figures are broken down by.
     overwrite : bool
         Replace an existing RUN.
+    defect_rates : tuple of float
+        Shares of defective parts at which rejects, predictive value and escapes are stated.
     """
 
     maps: bool = False
     heatmaps: str = "anomalous"
     by: tuple[str, ...] = ()
     overwrite: bool = False
-
-
-@dataclass(slots=True)
-class RunResult:
-    """What a finished run found; the same as in its files."""
-
-    folder: Path
-    n_scored: int
-    failures: list[Failure]
-    n_anomalous: int
-    metrics: dict[str, Any] | None
-    warnings: tuple[str, ...] = ()
-    aborted: bool = False
-
-    def lines(self) -> list[str]:
-        """Say in words what was found."""
-        lines = [f"{self.n_scored} images scored, {self.n_anomalous} anomalous"]
-        if self.failures:
-            lines.append(f"{len(self.failures)} could not be read; failures.csv names them and says why:")
-            lines += [f"  {failure.path}: {failure.reason}" for failure in self.failures[:5]]
-        if self.metrics:
-            lines += [_figure_line(name, self.metrics["image"][key]) for name, key in FIGURES]
-            rates = self.metrics["image"]["at_threshold"][0]
-            lines += [_figure_line(name, rates[key]) for name, key in RATES]
-        return [*lines, *(f"warning: {warning}" for warning in self.warnings)]
+    defect_rates: tuple[float, ...] = DEFECT_RATES
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +96,8 @@ class _Job:
 
     @property
     def data_name(self) -> str:
-        """Name of the folder that the manifest describes; "" for images named one by one, which no one folder holds."""
-        root, layout = self.manifest.root, self.manifest.layout
-        if root.name not in ("", ".."):
-            return root.name
-        return "" if layout == "flat" else root.resolve().name
+        """Name of the data."""
+        return name_of(self.manifest)
 
 
 @dataclass(slots=True)
@@ -154,31 +145,8 @@ def evaluate(
     """
     check_groups(manifest.samples)
     samples = test_samples(manifest)
-    _refuse_unknown_columns(samples, options.by)
+    refuse_unknown_columns(samples, options.by)
     return _run(_Job(detector, manifest, samples, options, listener or Listener(), "evaluate"), out)
-
-
-def test_samples(manifest: Manifest) -> tuple[Sample, ...]:
-    """Return the rows that figures are computed on."""
-    labelled = [s for s in manifest.samples if s.label]
-    has_splits = any(s.split for s in labelled)
-    samples = tuple(s for s in labelled if s.split == "test" or not has_splits)
-    if not samples:
-        raise DataError(
-            f"no labelled test images in {manifest.root}",
-            "figures need images that are known to be normal or anomalous",
-            "give a folder with test/good and test/<defect>, or a CSV with label and split; or use score",
-        )
-    return samples
-
-
-def _refuse_unknown_columns(samples: Sequence[Sample], columns: Sequence[str]) -> None:
-    known = sorted({name for sample in samples for name in sample.extra})
-    for column in columns:
-        if column not in known:
-            raise UsageError(
-                f"no column '{column}' in the manifest", "", f"its own columns: {', '.join(known) or 'none'}"
-            )
 
 
 def _run(job: _Job, out: Path) -> RunResult:
@@ -188,10 +156,10 @@ def _run(job: _Job, out: Path) -> RunResult:
         collected = _score_all(job, folder, keeper)
         _refuse_nothing(collected, len(job.samples))
         units = _write_tables(job.detector, collected, folder)
-        baselines = baseline_figures(collected.rows)
-        metrics = _write_metrics(job, collected, units, baselines, folder, keeper) if keeper else None
-        warnings = (*_warnings(collected, baselines), *(keeper.warnings() if keeper else ()))
-        write_json(folder / "run.json", _run_info(job, collected, baselines, warnings))
+        metrics = _write_metrics(job, collected, units, folder, keeper) if keeper else None
+        shortcuts = shortcut_figures(collected.rows)
+        warnings = (*_warnings(collected, shortcuts), *(keeper.warnings() if keeper else ()))
+        write_json(folder / "run.json", _run_info(job, collected, shortcuts, warnings))
         write_report(folder)
     n_anomalous = sum(row["decision"] == Decision.ANOMALOUS for row in collected.rows)
     return RunResult(out, len(collected.rows), collected.failures, n_anomalous, metrics, warnings, collected.aborted)
@@ -214,7 +182,6 @@ def _score_all(job: _Job, folder: Path, keeper: MapKeeper | None) -> _Collected:
     detector, samples, options = job.detector, job.samples, job.options
     collected = _Collected()
     pictures = PictureWriter(len(samples))
-    pixel_threshold = detector.calibrated[1].pixel.value
     known = {h for part in detector.provenance.get("image_hashes", {}).values() for h in part}
     inspected = zip(samples, detector.inspect_many(samples), strict=True)
     try:
@@ -224,19 +191,30 @@ def _score_all(job: _Job, folder: Path, keeper: MapKeeper | None) -> _Collected:
                 collected.failures.append(result)  # type: ignore[arg-type]
                 collected.failed_utc.append(datetime.now(UTC).isoformat(timespec="milliseconds"))
                 continue
-            row = score_row(sample, result, pixel_threshold)
-            collected.rows.append({**row, "baselines": detector.baseline_scores(image)})
+            mask = mask_of(sample, image)
+            collected.rows.append(_row(detector, sample, result, image, mask))
             collected.seen_in_fit[sample.label] += pixel_hash(image) in known
             if keeper:
                 _refuse_known(collected.seen_in_fit[NORMAL_LABEL], samples)
-            keep_pictures(detector, sample, result, image, folder, options.heatmaps, options.maps, pictures)
+            keep_pictures(detector, sample, result, image, folder, options.heatmaps, options.maps, pictures, mask)
             if keeper:
-                keeper.keep(sample, result, image)
+                keeper.keep(sample, result, image, mask)
     except KeyboardInterrupt:
         collected.not_reached = samples[len(collected.rows) + len(collected.failures) :]
         job.listener.say(f"stopped after {len(collected.rows)} of {len(samples)} images: writing what there is")
     pictures.write(folder / "pictures.npz")
     return collected
+
+
+def _row(detector: Detector, sample: Sample, result: Score, image: Image, mask: BoolArray | None) -> dict[str, Any]:
+    """Return one line of ``scores.jsonl``."""
+    masked = None if mask is None else mask if image.valid is None else mask & image.valid
+    return {
+        **score_row(sample, result, detector.calibrated[1].pixel.value),
+        "baselines": detector.baseline_scores(image),
+        "properties": properties(image, size_on_disk(sample.files)),
+        "mask_px": None if masked is None else int(masked.sum()),
+    }
 
 
 def _refuse_known(n_known: int, samples: Sequence[Sample]) -> None:
@@ -263,135 +241,52 @@ def _write_metrics(
     job: _Job,
     collected: _Collected,
     units: Sequence[Mapping[str, Any]],
-    baselines: Mapping[str, Any],
     folder: Path,
     keeper: MapKeeper,
 ) -> dict[str, Any]:
     """Measure, write ``metrics.json``, and return what it holds; the maps have been used then, and go."""
     job.listener.progress("measuring", 0, 1, "")
     provenance, thresholds = job.detector.provenance, job.detector.calibrated[1]
+    pixel, overlaps = keeper.figures(thresholds.pixel.value)
     metrics = {
         "format": FORMAT,
         "model": {"name": provenance.get("file"), "sha256": provenance.get("file_sha256")},
         "data": job.data_name,
-        "counts": _counts(collected, units),
+        "counts": {
+            **counts(collected.rows, units, len(collected.failures)),
+            "seen_in_fit": collected.seen_in_fit.total(),
+        },
         "seconds": job.seconds,
         "what_if": False,
-        **run_metrics(collected.rows, units, thresholds, job.options.by),
-        "pixel": keeper.metrics(),
-        "baselines": baselines,
+        "chosen_on_these_images": chosen_on_these(thresholds, collected.rows),
+        **run_metrics(collected.rows, units, thresholds, job.options.by, job.options.defect_rates),
+        "pixel": pixel,
+        "baselines": baseline_figures(collected.rows),
     }
     write_json(folder / "metrics.json", metrics)
+    write_pixels(folder, overlaps)
     keeper.close()
     return metrics
 
 
 def _run_info(
-    job: _Job, collected: _Collected, baselines: Mapping[str, Any], warnings: Sequence[str]
+    job: _Job, collected: _Collected, shortcuts: Mapping[str, float], warnings: Sequence[str]
 ) -> dict[str, Any]:
     """Return ``run.json``: what the report needs to be drawn again, and the thresholds to be set again."""
-    detector = job.detector
-    scores, thresholds = detector.calibrated
-    provenance = detector.provenance
-    n_images = provenance.get("n_images", {})
+    scores, thresholds = job.detector.calibrated
     return {
-        "format": FORMAT,
-        "tool": "anomaly_ae",
-        "version": __version__,
-        "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": job.command,
+        **facts_of_run(job.command, job.seconds, job.detector.device.type, job.detector.config.seed),
         "aborted": collected.aborted,
-        "seconds": job.seconds,
-        "device": detector.device.type,
-        "seed": detector.config.seed,
-        "model": {
-            "name": provenance.get("file", "in memory"),
-            "sha256": provenance.get("file_sha256"),
-            "weights_sha256": detector.weights_sha256,
-            "architecture": detector.config.model.architecture,
-            "resolutions": detector.ensemble.resolutions,
-            "n_train": n_images.get("train"),
-            "n_validation": n_images.get("validation"),
-            "n_calibration": len(scores.image),
-            **{name: provenance.get(name) for name in FACTS_OF_MAKING},
-            "smallest_defect_px": detector.geometry.smallest_defect_px,
-            "standardise": detector.config.scoring.standardise,
-            "error_measures": detector.mapper.compare.weights,
-        },
+        "model": facts_of_model(job.detector),
         "threshold": thresholds.as_json(),
         "calibration": {**scores.as_json(), "median": scores.median},
-        "data": {
-            "name": job.data_name,
-            "warnings": list(warnings),
-            "shortcuts": {"mean grey": baselines["mean grey"]["value"]},
-        },
+        "data": facts_of_data(job.data_name, job.manifest, shortcuts, warnings),
     }
 
 
-def _figure_line(name: str, metric: Mapping[str, Any]) -> str:
-    if metric["value"] is None:
-        return f"{name}: {metric['reason']}"
-    first = next(iter(metric["intervals"]), None)
-    interval = f" [{first['low']:.3f}, {first['high']:.3f}]" if first else ""
-    return f"{name} {metric['value']:.3f}{interval}"
-
-
-def _counts(collected: _Collected, units: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    labels = Counter(row["label"] for row in collected.rows)
-    return {
-        "normal": labels[NORMAL_LABEL],
-        "anomalous": labels[ANOMALOUS_LABEL],
-        "failed": len(collected.failures),
-        "groups": len({row["group"] for row in collected.rows}),
-        "units": len(units),
-        "seen_in_fit": collected.seen_in_fit.total(),
-    }
-
-
-def _warnings(collected: _Collected, baselines: Mapping[str, Any]) -> Iterator[str]:
-    area = baselines["mean grey"]["value"]
-    if area is not None and not 0.2 <= area <= 0.8:
-        yield f"mean grey alone separates the classes: {area:.2f}"
+def _warnings(collected: _Collected, shortcuts: Mapping[str, float]) -> Iterator[str]:
+    yield from shortcut_warnings(shortcuts)
     if collected.seen_in_fit.total():
         yield f"{collected.seen_in_fit.total()} of these images were used in fit: figures are too good"
     if collected.aborted:
         yield "the run was stopped before all images were scored"
-
-
-@contextmanager
-def new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
-    """Yield a hidden folder beside ``out``; rename it to ``out`` when it is whole, remove it when that failed."""
-    refuse_existing(out, overwrite)
-    partial = out  # until there is one
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-        partial.chmod(0o755)
-        yield partial
-        if out.exists():
-            shutil.rmtree(out)
-        retried(lambda: partial.rename(out))
-    except OSError as error:
-        raise cannot_write(out, error) from error
-    finally:
-        if partial != out:
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def refuse_existing(out: Path, overwrite: bool) -> None:
-    """Raise `OutputError` where something would be replaced unasked, or something that is no run at all."""
-    if not out.exists():
-        return
-    if not overwrite:
-        why = "results are not replaced unasked"
-        raise OutputError(f"{out} exists already", why, "choose another --out, or --overwrite")
-    if not out.is_dir() or (any(out.iterdir()) and not _is_run(out)):
-        raise OutputError(f"{out} is no run", "it would be replaced with all it holds", "choose another --out")
-
-
-def _is_run(folder: Path) -> bool:
-    try:
-        info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(info, dict) and info.get("tool") == "anomaly_ae"
