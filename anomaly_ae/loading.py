@@ -72,7 +72,8 @@ def read_sample(sample: Sample) -> Image:
     ------
     UnreadableImageError, DataError
     """
-    return replace(read_channels(sample.files, sample.frame, sample.valid), source=sample.id)
+    image = read_channels(sample.files, sample.frame, sample.valid)
+    return replace(image, source=sample.id, volume=sample.slices or image.volume)
 
 
 def in_order(items: Iterable[S], work: Callable[[S], T], lookahead: int = 0) -> Iterator[tuple[S, T | AnomalyAEError]]:

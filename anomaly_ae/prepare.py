@@ -16,7 +16,7 @@ import numpy as np
 from anomaly_ae.config import Config, GeometryConfig
 from anomaly_ae.errors import IncompatibleImageError
 from anomaly_ae.placement import Placement
-from anomaly_ae.records import BoolArray, FloatArray, Image, PixelArray
+from anomaly_ae.records import BoolArray, FloatArray, Image, PixelArray, Slice
 
 SMALLEST_DEFECT_PX = 3.0
 """What survives at working scale: narrower structures are averaged into their surroundings."""
@@ -79,6 +79,8 @@ class Prepared:
         Where an aligned image lies on the canvas, which then takes the place of the image at working scale.
     warning : str
         What a user should know about it; names the image.
+    volume : tuple of Slice
+        As in `Image`.
     """
 
     pixels: PixelArray
@@ -89,6 +91,7 @@ class Prepared:
     spacing_mm: tuple[float, ...] | None
     placement: Placement | None = None
     warning: str = ""
+    volume: tuple[Slice, ...] = ()
 
 
 def choose_geometry(shapes: Sequence[tuple[int, ...]], config: GeometryConfig, multiple: int) -> Geometry:
@@ -186,6 +189,7 @@ def prepare(image: Image, geometry: Geometry, n_channels: int) -> Prepared:
         inner_shape=inner,
         image_valid=image.valid,
         spacing_mm=image.spacing_mm,
+        volume=image.volume,
     )
 
 

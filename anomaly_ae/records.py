@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,14 @@ class Decision(IntEnum):
     REVIEW = 1
     ANOMALOUS = 2
     NOT_INSPECTED = 9
+
+
+class Slice(NamedTuple):
+    """Where one slice of a volume is read from: the files of its channels, the frame in them, its `valid` mask."""
+
+    files: tuple[Path, ...]
+    frame: int = 0
+    valid: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,6 +61,8 @@ class Image:
         Bits that carry information where the file says so (DICOM BitsStored, integer dtype); None for float data.
     was_grey_rgb : bool
         The file has three equal channels; one was kept.
+    volume : tuple of Slice
+        All slices of the volume that the image is one of; empty where it stands alone.
     """
 
     pixels: PixelArray
@@ -62,6 +72,7 @@ class Image:
     n_frames: int = 1
     bits_stored: int | None = None
     was_grey_rgb: bool = False
+    volume: tuple[Slice, ...] = ()
 
     def __post_init__(self) -> None:
         self.pixels.setflags(write=False)
@@ -97,6 +108,10 @@ class Sample:
         What is decided (a part, a patient), and what never crosses a split.
     split : str
         "train", "validation", "calibration", "test" or "".
+    volume : str
+        What the rows of one volume have in common where each slice is a file of its own, as in a DICOM series.
+    slices : tuple of Slice
+        What those rows are read from.
     extra : mapping
         Further columns (scanner, station, shift), kept and copied to the results.
     """
@@ -112,6 +127,8 @@ class Sample:
     group: str = ""
     split: str = ""
     defect: str = ""
+    volume: str = ""
+    slices: tuple[Slice, ...] = ()
     extra: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from anomaly_ae.manifest import Manifest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def private_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Salt and key file of the patients in the tests; never those of whoever runs them."""
+    folder = tmp_path_factory.mktemp("private")
+    os.environ["ANOMALY_AE_PRIVATE"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def part_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """80 normal parts to fit on in 16 lots, 15 normal ones and 6 x 4 defects to test on; 64 px, 8 bit."""

@@ -3,6 +3,18 @@
 `shared` lies here because this is the first reader in the order of modules; the other readers import it too.
 """
 
+from anomaly_ae.dicom.patients import hashed, remember
 from anomaly_ae.dicom.read import count_dicom_frames, is_dicom, read_dicom
+from anomaly_ae.dicom.series import SliceHeader, Stack, slice_header, stacks
 
-__all__ = ["count_dicom_frames", "is_dicom", "read_dicom"]
+__all__ = [
+    "SliceHeader",
+    "Stack",
+    "count_dicom_frames",
+    "hashed",
+    "is_dicom",
+    "read_dicom",
+    "remember",
+    "slice_header",
+    "stacks",
+]

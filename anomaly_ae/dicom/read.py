@@ -57,7 +57,7 @@ def count_dicom_frames(path: str | Path) -> int:
     """
     name = str(path)
     with decoding(name, "DICOM file", quote=False):
-        return n_frames_of(_read_header(path, name)[0])
+        return n_frames_of(read_header(path, name)[0])
 
 
 def read_dicom(source: str | Path | Dataset, frame: int = 0) -> Image:
@@ -93,7 +93,7 @@ def read_dicom(source: str | Path | Dataset, frame: int = 0) -> Image:
     """
     name = str(source) if isinstance(source, str | Path) else "DICOM dataset"
     with decoding(name, "DICOM file", quote=False):
-        header, pixels_start = _read_header(source, name)
+        header, pixels_start = read_header(source, name)
         n_frames = _check_header(header, name, frame)
         decoder = _decoder(header, name)
     with decoding(name, "DICOM pixel data"):
@@ -107,7 +107,7 @@ def read_dicom(source: str | Path | Dataset, frame: int = 0) -> Image:
         return colour_image(stored, header, frame, name)
 
 
-def _read_header(source: str | Path | Dataset, name: str) -> tuple[Dataset, int]:
+def read_header(source: str | Path | Dataset, name: str) -> tuple[Dataset, int]:
     """Return all that stands before the pixel data, and where in the file that ends."""
     import pydicom
 

@@ -212,7 +212,7 @@ def _silence() -> Iterator[None]:
 def _enter_silence() -> None:
     _undo.enter_context(warnings.catch_warnings())
     warnings.simplefilter("ignore")
-    for name in ("pydicom", "tifffile"):  # pydicom logs header values; tifffile writes to stderr unasked
+    for name in ("pydicom", "tifffile", "nibabel.global"):  # pydicom logs header values; the others write to stderr
         logger = logging.getLogger(name)
         _undo.callback(setattr, logger, "disabled", logger.disabled)
         logger.disabled = True

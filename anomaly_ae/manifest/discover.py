@@ -11,6 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from anomaly_ae.errors import DataError, UnreadableImageError, UsageError
+from anomaly_ae.manifest.bids import bids_manifest, is_bids
+from anomaly_ae.manifest.series import with_series
+from anomaly_ae.manifest.slices import SPACING_COLUMN, is_nifti_file, slices_of, spacing_notes, with_slices
 from anomaly_ae.manifest.table import (
     CHANNEL_SEPARATOR,
     TABLE_SUFFIXES,
@@ -54,16 +57,19 @@ class _Listing(NamedTuple):
     n_others: int
 
 
-def load_manifest(data: Path, group_regex: str | None = None) -> Manifest:
+def load_manifest(data: Path, group_regex: str | None = None, suffix: str | None = None) -> Manifest:
     """Turn a folder, a manifest CSV or one image file into a manifest.
 
     Parameters
     ----------
     data : Path
-        A folder (MVTec layout, ``normal/`` and ``anomalous/``, ``good/`` and kinds of defect, or flat), a ``.csv``
-        / ``.tsv``, or one image.
+        A folder (MVTec layout, ``normal/`` and ``anomalous/``, ``good/`` and kinds of defect, BIDS, or flat), a
+        ``.csv`` / ``.tsv``, or one image.
     group_regex : str, optional
-        Searched in each relative path; its first capturing group (or the whole match) becomes the group.
+        Searched in each relative path; its first capturing group (or the whole match) becomes the group; of slices
+        of a volume also the unit.
+    suffix : str, optional
+        Which images of a BIDS folder: "T1w", "FLAIR".
 
     Returns
     -------
@@ -75,14 +81,19 @@ def load_manifest(data: Path, group_regex: str | None = None) -> Manifest:
     DataError
         Nothing there, no image, a damaged table, a path that `group_regex` does not match.
     UsageError
-        `group_regex` is no regular expression.
+        `group_regex` is no regular expression, or `suffix` does not fit.
     """
-    if data.is_dir():
+    if data.is_dir() and is_bids(data):
+        manifest = bids_manifest(data, suffix)
+    elif suffix is not None:
+        raise UsageError(f"--suffix {suffix} for {data}", "it chooses images of a BIDS folder, and this is none")
+    elif data.is_dir():
         manifest = _from_folder(data)
     elif data.suffix.lower() in TABLE_SUFFIXES and data.exists():
         manifest = read_manifest_csv(data)
     else:
         manifest = manifest_from_paths([data])
+    manifest = replace(manifest, notes=manifest.notes + spacing_notes(manifest.samples))
     return manifest if group_regex is None else _group_by_regex(manifest, group_regex)
 
 
@@ -99,6 +110,8 @@ def manifest_from_paths(paths: Sequence[Path]) -> Manifest:
     UsageError
         A path is a table.
     """
+    if len(paths) == 1 and is_bids(paths[0]):
+        return bids_manifest(paths[0])
     names: set[str] = set()
     n_others = n_masks = 0
     for path in paths:
@@ -116,7 +129,7 @@ def manifest_from_paths(paths: Sequence[Path]) -> Manifest:
     samples = tuple(sample for name in sorted(names) for sample in _samples(Path(), name, _Place(), None))
     notes = _ignored_notes(n_others, n_masks, "masks")
     root = paths[0].resolve() if len(paths) == 1 and paths[0].is_dir() else Path()
-    return Manifest(root, samples, notes, "flat")
+    return _volumes(Manifest(root, samples, notes, "flat"))
 
 
 def _refuse_table(path: Path) -> None:
@@ -141,28 +154,26 @@ def _from_folder(root: Path) -> Manifest:
         raise _no_images(f"the folders of {root} that the layout {layout} knows", listing.n_others)
     notes = _ignored_notes(listing.n_others, len(listing.masks) - len({s.mask for s in samples if s.mask}))
     notes += _outside_notes([image for image, place in places.items() if place is None])
-    return _with_group_file(Manifest(root, tuple(samples), notes, layout))
+    return _with_group_file(_volumes(Manifest(root, tuple(samples), notes, layout)))
+
+
+def _volumes(manifest: Manifest) -> Manifest:
+    manifest = with_series(manifest)
+    return replace(manifest, samples=with_slices(manifest.samples))
 
 
 def _samples(root: Path, path: str, place: _Place, mask: Path | None) -> list[Sample]:
-    """One sample per frame. The mask of a file with several frames would be ambiguous: it is left out."""
+    """One sample per frame. The mask of several frames would be ambiguous, but for that of a volume: it is left out."""
     if CHANNEL_SEPARATOR in path:
         why = f"'{CHANNEL_SEPARATOR}' in a path separates the channels of one sample"
         raise DataError(f"the file name {path!r} cannot be used", why, "rename the file")
+    whole = make_sample(root, path, mask=mask, split=place.split, label=place.label, defect=place.defect)
+    if is_nifti_file(root / path):
+        return slices_of(whole)
     n_frames = _n_frames(root / path)
-    return [
-        make_sample(
-            root,
-            path,
-            frame=frame,
-            n_frames_listed=n_frames,
-            mask=mask if n_frames == 1 else None,
-            split=place.split,
-            label=place.label,
-            defect=place.defect,
-        )
-        for frame in range(n_frames)
-    ]
+    if n_frames == 1:
+        return [whole]
+    return [replace(whole, id=f"{path}#{frame}", frame=frame, mask=None) for frame in range(n_frames)]
 
 
 def _n_frames(file: Path) -> int:
@@ -193,7 +204,7 @@ def _list_folder(root: Path) -> _Listing:
 def _masks_beside_images(images: Sequence[PurePosixPath]) -> set[PurePosixPath]:
     """``000_mask.png`` next to ``000.png`` is no image: a flat folder would train on it."""
     known = {_without_suffix(image) for image in images}
-    ending = [image for image in images if image.stem.endswith("_mask")]
+    ending = [image for image in images if _without_suffix(image).endswith("_mask")]
     return {image for image in ending if _without_suffix(image).removesuffix("_mask") in known}
 
 
@@ -270,7 +281,8 @@ def _refuse_deeper_layout(root: Path, images: Iterable[PurePosixPath]) -> None:
 
 
 def _without_suffix(path: PurePosixPath) -> str:
-    return path.with_suffix("").as_posix()
+    whole = path.with_suffix("") if path.name.lower().endswith(".nii.gz") else path
+    return whole.with_suffix("").as_posix()
 
 
 def _mask_key(mask: PurePosixPath) -> str:
@@ -349,11 +361,16 @@ def _group_by_regex(manifest: Manifest, group_regex: str) -> Manifest:
         pattern = re.compile(group_regex)
     except re.error as error:
         raise UsageError(f"'{group_regex}' is no regular expression", str(error), "example: 'part(\\d+)'") from error
-    samples = tuple(replace(s, group=_match(pattern, s.path)) for s in manifest.samples)
+    samples = tuple(_of_group(s, _match(pattern, s.path)) for s in manifest.samples)
     sizes = Counter(sample.group for sample in samples)
     examples = ", ".join(repr(group) for group in sorted(sizes)[:_N_EXAMPLES])
     note = f"group from '{group_regex}': {len(sizes)} groups, such as {examples}"
     return replace(manifest, samples=samples, notes=(*manifest.notes, note))
+
+
+def _of_group(sample: Sample, group: str) -> Sample:
+    is_slice = sample.volume or SPACING_COLUMN in sample.extra
+    return replace(sample, group=group, unit=group if is_slice else sample.unit)
 
 
 def _match(pattern: re.Pattern[str], path: str) -> str:

@@ -88,7 +88,7 @@ def inspect(sample: Sample) -> Inspected:
         facts = _facts(image, sum(file.stat().st_size for file in sample.files))
     except (AnomalyAEError, OSError) as error:
         return Inspected(sample, reason=_reason(error, sample.files[0]))
-    mask, valid = (_inspect_mask(path, image.spatial_shape) for path in (sample.mask, sample.valid))
+    mask, valid = (_inspect_mask(path, sample, image.spatial_shape) for path in (sample.mask, sample.valid))
     return Inspected(sample, facts, mask=mask, valid=valid)
 
 
@@ -115,13 +115,13 @@ def _facts(image: Image, n_bytes: int) -> ImageFacts:
     )
 
 
-def _inspect_mask(path: Path | None, shape: tuple[int, ...]) -> MaskFacts | None:
+def _inspect_mask(path: Path | None, sample: Sample, shape: tuple[int, ...]) -> MaskFacts | None:
     if path is None:
         return None
     if not path.exists():
         return MaskFacts("does not exist")
     try:
-        mask = read_mask(path)
+        mask = read_mask(path, frame=sample.frame, image_file=sample.files[0])
     except (AnomalyAEError, OSError) as error:
         return MaskFacts(f"cannot be read: {_reason(error, path)}")
     if mask.shape != shape:

@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 from anomaly_ae.errors import DataError, OutputError
 from anomaly_ae.files import write_text
+from anomaly_ae.manifest.slices import is_nifti_file, slices_of, with_slices
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Sample
 
-COLUMNS = ("path", "frame", "label", "mask", "valid", "unit", "group", "split", "defect", "id")
+COLUMNS = ("path", "frame", "label", "mask", "valid", "unit", "group", "split", "defect", "id", "volume")
 LABELS = ("", NORMAL_LABEL, ANOMALOUS_LABEL)
 FIT_SPLITS = ("train", "validation", "calibration")
 SPLITS = ("", *FIT_SPLITS, "test")
@@ -39,7 +40,7 @@ class Manifest:
     notes : tuple of str
         What was ignored or assumed on the way, for people.
     layout : str
-        "mvtec", "normal/anomalous", "normal/<defect>", "flat" or "csv".
+        "mvtec", "normal/anomalous", "normal/<defect>", "bids", "flat" or "csv".
     """
 
     root: Path
@@ -135,7 +136,9 @@ def _cells(path: Path, number: int, names: list[str], cells: list[str]) -> dict[
 
 
 def read_manifest_csv(path: Path) -> Manifest:
-    """Read a manifest written by hand or by `write_manifest`; files are not opened.
+    """Read a manifest written by hand or by `write_manifest`; files are not opened, but for NIfTI without a frame.
+
+    A row that names a NIfTI file and no frame stands for all of its slices: see `slices_of`.
 
     Raises
     ------
@@ -150,8 +153,9 @@ def read_manifest_csv(path: Path) -> Manifest:
     frames: defaultdict[str, set[str]] = defaultdict(set)
     for row in rows:
         frames[row.cells["path"]].add(row.cells.get("frame") or "0")
-    samples = tuple(_sample_of_row(path, row, len(frames[row.cells["path"]])) for row in rows)
-    _refuse_duplicate_ids(path, samples, rows)
+    numbered = [(row.number, s) for row in rows for s in _samples_of_row(path, row, len(frames[row.cells["path"]]))]
+    _refuse_duplicate_ids(path, numbered)
+    samples = with_slices(sample for _, sample in numbered)
     notes = (f"further columns, kept as they are: {', '.join(extra_names)}",) if extra_names else ()
     return Manifest(path.parent, samples, notes, "csv")
 
@@ -163,6 +167,12 @@ def _refuse_misspelt_columns(path: Path, extra_names: list[str], present: Iterab
         for meant in difflib.get_close_matches(name.lower(), missing, n=1, cutoff=0.8):
             what = f"{path} has a column {name!r} and none called {meant!r}"
             raise DataError(what, "it looks misspelt", f"rename it {meant!r}, or to something less alike")
+
+
+def _samples_of_row(path: Path, row: Row, n_frames_listed: int) -> list[Sample]:
+    sample = _sample_of_row(path, row, n_frames_listed)
+    is_whole = not row.cells.get("frame") and is_nifti_file(sample.files[0])
+    return slices_of(sample) if is_whole else [sample]
 
 
 def _sample_of_row(path: Path, row: Row, n_frames_listed: int) -> Sample:
@@ -192,6 +202,7 @@ def _sample_of_row(path: Path, row: Row, n_frames_listed: int) -> Sample:
         split=cell("split"),
         defect=cell("defect"),
         sample_id=cell("id"),
+        volume=cell("volume"),
         extra={name: value for name, value in row.cells.items() if name not in COLUMNS},
     )
 
@@ -215,6 +226,7 @@ def make_sample(
     split: str = "",
     defect: str = "",
     sample_id: str = "",
+    volume: str = "",
     extra: dict[str, str] | None = None,
 ) -> Sample:
     """Fill in the defaults: id = path (and frame), unit = path, group = unit."""
@@ -231,20 +243,21 @@ def make_sample(
         group=group or unit or path,
         split=split,
         defect=defect,
+        volume=volume,
         extra=extra or {},  # a plain dict: samples travel to worker processes
     )
 
 
-def _refuse_duplicate_ids(path: Path, samples: Iterable[Sample], rows: Iterable[Row]) -> None:
+def _refuse_duplicate_ids(path: Path, numbered: Iterable[tuple[int, Sample]]) -> None:
     first_row: dict[str, int] = {}
-    for sample, row in zip(samples, rows, strict=True):
+    for number, sample in numbered:
         if sample.id in first_row:
             raise DataError(
-                f"{path}, rows {first_row[sample.id]} and {row.number} have the same id {sample.id!r}",
+                f"{path}, rows {first_row[sample.id]} and {number} have the same id {sample.id!r}",
                 "a result must belong to one row",
                 "delete one row, or tell them apart with `frame` or `id`",
             )
-        first_row[sample.id] = row.number
+        first_row[sample.id] = number
 
 
 def write_manifest(manifest: Manifest, path: Path, overwrite: bool = False) -> None:
@@ -263,9 +276,11 @@ def write_manifest(manifest: Manifest, path: Path, overwrite: bool = False) -> N
     extra_names = list(dict.fromkeys(name for sample in manifest.samples for name in sample.extra))
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*COLUMNS, *extra_names])
+    n_known = len(COLUMNS) if any(sample.volume for sample in manifest.samples) else COLUMNS.index("volume")
+    writer.writerow([*COLUMNS[:n_known], *extra_names])
     for sample in manifest.samples:
-        writer.writerow([*_known_cells(sample, path.parent), *(sample.extra.get(n, "") for n in extra_names)])
+        known = _known_cells(sample, path.parent)[:n_known]
+        writer.writerow([*known, *(sample.extra.get(n, "") for n in extra_names)])
     try:
         write_text(path, buffer.getvalue())
     except UnicodeEncodeError as error:  # POSIX allows names that are no text
@@ -285,7 +300,7 @@ def _known_cells(sample: Sample, folder: Path) -> list[str]:
     paths = [part if Path(part).is_absolute() else _relative(file, folder) for part, file in pairs]
     mask, valid = (_relative(file, folder) if file else "" for file in (sample.mask, sample.valid))
     joined = CHANNEL_SEPARATOR.join(paths)
-    known = (sample.unit, sample.group, sample.split, sample.defect, sample.id)
+    known = (sample.unit, sample.group, sample.split, sample.defect, sample.id, sample.volume)
     return [joined, str(sample.frame), sample.label, mask, valid, *known]
 
 

@@ -4,16 +4,20 @@ from anomaly_ae.dicom.shared import MAX_PIXELS
 from anomaly_ae.readers.arrays import Axes
 from anomaly_ae.readers.hashes import image_sha256, pixel_sha256
 from anomaly_ae.readers.read import (
+    DICOM_SUFFIXES,
     IMAGE_SUFFIXES,
     count_frames,
     image_from,
     looks_like_image,
+    mask_grid_problem,
     read_channels,
     read_image,
     read_mask,
 )
+from anomaly_ae.readers.volume import volume_percentiles
 
 __all__ = [
+    "DICOM_SUFFIXES",
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
     "Axes",
@@ -21,8 +25,10 @@ __all__ = [
     "image_from",
     "image_sha256",
     "looks_like_image",
+    "mask_grid_problem",
     "pixel_sha256",
     "read_channels",
     "read_image",
     "read_mask",
+    "volume_percentiles",
 ]

@@ -13,15 +13,18 @@ import numpy as np
 from anomaly_ae.dicom import count_dicom_frames, is_dicom, read_dicom
 from anomaly_ae.dicom.shared import check_frame, decoding, file_head
 from anomaly_ae.errors import DataError, UnreadableImageError, UsageError
+from anomaly_ae.nifti import count_nifti_frames, grid_problem, is_nifti, read_nifti, volume_frames
 from anomaly_ae.readers.arrays import Axes, channels_first, check_dtype, finish, only_finite, read_npy
 from anomaly_ae.readers.pillow import from_pillow, read_with_pillow
 from anomaly_ae.readers.tiff import count_tiff_frames, read_tiff
-from anomaly_ae.records import BoolArray, Image
+from anomaly_ae.records import BoolArray, Image, Slice
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy", ".dcm", ".dicom", ".ima"})
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy", ".dcm", ".dicom", ".ima", ".nii", ".nii.gz"}
+)
 """Lower-case suffixes that a folder scan takes as images."""
 
-_DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
 _MAGIC = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
     (b"\xff\xd8\xff", "JPEG"),
@@ -53,9 +56,9 @@ def read_image(path: str | Path, frame: int = 0) -> Image:
     Parameters
     ----------
     path : path
-        PNG (1 to 16 bits), JPEG, BMP, TIFF, NPY or DICOM.
+        PNG (1 to 16 bits), JPEG, BMP, TIFF, NPY, DICOM or NIfTI.
     frame : int
-        Counted from 0: a page of a TIFF, a frame of a DICOM file. All others have one.
+        Counted from 0: a page of a TIFF, a frame of a DICOM file, a slice of a NIfTI file. All others have one.
 
     Returns
     -------
@@ -63,6 +66,7 @@ def read_image(path: str | Path, frame: int = 0) -> Image:
         ``pixels``: (C, H, W) in the file's dtype and native byte order; 1-bit and boolean pixels as uint8 0/1; a
         palette as RGB; three equal channels as one, with ``was_grey_rgb``. ``valid``: False where alpha, a
         transparent colour or DICOM padding say so; None where nothing does. Orientation tags are applied.
+        ``volume``: the other slices in a DICOM or NIfTI file.
 
     Raises
     ------
@@ -70,7 +74,7 @@ def read_image(path: str | Path, frame: int = 0) -> Image:
         Missing, not permitted, empty, truncated, damaged, too large, in an unsupported format, without `frame`,
         with NaN or infinite values, or wholly transparent. Nothing else is raised, whatever the file holds.
     """
-    return _usable(_read(Path(path), str(path), frame))
+    return read_channels((path,), frame)
 
 
 def read_channels(files: Sequence[str | Path], frame: int = 0, valid: str | Path | None = None) -> Image:
@@ -83,7 +87,8 @@ def read_channels(files: Sequence[str | Path], frame: int = 0, valid: str | Path
     frame : int
         The same of every file.
     valid : path or None
-        A mask of what belongs to the sample: not 0 = belongs. NaN outside of it are no fault.
+        A mask of what belongs to the sample: not 0 = belongs. NaN outside of it are no fault. That of a NIfTI
+        volume is a volume, too.
 
     Returns
     -------
@@ -94,20 +99,36 @@ def read_channels(files: Sequence[str | Path], frame: int = 0, valid: str | Path
     Raises
     ------
     UnreadableImageError
-        A file is unreadable, height, width or pixel spacing differ, or the mask leaves nothing.
+        A file is unreadable, height, width, pixel spacing or grid differ, or the mask leaves nothing.
     DataError
-        The mask has another size.
+        The mask has another size, or is a volume on another grid.
     """
     images = [_read(Path(file), str(file), frame) for file in files]
     if not images:
         raise UsageError("no files given", "a sample needs at least one file")
     image = images[0] if len(images) == 1 else _joined(images)
-    return _usable(image if valid is None else _masked(image, valid))
+    image = _usable(image if valid is None else _masked(image, files[0], frame, valid))
+    return replace(image, volume=_volume(image, files, frame, valid))
+
+
+def _volume(image: Image, files: Sequence[str | Path], frame: int, valid: str | Path | None) -> tuple[Slice, ...]:
+    """Grey frames of a DICOM file, and slices of one time in a NIfTI file, are a volume; pages of a TIFF are not."""
+    is_grey = image.n_channels == len(files) and not image.was_grey_rgb
+    kind = _kind(Path(files[0]), str(files[0])) if image.n_frames > 1 and is_grey else ""
+    if kind not in ("DICOM", "NIfTI"):
+        return ()
+    frames = volume_frames(files[0], frame) if kind == "NIfTI" else range(image.n_frames)
+    paths, mask = tuple(Path(file) for file in files), None if valid is None else Path(valid)
+    return tuple(Slice(paths, number, mask) for number in frames)
 
 
 def _joined(images: Sequence[Image]) -> Image:
     for image in images[1:]:
         _check_same_grid(images[0], image)
+        problem = mask_grid_problem(images[0].source, image.source)
+        if problem:
+            fix = "resample the files onto one grid"
+            raise UnreadableImageError(f"{images[0].source} and {image.source} are no channels", problem, fix)
     pixels = np.concatenate([image.pixels for image in images])  # (C, H, W)
     masks = [image.valid for image in images if image.valid is not None]
     bits = [image.bits_stored for image in images if image.bits_stored is not None]
@@ -121,8 +142,8 @@ def _joined(images: Sequence[Image]) -> Image:
     )
 
 
-def _masked(image: Image, path: str | Path) -> Image:
-    mask = read_mask(path, image.spatial_shape)
+def _masked(image: Image, file: str | Path, frame: int, path: str | Path) -> Image:
+    mask = read_mask(path, image.spatial_shape, frame, file)
     valid = mask if image.valid is None else mask & image.valid
     if not valid.any():
         raise UnreadableImageError(
@@ -176,7 +197,26 @@ def image_from(source: Any, axes: Axes | None = None, frame: int = 0) -> Image:
     )
 
 
-def read_mask(path: str | Path, shape: tuple[int, ...] | None = None) -> BoolArray:
+def mask_grid_problem(image: str | Path, mask: str | Path) -> str:
+    """Say why a mask (or channel) in a NIfTI volume does not lie voxel on voxel on an image; "" where it does.
+
+    Flat masks have no place of their own: they serve every slice of their size.
+
+    Raises
+    ------
+    UnreadableImageError
+        As `read_image`.
+    """
+    if _kind(Path(mask), str(mask)) != "NIfTI" or count_nifti_frames(mask) == 1:
+        return ""
+    if _kind(Path(image), str(image)) != "NIfTI":
+        return "it is a NIfTI volume, the image is none"
+    return grid_problem(image, mask)
+
+
+def read_mask(
+    path: str | Path, shape: tuple[int, ...] | None = None, frame: int = 0, image_file: str | Path | None = None
+) -> BoolArray:
     """Read a defect mask: any pixel that is not zero, in any channel, is defect.
 
     JPEG files blur the edges of a mask: there a pixel is defect above 127. Transparent pixels are no defect.
@@ -184,9 +224,13 @@ def read_mask(path: str | Path, shape: tuple[int, ...] | None = None) -> BoolArr
     Parameters
     ----------
     path : path
-        Any format of `read_image`, with one frame.
+        Any format of `read_image`, with one frame, or a NIfTI volume.
     shape : (height, width) or None
         What the mask must measure.
+    frame : int
+        Of the image: which slice of a NIfTI mask it is. A mask of one volume serves all times of a 4-D file.
+    image_file : path or None
+        What a NIfTI mask must lie on voxel by voxel.
 
     Returns
     -------
@@ -197,14 +241,17 @@ def read_mask(path: str | Path, shape: tuple[int, ...] | None = None) -> BoolArr
     UnreadableImageError
         As `read_image`, or several frames.
     DataError
-        The mask has another shape than `shape`.
+        The mask has another shape than `shape`, or lies on another grid than `image_file`.
     """
     path, name = Path(path), str(path)
-    image = only_finite(_read(path, name, 0))
-    if image.n_frames > 1:
+    problem = "" if image_file is None else mask_grid_problem(image_file, path)
+    if problem:
+        raise DataError(f"{name}: is no mask of {image_file}", problem, "resample it onto the grid of the image")
+    kind = _kind(path, name)
+    image = only_finite(_read(path, name, frame % count_nifti_frames(path) if kind == "NIfTI" else 0))
+    if image.n_frames > 1 and kind != "NIfTI":
         raise UnreadableImageError(f"{name}: {image.n_frames} frames", "a mask has one", "save one mask per image")
-    is_lossy = _kind(path, name) == "JPEG"
-    is_defect = image.pixels > _LOSSY_MASK_LEVEL if is_lossy else image.pixels != 0
+    is_defect = image.pixels > _LOSSY_MASK_LEVEL if kind == "JPEG" else image.pixels != 0
     mask: BoolArray = np.logical_and(is_defect.any(axis=0), True if image.valid is None else image.valid)
     if shape is not None and mask.shape != tuple(shape):
         raise DataError(
@@ -229,6 +276,8 @@ def count_frames(path: str | Path) -> int:
         n_frames = count_dicom_frames(path)
     elif kind == "TIFF":
         n_frames = count_tiff_frames(path, name)
+    elif kind == "NIfTI":
+        n_frames = count_nifti_frames(path)
     check_frame(name, 0, n_frames)
     return n_frames
 
@@ -246,7 +295,7 @@ def looks_like_image(path: str | Path) -> bool:
     suffix = path.suffix.lower()
     if path.name.startswith(".") or path.name.upper() == "DICOMDIR":
         return False
-    if suffix in IMAGE_SUFFIXES:
+    if suffix in IMAGE_SUFFIXES or path.name.lower().endswith(".nii.gz"):
         return True
     if suffix and not suffix[1:].isdigit():
         return False
@@ -262,27 +311,31 @@ def _read(path: Path, name: str, frame: int) -> Image:
         return finish(read_dicom(name, frame))
     if kind == "TIFF":
         return read_tiff(path, name, frame)
+    if kind == "NIfTI":
+        return finish(read_nifti(name, frame))
     check_frame(name, frame, 1)
     return read_npy(path, name) if kind == "NPY" else read_with_pillow(path, kind, name)
 
 
 def _kind(path: Path, name: str) -> str:
-    """Format by content: PNG, JPEG, BMP, TIFF, NPY or DICOM."""
+    """Format by content: PNG, JPEG, BMP, TIFF, NPY, DICOM or NIfTI."""
     head = file_head(path, name)
     if is_dicom(head):  # before TIFF: a DICOM preamble may hold a TIFF header (PS3.10, 7.1)
         return "DICOM"
+    if is_nifti(head):
+        return "NIfTI"
     for magic, kind in _MAGIC:
         if head.startswith(magic):
             return kind
     if head.startswith(b"BM") and int.from_bytes(head[14:18], "little") in _BMP_HEADER_SIZES:
         return "BMP"
     # Without preamble a DICOM file starts with an element of group 2 or 8.
-    if path.suffix.lower() in _DICOM_SUFFIXES or head[:2] in (b"\x02\0", b"\x08\0", b"\0\x08"):
+    if path.suffix.lower() in DICOM_SUFFIXES or head[:2] in (b"\x02\0", b"\x08\0", b"\0\x08"):
         return "DICOM"
     foreign = next((f"it is {what} file" for magic, what in _FOREIGN if head.startswith(magic)), "")
     raise UnreadableImageError(
         f"{name}: is not an image that can be read",
-        foreign or "its content is none of PNG, JPEG, BMP, TIFF, NPY, DICOM",
+        foreign or "its content is none of PNG, JPEG, BMP, TIFF, NPY, DICOM, NIfTI",
         "convert it to PNG or TIFF, or leave it out",
     )
 

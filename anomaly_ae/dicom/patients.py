@@ -1,0 +1,94 @@
+"""Patients under other names: a salted hash, and a private file that leads back from it.
+
+Salt and key file lie in a folder of the user, not beside the images or the results: `ANOMALY_AE_PRIVATE` names it, or
+it is ``.anomaly_ae`` in the home folder. Whoever has neither cannot tell which patient a hash stands for; the same
+patient has the same hash in all data sets of this user.
+"""
+
+from __future__ import annotations
+
+import csv
+import hmac
+import io
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from anomaly_ae.errors import OutputError
+from anomaly_ae.files import cannot_write, replacing
+
+FOLDER_VARIABLE = "ANOMALY_AE_PRIVATE"
+SALT_FILE, KEY_FILE = "salt", "patients.csv"
+
+_OWNER_ONLY = 0o600
+_N_DIGITS = 12  # 48 bits: of a million patients two share a hash with a chance of 0.2 %
+_N_SALT_BYTES = 32
+
+
+def private_folder() -> Path:
+    """Return where salt and key file are kept."""
+    named = os.environ.get(FOLDER_VARIABLE)
+    return Path(named) if named else Path.home() / ".anomaly_ae"
+
+
+def hashed(texts: Iterable[str], kind: str) -> dict[str, str]:
+    """Return a name for each identifier: kind and the first digits of its HMAC-SHA-256 (RFC 2104) with the salt.
+
+    Raises
+    ------
+    OutputError
+        There is no salt yet, and none can be written.
+    """
+    salt = _salt(private_folder() / SALT_FILE)
+    return {text: f"{kind}-{hmac.new(salt, text.encode(), 'sha256').hexdigest()[:_N_DIGITS]}" for text in set(texts)}
+
+
+def remember(names: Mapping[str, str]) -> None:
+    """Add identifiers and their names to the key file, which only its owner may read.
+
+    Raises
+    ------
+    OutputError
+        The key file cannot be read or written.
+    """
+    path = private_folder() / KEY_FILE
+    known = _read_key(path)
+    if {name: text for text, name in names.items()}.items() <= known.items():
+        return
+    lines = io.StringIO(newline="")
+    table = csv.writer(lines, lineterminator="\n")
+    table.writerow(("name", "patient_id"))
+    table.writerows(sorted({**known, **{name: text for text, name in names.items()}}.items()))
+    with replacing(path) as temporary:
+        temporary.touch(_OWNER_ONLY)
+        temporary.write_text(lines.getvalue(), encoding="utf-8", newline="")
+
+
+def _read_key(path: Path) -> dict[str, str]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return dict(list(csv.reader(file))[1:])
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        why = "it holds which hash stands for which patient, and cannot be added to"
+        raise OutputError(f"{path} cannot be read", why, "mend it, or move it away") from error
+
+
+def _salt(path: Path) -> bytes:
+    """Read the salt, or make one; two programs that begin at the same time agree on the first."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _OWNER_ONLY)
+            with os.fdopen(handle, "wb") as file:
+                file.write(secrets.token_bytes(_N_SALT_BYTES))
+        salt = path.read_bytes()
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    if len(salt) != _N_SALT_BYTES:
+        why = f"{len(salt)} bytes instead of {_N_SALT_BYTES}; names of patients would not be those of before"
+        raise OutputError(f"{path} is damaged", why, "bring it back from a copy, or delete it to begin anew")
+    return salt

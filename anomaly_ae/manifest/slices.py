@@ -1,0 +1,92 @@
+"""Volumes in a manifest: one row per slice of a NIfTI file, each with its own label."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from anomaly_ae.dicom.shared import file_head
+from anomaly_ae.errors import AnomalyAEError, UnreadableImageError
+from anomaly_ae.nifti import is_nifti, read_grid
+from anomaly_ae.readers import mask_grid_problem, read_channels, read_mask
+from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Sample, Slice
+
+SPACING_COLUMN = "slice_spacing_mm"
+
+_ONE_SPACING = 1.05  # largest to smallest; rounding in headers is not worth a note
+
+
+def is_nifti_file(file: Path) -> bool:
+    """Whether a file is there and NIfTI by its content."""
+    try:
+        return is_nifti(file_head(file, str(file)))
+    except UnreadableImageError:
+        return False
+
+
+def slices_of(whole: Sample) -> list[Sample]:
+    """List the slices of a row that names a NIfTI volume.
+
+    Where its mask marks something, the slices that are marked are anomalous, and all others normal. An anomalous volume
+    without a mask (or with one on another grid) gives slices without a label. Nothing is learned from such volumes
+    unasked: their slices get the split "test" where they have none.
+
+    Slices that show nothing, with one value everywhere inside `valid`, are not listed. A volume that cannot be read
+    keeps its one row, and becomes a failure when it is read.
+    """
+    try:
+        grid = read_grid(whole.files[0])
+        n_frames = grid.n_slices * grid.n_times
+        labels = {frame: _label(whole, frame) for frame in range(n_frames) if _shows_something(whole, frame)}
+    except AnomalyAEError:
+        return [whole]
+    is_anomalous = ANOMALOUS_LABEL in (whole.label, *labels.values())
+    spacing = {SPACING_COLUMN: f"{grid.slice_spacing_mm:.4g}"}
+    return [
+        replace(
+            whole,
+            id=whole.id if n_frames == 1 else f"{whole.id}#{frame}",
+            frame=frame,
+            label=label,
+            split=whole.split or ("test" if is_anomalous else ""),
+            defect=whole.defect if label == ANOMALOUS_LABEL else "",
+            extra={**whole.extra, **spacing},
+        )
+        for frame, label in labels.items()
+    ]
+
+
+def _label(whole: Sample, frame: int) -> str:
+    if whole.mask is None or whole.label == NORMAL_LABEL or mask_grid_problem(whole.files[0], whole.mask):
+        return "" if whole.label == ANOMALOUS_LABEL else whole.label
+    return ANOMALOUS_LABEL if read_mask(whole.mask, frame=frame).any() else NORMAL_LABEL
+
+
+def _shows_something(whole: Sample, frame: int) -> bool:
+    try:
+        pixels = read_channels(whole.files, frame).pixels
+        valid = None if whole.valid is None else read_mask(whole.valid, pixels.shape[1:], frame)
+    except AnomalyAEError:
+        return True  # it is told of when it is read
+    inside = pixels.reshape(len(pixels), -1) if valid is None else pixels[:, valid]  # (C, k)
+    return bool((inside != inside[:, :1]).any())
+
+
+def with_slices(samples: Iterable[Sample]) -> tuple[Sample, ...]:
+    """Tell every row that names a volume which slices this volume has."""
+    samples = tuple(samples)
+    slices: defaultdict[str, list[Slice]] = defaultdict(list)
+    for sample in samples:
+        slices[sample.volume].append(Slice(sample.files, sample.frame, sample.valid))
+    all_of = {name: tuple(own) for name, own in slices.items() if name}
+    return tuple(replace(s, slices=all_of[s.volume]) if s.volume else s for s in samples)
+
+
+def spacing_notes(samples: Iterable[Sample]) -> tuple[str, ...]:
+    """Say where slices lie at different distances: a finding of one size is then seen in more or in fewer of them."""
+    found = {float(s.extra[SPACING_COLUMN]) for s in samples if s.extra.get(SPACING_COLUMN)}
+    if not found or max(found) <= _ONE_SPACING * min(found):
+        return ()
+    return (f"slices lie {min(found):g} to {max(found):g} mm apart, differently from volume to volume",)
