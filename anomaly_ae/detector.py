@@ -19,7 +19,7 @@ from torch import Tensor
 
 from anomaly_ae.baselines import PcaBaseline, contrast_and_sharpness, small_grey
 from anomaly_ae.calibration import CalibrationScores, Thresholds
-from anomaly_ae.config import Config, IntensityConfig, config_to_dict, deciding_settings, model_file_config
+from anomaly_ae.config import Config, config_to_dict, deciding_settings, model_file_config
 from anomaly_ae.device import choose_device
 from anomaly_ae.ensemble import Ensemble
 from anomaly_ae.errors import AnomalyAEError, ModelFileError, UsageError
@@ -28,10 +28,10 @@ from anomaly_ae.manifest import manifest_from_paths
 from anomaly_ae.modelfile import read_tensors, tensors_below, tensors_sha256, write_tensors
 from anomaly_ae.preparation import Preparation
 from anomaly_ae.prepare import Geometry, Prepared, check_size, to_image_grid, to_working_grid
-from anomaly_ae.readers import Axes, image_from, image_sha256, pixel_sha256, volume_percentiles
+from anomaly_ae.readers import Axes, image_from, image_sha256, pixel_sha256
 from anomaly_ae.records import Failure, FloatArray, Image, Sample, Score
 from anomaly_ae.regions import find_regions
-from anomaly_ae.scoring import AnomalyMapper, image_score, intensity_limits, spread_limits, to_device
+from anomaly_ae.scoring import AnomalyMapper, image_score, own_limits, to_device
 from anomaly_ae.threshold import decide, display_value, p_values
 from anomaly_ae.version import __version__
 
@@ -209,7 +209,7 @@ class Detector:
     def limits_of(self, prepared: Prepared) -> FloatArray:
         """Return the values that become 0 and 1 for this image: float64 (C, 2)."""
         if self.config.intensity.policy == "volume_percentile":
-            return _own_limits(prepared, self.config.intensity)
+            return own_limits(prepared, self.config.intensity)
         limits: FloatArray = self.mapper.get_buffer("limits").cpu().numpy()
         return limits
 
@@ -372,14 +372,6 @@ class Detector:
         valid = torch.from_numpy(prepared.valid)[None, None].to(self.device)
         limits = torch.from_numpy(self.limits_of(prepared))[None].to(self.device)
         return raw, valid, limits
-
-
-def _own_limits(prepared: Prepared, intensity: IntensityConfig) -> FloatArray:
-    """Return the limits of an image, or of the whole volume that it is a slice of: (C, 2)."""
-    if not prepared.volume:
-        return intensity_limits(prepared.pixels, prepared.valid, intensity)
-    limits = volume_percentiles(prepared.volume, intensity.low_percentile, intensity.high_percentile)
-    return spread_limits(np.repeat(limits, len(prepared.pixels) // len(limits), axis=0))  # a colour model sees grey
 
 
 def _only_image(path: Path) -> Sample:

@@ -22,7 +22,8 @@ from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.illumination import N_CELLS
 from anomaly_ae.measures import ErrorMeasures, GaussianSmoothing, gradient_magnitude
 from anomaly_ae.model import DamageHead, build_autoencoder, context_px, size_multiple
-from anomaly_ae.prepare import valid_box
+from anomaly_ae.prepare import Prepared, valid_box
+from anomaly_ae.readers import volume_percentiles
 from anomaly_ae.records import BoolArray, FloatArray, PixelArray
 
 N_CONTEXT_BINS = 12
@@ -245,6 +246,17 @@ def intensity_limits(pixels: PixelArray, valid: BoolArray | None, config: Intens
         raise DataError("an image without a single valid pixel", "its mask is empty", "leave it out")
     percentiles = (config.low_percentile, config.high_percentile)
     return spread_limits(np.percentile(inside.astype(np.float64), percentiles, axis=1).T)
+
+
+def own_limits(prepared: Prepared, config: IntensityConfig) -> FloatArray:
+    """Return the percentiles of an image, or of the whole volume that it is a slice of: float64 (C, 2).
+
+    Those of a volume are measured on its voxels as the files have them, before its slices are resampled.
+    """
+    if not prepared.volume:
+        return intensity_limits(prepared.pixels, prepared.valid, config)
+    limits = volume_percentiles(prepared.volume, config.low_percentile, config.high_percentile)
+    return spread_limits(np.repeat(limits, len(prepared.pixels) // len(limits), axis=0))  # a colour model sees grey
 
 
 def spread_limits(limits: FloatArray) -> FloatArray:
