@@ -35,7 +35,7 @@ from anomaly_ae.report.html import _card_groups, _interval_methods, embedded_jso
 from anomaly_ae.report.pictures import Detail, Pictures, read_pictures, rescaled
 from anomaly_ae.report.run import Run, read_run
 from anomaly_ae.report.sheets import N_COLUMNS, detail_panels, map_sheets, thumbnail_sheets
-from anomaly_ae.report.words import headline, percent, warnings
+from anomaly_ae.report.words import headline, percent, shortcuts, warnings
 from browser import Browser, find_chromium
 from fake_run import EVIL, EVIL_ATTRIBUTE, MEDIAN, THRESHOLD
 
@@ -336,10 +336,14 @@ def test_the_report_says_how_many_networks_look_and_how_closely(tmp_path: Path) 
 def test_shortcuts_are_warned_of_once_and_in_both_directions(tmp_path: Path) -> None:
     folder = fake_run.build(tmp_path, n_images=10, pictures=False)
     _change(folder / "run.json", lambda info: info["data"]["shortcuts"].update(size=0.11, deviation=0.79))
-    texts = list(warnings(read_run(folder)))
+    texts = shortcuts(read_run(folder))
     assert sum("sharpness" in text for text in texts) == 1
     assert any("size alone" in text and "0.890" in text for text in texts)
     assert not any("deviation" in text for text in texts)
+    assert not any("alone separates" in text for text in warnings(read_run(folder))), "they stand first, and once"
+    page = _page_text(folder)
+    assert page.index("Shortcut: sharpness alone") < page.index("At the threshold"), "above all else"
+    assert page.count("sharpness alone") == 1
 
 
 def test_too_many_false_alarms_and_a_better_baseline_are_warned_of(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def histogram_svg(
     title: str,
     classes: Sequence[tuple[str, str, Floats]],
     calibration: Floats,
-    threshold: float,
+    threshold: float | None,
     median: float | None,
 ) -> Markup:
     """Draw the scores of each class, with the threshold and the outline of the calibration normals.
@@ -122,11 +122,12 @@ def histogram_svg(
     classes : sequence of (name, CSS class, scores)
     calibration : float array
         Scores of the calibration normals; may be empty.
-    threshold, median : float
-        Drawn as lines; the median of the calibration normals may be missing.
+    threshold, median : float or None
+        Drawn as lines; the threshold, and the median of the calibration normals, may be missing.
     """
-    everything = np.concatenate([*(scores for _, _, scores in classes), calibration, [threshold]])
-    edges, is_cut = _bin_edges(everything, threshold)
+    scores = np.concatenate([*(scores for _, _, scores in classes), calibration])
+    limit = threshold if threshold is not None else float(np.median(scores)) if scores.size else 0.0
+    edges, is_cut = _bin_edges(np.append(scores, limit), limit)
     named = [*classes, ("calibration normals", "calibration", calibration)]
     shares = [(name, css, _shares(scores, edges)) for name, css, scores in named if scores.size]
     y_high = max([share.max() for _, _, share in shares], default=1.0) * 1.06
@@ -141,10 +142,46 @@ def histogram_svg(
         parts.append(_text(axes.left + axes.width, axes.top + axes.height + 34, "and above →", "tick", "end"))
     if median is not None:
         parts.append(_marker(axes, median, "median", "typical normal (0)", rise=8))
-    parts.append(_marker(axes, threshold, "limit", "threshold (1)", rise=26))  # a line higher: the two may be close
-    parts.append(_marker(axes, threshold, "what-if", "", rise=0, identifier="what-if-line"))
+    if threshold is not None:
+        parts.append(_marker(axes, threshold, "limit", "threshold (1)", rise=26))  # a line higher: they may be close
+    parts.append(_marker(axes, limit, "what-if", "", rise=0, identifier="what-if-line"))
     data = f'data-low="{axes.x_low!r}" data-high="{axes.x_high!r}" data-left="{axes.left}" data-width="{axes.width}"'
     return _svg(title, 746, 312, parts, data)
+
+
+def sizes_svg(title: str, classes: Sequence[tuple[int, int, int, float, float, float]]) -> Markup:
+    """Draw the sensitivity of classes of defects of growing size, with intervals.
+
+    Parameters
+    ----------
+    title : str
+        What the picture is called where it cannot be seen.
+    classes : sequence of (from_px, to_px, n, value, low, high)
+        Smallest first.
+    """
+    axes = Axes(0, len(classes), 1, left=56, top=10, width=300, height=300)
+    parts = [_grid(axes, [], _ticks(0, 1)), _axis_titles(axes, "size of the defect, px", "sensitivity")]
+    for i, (from_px, to_px, n, value, low, high) in enumerate(classes):
+        x = axes.x(i + 0.5)
+        parts.append(
+            f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{axes.y(low):.1f}" y2="{axes.y(high):.1f}"/>'
+        )
+        parts.append(f'<circle class="point" cx="{x:.1f}" cy="{axes.y(value):.1f}" r="5"/>')
+        size = f"{_short(from_px)}–{_short(to_px)}" if to_px > from_px else _short(from_px)
+        parts.append(_text(x, axes.top + axes.height + 16, size, "tick", "middle"))
+        parts.append(_text(x, axes.top + axes.height - 6, f"n = {n}", "tick", "middle"))
+    return _svg(title, 366, 352, parts)
+
+
+def _short(n_px: int) -> str:
+    """Return a number of pixels in few characters.
+
+    >>> _short(950), _short(12_345), _short(2_500_000)
+    ('950', '12k', '2.5M')
+    """
+    if n_px < 1_000:
+        return str(n_px)
+    return f"{n_px / 1e3:.2g}k" if n_px < 99_500 else f"{n_px / 1e3:.0f}k" if n_px < 999_500 else f"{n_px / 1e6:.2g}M"
 
 
 def interval_svg(value: float | None, low: float | None, high: float | None, start: float) -> Markup:

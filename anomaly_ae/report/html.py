@@ -69,6 +69,8 @@ def render(run: Run) -> str:
         asked_rate=words.asked_rate,
         interval=words.interval,
         interval_notes=words.interval_notes,
+        rounded=words.rounded,
+        strongest_shortcut=words.strongest_shortcut,
         spark=figures.interval_svg,
     )
     try:
@@ -87,6 +89,8 @@ def _context(run: Run) -> dict[str, Any]:
         "noun": run.noun,
         "metrics": run.metrics,
         "headline": words.headline(run),
+        "origin": words.origin(run),
+        "shortcuts": words.shortcuts(run),
         "warnings": list(words.warnings(run)),
         "css": Markup(css),  # noqa: S704  # both files are our own
         "script": Markup(script),  # noqa: S704
@@ -141,29 +145,50 @@ def _figures(run: Run) -> dict[str, Markup]:
     levels = {"images": run.rows, "units": run.units if run.noun == "unit" else ()}
     classes = {name: (_scores(rows, NORMAL_LABEL), _scores(rows, ANOMALOUS_LABEL)) for name, rows in levels.items()}
     drawn = {name: pair for name, pair in classes.items() if all(scores.size for scores in pair)}
+    if sizes := _sizes(run):
+        plots["sizes"] = figures.sizes_svg("Sensitivity by size of the defect", sizes)
     if "images" not in drawn:
         return plots
     normal, anomalous = drawn["images"]
-    threshold = run.threshold("image")["value"]
-    flagged, found = (float(np.mean(scores >= threshold)) for scores in (normal, anomalous))
-    n_flagged, n_found = flagged * normal.size, found * anomalous.size
-    precision = n_found / (n_found + n_flagged) if n_found + n_flagged else None
+    at_roc, at_pr = _operating_points(run.threshold("image")["value"], normal, anomalous)
     share = anomalous.size / (normal.size + anomalous.size)
     plots["roc"] = figures.curve_svg(
         "ROC curve",
         ("false-alarm rate", "sensitivity"),
         [(name, figures.roc_points(*pair)) for name, pair in drawn.items()],
         chance=(0, 1),
-        operating_point=(flagged, found),
+        operating_point=at_roc,
     )
     plots["pr"] = figures.curve_svg(
         "Precision-recall curve",
         ("recall (sensitivity)", "precision"),
         [(name, figures.pr_points(*pair)) for name, pair in drawn.items()],
         chance=(share, share),
-        operating_point=None if precision is None else (found, precision),
+        operating_point=at_pr,
     )
     return plots
+
+
+def _operating_points(threshold: float | None, normal: figures.Floats, anomalous: figures.Floats) -> Any:
+    """Return (false-alarm rate, sensitivity) and (sensitivity, precision) at the threshold; None where unknown."""
+    if threshold is None:
+        return None, None
+    flagged, found = (float(np.mean(scores >= threshold)) for scores in (normal, anomalous))
+    n_flagged, n_found = flagged * normal.size, found * anomalous.size
+    precision = n_found / (n_found + n_flagged) if n_found + n_flagged else None
+    return (flagged, found), None if precision is None else (found, precision)
+
+
+def _sizes(run: Run) -> list[tuple[int, int, int, float, float, float]]:
+    """Return the classes of `figures.sizes_svg`; empty where sizes are not known, or all alike."""
+    classes = run.metrics["image"].get("by_defect_size", []) if run.metrics else []
+    found = []
+    for one in classes:
+        metric = one["sensitivity"]
+        limits = (metric["intervals"] or [{"low": metric["value"], "high": metric["value"]}])[0]
+        ends = (metric["value"], limits["low"], limits["high"])
+        found.append((one["from_px"], one["to_px"], metric["n_anomalous"], *ends))
+    return found if len(found) > 1 else []
 
 
 def _histogram(run: Run) -> Markup:
@@ -268,7 +293,7 @@ def _page_data(run: Run, gallery: Sequence[Row], cards: Mapping[str, int]) -> di
         "score": [row.score for row in gallery],
         "display": [_finite(row.display) for row in gallery],
         "p": [_finite(row.p_value) for row in gallery],
-        "regions_at": [row.pixel_threshold for row in gallery],
+        "regions_at": [_finite(row.pixel_threshold) for row in gallery],
         "regions": [row.n_regions for row in gallery],
         "region_px": [row.largest_region_px for row in gallery],
         "thumbnail": [place.get(row.id, -1) for row in gallery],

@@ -93,7 +93,7 @@
 
   // ---- decisions ---------------------------------------------------------------------------------------------
 
-  const isWhatIf = () => threshold !== calibrated;
+  const isWhatIf = () => threshold !== calibrated; // without a calibrated threshold both stay null
 
   function decision(row) {
     if (!isWhatIf()) return rows.decision[row];
@@ -101,6 +101,7 @@
   }
 
   function isWrong(row) {
+    if (threshold === null) return false;
     return rows.label[row] !== "" && (rows.label[row] === "anomalous") !== (decision(row) === "anomalous");
   }
 
@@ -241,7 +242,7 @@
   // One stop between any two neighbouring scores, so that each step changes the decision of the fewest images.
   function thresholdStops() {
     const scores = [...new Set(Object.values(data.scores).flat())].sort((a, b) => a - b);
-    if (!scores.length) return [calibrated];
+    if (!scores.length || calibrated === null) return [calibrated];
     const stops = scores.slice(1).map((score, i) => scores[i] + (score - scores[i]) / 2);
     const margin = (scores[scores.length - 1] - scores[0]) / 100 || 1;
     stops.unshift(scores[0]);
@@ -334,7 +335,7 @@
     const all = [
       ["decision", decision(row).replace("_", " ") + (isWhatIf() ? " (what-if)" : "")],
       ["label", rows.label[row]], ["defect", rows.defect[row]],
-      ["score", number(rows.score[row])], ["threshold", number(threshold)],
+      ["score", number(rows.score[row])], ["threshold", threshold === null ? "" : number(threshold)],
       ["display", rows.display[row] === null ? "" : rows.display[row].toFixed(2) + (isWhatIf() ? " (calibrated threshold)" : "")],
       ["p-value", rows.p[row] === null ? "" : number(rows.p[row])],
       ["regions", rows.regions[row] && `${rows.regions[row]} at or above ${number(rows.regions_at[row])}`],
@@ -398,6 +399,9 @@
   $("layer").addEventListener("change", repaint);
   $("layer").hidden = rows.thumbnail.every((place) => place < 0);
 
-  setThreshold(stops.indexOf(calibrated));
+  // Paper unfolds nothing by itself.
+  window.addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((fold) => { fold.open = true; }));
+
+  if (calibrated !== null) setThreshold(stops.indexOf(calibrated));
   select();
 })();

@@ -76,10 +76,17 @@ class Run:
         return any(row.label for row in self.rows)
 
     def threshold(self, noun: str) -> Mapping[str, Any]:
-        """Return the threshold of images, units or pixels with its origin; that of images where there is none."""
+        """Return the threshold of images, units or pixels with its origin; that of images where there is none.
+
+        Where nothing was calibrated its value is None, and its promise says why.
+        """
         thresholds: Mapping[str, Any] = self.info["threshold"]
-        found: Mapping[str, Any] = thresholds.get(noun) or thresholds["image"]
+        found: Mapping[str, Any] = thresholds.get(noun) or thresholds["image"] or _uncalibrated(thresholds)
         return found
+
+
+def _uncalibrated(thresholds: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"value": None, "rate": "", "promise": thresholds.get("reason") or "No threshold was calibrated."}
 
 
 def read_run(folder: Path) -> Run:
@@ -91,7 +98,8 @@ def read_run(folder: Path) -> Run:
         When the folder is no RUN, of another format, or damaged.
     """
     info = _read_json(folder / "run.json")
-    if not isinstance(info.get("threshold"), dict) or not info["threshold"].get("image"):
+    thresholds = info.get("threshold")
+    if not isinstance(thresholds, dict) or not (thresholds.get("image") or "reason" in thresholds):
         raise DataError(f"{folder / 'run.json'} has no image threshold", "the file is damaged", "evaluate again")
     rows = tuple(_row(line, folder / "scores.csv") for line in _read_csv(folder / "scores.csv"))
     pictures, pictures_at = _shown_pictures(folder / "pictures.npz", info, rows)
@@ -112,9 +120,12 @@ def _shown_pictures(path: Path, info: Mapping[str, Any], rows: Sequence[Row]) ->
 
     That is the one in force, or the one of the scoring where the 8-bit maps cannot tell what reaches the other.
     """
-    in_force = (info["threshold"].get("pixel") or info["threshold"]["image"])["value"]
-    scored_at = rows[0].pixel_threshold if rows else in_force
+    limit = info["threshold"].get("pixel") or info["threshold"]["image"]
     pictures = read_pictures(path) if path.exists() else None
+    if limit is None:
+        return pictures, math.nan
+    in_force = limit["value"]
+    scored_at = rows[0].pixel_threshold if rows else in_force
     if pictures is None or scored_at == in_force:
         return pictures, in_force
     median = float(np.median((info.get("calibration") or {}).get("pixel") or math.nan))
@@ -166,7 +177,7 @@ def _row(line: Mapping[str, str], path: Path) -> Row:
             frame=int(line["frame"] or 0),
             defect=line["defect"],
             unit=line["unit"],
-            pixel_threshold=_finite(line["pixel_threshold"]),
+            pixel_threshold=_number(line["pixel_threshold"]),
             n_regions=line["n_regions"],
             largest_region_px=line["largest_region_px"],
             extra={name: text for name, text in line.items() if name not in _SCORE_COLUMNS},
@@ -191,11 +202,13 @@ def _unit_row(line: Mapping[str, str], path: Path) -> Row:
 
 
 def _decision(text: str) -> str:
-    """Return the word of a decision, which files give as code or word.
+    """Return the word of a decision, which files give as code or word; without a threshold there is none.
 
-    >>> _decision("2"), _decision("not_inspected")
-    ('anomalous', 'not_inspected')
+    >>> _decision("2"), _decision("not_inspected"), _decision("")
+    ('anomalous', 'not_inspected', 'undecided')
     """
+    if not text:
+        return "undecided"
     return Decision(int(text)).name.lower() if text.isdecimal() else Decision[text.upper()].name.lower()
 
 

@@ -8,11 +8,13 @@ from typing import Any
 
 from anomaly_ae.report.run import Run
 from anomaly_ae.results import regions_note
-from anomaly_ae.threshold import parse_confidence, parse_rate, percent_text
+from anomaly_ae.shortcuts import SHORTCUT_LIMIT
+from anomaly_ae.threshold import parse_confidence, parse_rate, parse_sensitivity, percent_text
 
 Metric = Mapping[str, Any]
 
-_SHORTCUT_AUC = 0.8
+FEW = 30
+"""Fewer images than this are counted in words before any share is named."""
 
 
 def number(value: float | None) -> str:
@@ -76,6 +78,15 @@ def asked_rate(rate: str | None) -> str:
     return percent_text(parse_rate(rate)) if rate else "–"
 
 
+def rounded(value: float | None) -> str:
+    """Return a large number without decimals, a small one with two digits.
+
+    >>> rounded(12345.6), rounded(3.456), rounded(None)
+    ('12,346', '3.5', '–')
+    """
+    return "–" if value is None else f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
 def count(n: int | None, noun: str) -> str:
     """Return a number with its noun.
 
@@ -109,6 +120,8 @@ def rate_with_interval(metric: Metric) -> str:
 def headline(run: Run) -> str:
     """Return the one sentence that comes first."""
     noun = run.noun
+    if run.threshold(noun)["value"] is None:
+        return _ranking(run, noun)
     if run.metrics is None or not run.metrics[noun]["at_threshold"]:
         n_flagged = sum(row.decision == "anomalous" for row in run.rows)
         verb = "was" if n_flagged == 1 else "were"
@@ -120,9 +133,49 @@ def headline(run: Run) -> str:
     return f"At the {threshold_words(run, noun)}, {found}; {flagged}."
 
 
+def _ranking(run: Run, noun: str) -> str:
+    """Return what can be said without a threshold."""
+    if run.metrics is None or run.metrics[noun]["roc_auc"]["value"] is None:
+        return f"{count(len(run.rows), 'score')}, and no threshold."
+    area = run.metrics[noun]["roc_auc"]
+    return (
+        f"Without a threshold: {count(area['n_anomalous'], f'anomalous {noun}')} and {whole(area['n_normal'])} normal, "
+        f"ranked with a ROC-AUC of {ratio(area['value'], 2)} {interval(area, _two_digits)}."
+    )
+
+
+def _two_digits(value: float | None) -> str:
+    return ratio(value, 2)
+
+
+def origin(run: Run) -> str:
+    """Return how the threshold was chosen, on what, with which promise."""
+    noun = run.noun
+    limit = run.threshold(noun)
+    if limit["value"] is None:
+        return str(limit["promise"])
+    text = f"Threshold {number(limit['value'])} for {noun}s. {limit['promise']}"
+    if limit.get("rule", "false_alarm_rate") == "false_alarm_rate" and limit.get("n"):
+        groups = f" in {count(limit['n_groups'], 'group')}" if limit.get("n_groups") else ""
+        place = (
+            f"just above score {whole(limit['rank'])} of {whole(limit['n'])}, in rising order, of the normal {noun}s"
+            if limit.get("rank")
+            else f"at the weighted quantile of {count(limit['n'], f'normal {noun}')}{groups}"
+        )
+        text += f" It lies {place} kept for calibration alone."
+    if limit.get("review"):
+        text += f" Review from {number(limit['review']['value'])}: {limit['review']['promise']}"
+    pixel = run.info["threshold"].get("pixel")
+    return f"{text} For pixels it is {number(pixel['value'])}." if pixel else text
+
+
 def threshold_words(run: Run, noun: str) -> str:
     """Return what the threshold in force promises, as a noun phrase."""
     threshold = run.threshold(noun)
+    if threshold.get("rule") == "sensitivity":
+        return f"threshold set for a sensitivity of {percent_text(parse_sensitivity(threshold['sensitivity']))}"
+    if threshold.get("rule") == "cost":
+        return f"threshold of the lowest cost, {number(threshold['value'])}"
     if not threshold.get("rate"):
         return f"threshold {number(threshold['value'])}, set by hand"
     rate = percent_text(parse_rate(threshold["rate"]))
@@ -137,6 +190,10 @@ def _found(sensitivity: Metric, noun: str) -> str:
     if sensitivity["value"] is None:
         return f"nothing can be said about anomalous {noun}s ({sensitivity['reason'] or 'there are none'})"
     verb = "was" if n == 1 else "were"
+    if n < FEW:
+        n_found = round(sensitivity["value"] * n)
+        rate = f"{ratio(sensitivity['value'], 2)} {interval(sensitivity, _two_digits)}".strip()
+        return f"{n_found} of {count(n, f'anomalous {noun}')} {verb} found (sensitivity {rate})"
     return f"{rate_with_interval(sensitivity)} of {count(n, f'anomalous {noun}')} {verb} found"
 
 
@@ -151,17 +208,42 @@ def _flagged(false_alarm_rate: Metric, noun: str) -> str:
     return f"{n_flagged:,} of {count(n, f'normal {noun}')} ({rate_with_interval(false_alarm_rate)}) {verb} flagged"
 
 
-def warnings(run: Run) -> Iterator[str]:
-    """Yield what makes the figures less than they seem."""
+def shortcuts(run: Run) -> list[str]:
+    """Return a warning for each property that is not the defect and separates the classes by itself."""
     data = run.info.get("data") or {}
-    stated = [str(text) for text in data.get("warnings") or ()]
-    yield from stated
+    found = [text for text in _stated(run) if _SEPARATES in text]
     for name, auc in (data.get("shortcuts") or {}).items():
-        if auc is not None and max(auc, 1 - auc) >= _SHORTCUT_AUC and not any(name in text for text in stated):
-            yield (
-                f"Shortcut: {name} alone separates the classes with a ROC-AUC of {ratio(max(auc, 1 - auc))}. "
-                "The model may have measured that, and not the defects."
-            )
+        if auc is None or max(auc, 1 - auc) <= SHORTCUT_LIMIT or any(text.startswith(f"{name} ") for text in found):
+            continue
+        found.append(f"{name} {_SEPARATES}: {ratio(max(auc, 1 - auc))}")
+    return [f"Shortcut: {text}. {_OF_A_SHORTCUT}" for text in found]
+
+
+_SEPARATES = "alone separates the classes"
+_OF_A_SHORTCUT = "It can be the defect itself; if it is not, the figures may measure how the images were taken."
+
+
+def strongest_shortcut(areas: Mapping[str, float]) -> str:
+    """Return the property that separates the classes best, with its ROC-AUC away from 0.5.
+
+    >>> strongest_shortcut({"mean grey": 0.4, "sharpness": 0.3}), strongest_shortcut({})
+    ('sharpness 0.70', '–')
+    """
+    if not areas:
+        return "–"
+    name = max(areas, key=lambda name: abs(areas[name] - 0.5))
+    return f"{name} {ratio(max(areas[name], 1 - areas[name]), 2)}"
+
+
+def _stated(run: Run) -> list[str]:
+    return [str(text) for text in (run.info.get("data") or {}).get("warnings") or ()]
+
+
+def warnings(run: Run) -> Iterator[str]:
+    """Yield what makes the figures less than they seem, besides `shortcuts`."""
+    yield from (text for text in _stated(run) if _SEPARATES not in text)
+    if run.metrics and run.metrics.get("chosen_on_these_images"):
+        yield "The threshold was chosen on these very images: the rates at it are no forecast. Measure on other images."
     yield from _threshold_warnings(run)
     yield from _metric_warnings(run)
     if run.failures:
@@ -177,7 +259,9 @@ def _threshold_warnings(run: Run) -> Iterator[str]:
             f"{_limit_words(run.info['model_threshold'])} in the model. Calibrate again to change the model."
         )
     in_force = run.threshold("pixel")["value"]
-    note = regions_note((row.pixel_threshold for row in run.rows), in_force)
+    if in_force is None:
+        return
+    note = regions_note((row.pixel_threshold for row in run.rows if math.isfinite(row.pixel_threshold)), in_force)
     if note:
         yield note
     if run.pictures and run.pictures_at != in_force:
