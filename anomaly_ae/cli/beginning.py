@@ -41,6 +41,7 @@ def scan(
     data: DataArgument,
     out: Annotated[Path | None, typer.Option("--out", help="Write the manifest as CSV.")] = None,
     group_regex: GroupOption = None,
+    suffix: Annotated[str | None, typer.Option("--suffix", help="Which images of a BIDS folder, e.g. FLAIR.")] = None,
     folds: Annotated[int, typer.Option("--folds", help="Write K manifests by group instead of one.", min=0)] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Of the folds.")] = 0,
     overwrite: OverwriteOption = False,
@@ -56,7 +57,7 @@ def scan(
         targets = [out.with_name(f"{out.stem}_{number}.csv") for number in range(1, folds + 1)]
     for path in targets:
         refuse_existing_file(path, overwrite)
-    manifest = load_manifest(data, group_regex)
+    manifest = load_manifest(data, group_regex, suffix)
     parts = make_folds(manifest, folds, seed) if folds else []
     progress = listener().progress
     report = scan_manifest(manifest, lambda done, total: progress("reading", done, total, ""), parts)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from anomaly_ae.dicom.shared import file_head
 from anomaly_ae.errors import AnomalyAEError, UnreadableImageError
-from anomaly_ae.nifti import is_nifti, read_grid
+from anomaly_ae.nifti import is_nifti, read_grid, read_nifti
 from anomaly_ae.readers import mask_grid_problem, read_channels, read_mask
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Sample, Slice
 
@@ -38,7 +38,7 @@ def slices_of(whole: Sample) -> list[Sample]:
     """
     try:
         grid = read_grid(whole.files[0])
-        n_frames = grid.n_slices * grid.n_times
+        n_frames = read_nifti(whole.files[0]).n_frames  # decoded once: a damaged file is not tried slice by slice
         labels = {frame: _label(whole, frame) for frame in range(n_frames) if _shows_something(whole, frame)}
     except AnomalyAEError:
         return [whole]
