@@ -25,7 +25,10 @@ from anomaly_ae import __version__
 from anomaly_ae.cli import app
 from anomaly_ae.detector import Detector
 
-COMMANDS = ("demo", "scan", "fit", "calibrate", "score", "evaluate", "threshold", "report", "info", "preview", "drift")
+COMMANDS = (
+    *("demo", "scan", "fit", "calibrate", "score", "evaluate", "threshold", "report", "info", "preview"),
+    *("drift", "capability"),
+)
 POSIX = pytest.mark.skipif(os.name == "nt", reason="Windows has no signals of this kind")
 
 

@@ -7,10 +7,20 @@ from typing import Annotated
 
 import typer
 
-from anomaly_ae.cli.shared import ModelArgument, OverwriteOption, app, load
+from anomaly_ae.cli.shared import (
+    DeviceOption,
+    ModelArgument,
+    OverwriteOption,
+    ThreadsOption,
+    app,
+    listener,
+    load,
+)
+from anomaly_ae.errors import UsageError
 
 EXIT_GATE_NOT_MET = 4
 
+StudyFolder = Annotated[Path, typer.Option("--out", help="Folder to write the findings into.", show_default=False)]
 StudyOption = Annotated[Path | None, typer.Option("--out", help="Folder to write the findings into.")]
 
 
@@ -37,3 +47,49 @@ def drift(
     if out is not None:
         typer.echo(f"wrote {write_drift(found, out)}")
     raise typer.Exit(EXIT_GATE_NOT_MET if found.alarms else 0)
+
+
+@app.command()
+def capability(
+    model: ModelArgument,
+    normals: Annotated[
+        Path, typer.Argument(help="Normal images nothing was learned from: a folder or CSV.", show_default=False)
+    ],
+    out: StudyFolder,
+    kind: Annotated[
+        str, typer.Option("--kind", help="scratch, spot, stain, dent, burr, texture_break, blur.")
+    ] = "spot",
+    sizes: Annotated[
+        str, typer.Option("--sizes", help="In px, e.g. 4,8,16 (default: six up to a quarter of the side).")
+    ] = "",
+    contrasts: Annotated[
+        str, typer.Option("--contrasts", help="Shares of the way from black to white.")
+    ] = "0.03,0.06,0.12,0.25,0.5",
+    n_per_grade: Annotated[int, typer.Option("--per-grade", help="Defects of each size and contrast.", min=1)] = 20,
+    seed: Annotated[int, typer.Option("--seed", help="Of images, places and shapes.", min=0)] = 0,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Say how small and weak a defect MODEL finds at its threshold, by planting synthetic ones into NORMALS."""
+    from anomaly_ae.capability import held_out_normals, measure_capability, write_capability
+    from anomaly_ae.manifest import load_manifest
+    from anomaly_ae.page import refuse_folder
+
+    sizes_px, shares = _numbers(sizes, "--sizes"), _numbers(contrasts, "--contrasts")
+    refuse_folder(out, overwrite)
+    samples = held_out_normals(load_manifest(normals))
+    detector = load(model, device, threads)
+    found, examples = measure_capability(detector, samples, kind, sizes_px, shares, n_per_grade, seed, listener())
+    for line in found.lines():
+        typer.echo(line)
+    typer.echo(f"wrote {write_capability(found, examples, detector, out)}")
+
+
+def _numbers(text: str, option: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise UsageError(
+            f"{option} {text}", str(error), "write numbers with commas between them, e.g. 4,8,16"
+        ) from error

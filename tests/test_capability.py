@@ -1,0 +1,163 @@
+"""What the model can see: counted right, said right, and never on images it knows."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import run as shell
+from PIL import Image as Picture
+from scipy import stats
+
+from anomaly_ae.capability import (
+    Capability,
+    Cell,
+    default_sizes,
+    held_out_normals,
+    measure_capability,
+    write_capability,
+)
+from anomaly_ae.detector import Detector
+from anomaly_ae.errors import DataError, UsageError
+from anomaly_ae.manifest import Manifest, load_manifest
+from anomaly_ae.planting import plant_into
+from anomaly_ae.readers import read_image
+
+
+@pytest.fixture(scope="module")
+def keen(smoke_detector: Detector, part_folder: Path) -> Detector:
+    """A detector that flags half of the normal test images, so that there is something to count."""
+    samples = load_manifest(part_folder / "test" / "good").samples
+    middle = float(np.median([smoke_detector.score(sample).score for sample in samples]))
+    scores, limits = smoke_detector.calibrated
+    at_middle = replace(limits, image=replace(limits.image, value=middle), pixel=replace(limits.pixel, value=middle))
+    return smoke_detector.with_thresholds(scores, at_middle)
+
+
+@pytest.fixture
+def normals(part_folder: Path) -> Path:
+    return part_folder / "test" / "good"
+
+
+def grid(found: dict[tuple[float, float], int], n: int = 20) -> Capability:
+    """A finding from counts by (contrast, size)."""
+    cells = tuple(Cell(size, contrast, n, hits, hits) for (contrast, size), hits in found.items())
+    sizes, contrasts = sorted({size for _, size in found}), sorted({contrast for contrast, _ in found})
+    return Capability("spot", tuple(sizes), tuple(contrasts), cells, n, 0, "promise")
+
+
+def test_every_cell_is_what_scoring_its_images_says(keen: Detector, normals: Path) -> None:
+    samples = load_manifest(normals).samples
+    found, examples = measure_capability(keen, samples, "spot", [6, 16], [0.2, 0.9], n_per_grade=5, seed=3)
+    drawn = [read_image(samples[i].files[0]) for i in np.random.default_rng(3).permutation(len(samples))[:5]]
+    calm = [image for image in drawn if keen.score(image).score < keen.calibrated[1].image.value]
+    assert (found.n_images, found.n_flagged_before) == (len(calm), 5 - len(calm))
+    assert 0 < len(calm) < 5, "both kinds"
+    for cell in found.cells:
+        hits = []
+        for i in range(5):
+            image = calm[i % len(calm)]
+            rng = np.random.default_rng([3, i, round(1000 * cell.size_px)])
+            limits = keen.limits_of(keen.prepare(image))
+            damaged, mask = plant_into(image, limits, "spot", rng, cell.size_px, cell.contrast)
+            result = keen.score(damaged)
+            is_flagged = result.score >= keen.calibrated[1].image.value
+            hits.append((is_flagged, is_flagged and result.anomaly_map[mask].max() >= keen.calibrated[1].pixel.value))
+        assert (cell.n, cell.n_flagged, cell.n_found) == (5, *np.sum(hits, axis=0))
+    assert len({cell.n_found for cell in found.cells}) > 1
+    assert [(c.contrast, c.size_px) for c in found.cells] == [(0.2, 6), (0.2, 16), (0.9, 6), (0.9, 16)]
+    assert [cell for cell, _, _ in examples] == list(found.cells)
+
+
+def test_interval_is_the_exact_one() -> None:
+    for hits in (0, 7, 19, 20):
+        low, high = stats.binomtest(hits, 20).proportion_ci(method="exact")
+        assert Cell(4, 0.1, 20, hits, hits).interval == pytest.approx((low, high))
+    assert Cell(4, 0.1, 0, 0, 0).sensitivity is None
+
+
+def test_smallest_size_is_the_one_from_which_on_all_larger_are_found_too() -> None:
+    found = grid({(0.1, 4): 20, (0.1, 8): 18, (0.1, 16): 19, (0.5, 4): 19, (0.5, 8): 20, (0.5, 16): 20})
+    assert found.smallest_px(0.1) == 16, "the 20 of 20 at 4 px are luck"
+    assert found.smallest_px(0.5) == 4
+    assert "found from 16 px at contrast 0.1, from 4 px at contrast 0.5" in found.sentence
+    weak = grid({(0.1, 4): 0, (0.1, 8): 3, (0.5, 4): 2, (0.5, 8): 20})
+    assert weak.smallest_px(0.1) is None
+    assert weak.sentence.endswith("from 8 px at contrast 0.5; not up to 8 px at contrast 0.1")
+    assert "found at no grade" in grid({(0.1, 4): 0}).sentence
+    assert any("83 %" in line for line in found.lines()), "20 of 20 prove 1 - 0.025 ** (1 / 20), two-sided"
+
+
+def test_default_sizes_are_for_the_image() -> None:
+    sizes = np.array(default_sizes(4096))
+    assert (len(sizes), sizes[0], sizes[-1]) == (6, 3, 1024)
+    assert sizes[1:] / sizes[:-1] == pytest.approx((1024 / 3) ** 0.2, rel=0.06), "equal ratios, rounded"
+    assert default_sizes(10) == [3]
+
+
+def test_held_out_normals(part_manifest: Manifest, normals: Path, part_folder: Path) -> None:
+    assert {s.path.split("/")[0] for s in held_out_normals(part_manifest)} == {"test"}
+    assert len(held_out_normals(part_manifest)) == 15
+    assert len(held_out_normals(load_manifest(normals))) == 15
+    only_train = part_manifest.select(split="train")
+    with pytest.raises(DataError, match="no held-out normal images"):
+        held_out_normals(Manifest(part_folder, only_train, layout="csv"))
+
+
+def test_known_images_are_refused(smoke_detector: Detector, part_folder: Path) -> None:
+    with pytest.raises(DataError, match="15 of 15 readable normal images were used in fit"):
+        measure_capability(smoke_detector, load_manifest(part_folder / "train" / "good").samples, n_per_grade=15)
+
+
+def test_command(smoke_model_file: Path, normals: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "normals"
+    folder.mkdir()
+    for path in sorted(normals.iterdir())[:5]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "broken.png").write_bytes(b"")
+    arguments = ("capability", smoke_model_file, folder, "--out", tmp_path / "seen", "--sizes", "5,12")
+    outcome = shell(*arguments, "--contrasts", "0.1,0.8", "--per-grade", "6")
+    assert outcome.code == 0, outcome.err
+    assert "broken.png" in outcome.err, "one unreadable file is named and does not end it"
+    assert outcome.out.startswith("95 % of the planted defects (spot) are found")
+    written = json.loads((tmp_path / "seen" / "capability.json").read_text(encoding="utf-8"))
+    with (tmp_path / "seen" / "capability.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(float(row["size_px"]), float(row["contrast"])) for row in rows] == [
+        (5, 0.1),
+        (12, 0.1),
+        (5, 0.8),
+        (12, 0.8),
+    ]
+    assert [int(row["n_found"]) for row in rows] == [cell["n_found"] for cell in written["cells"]]
+    page = (tmp_path / "seen" / "capability.html").read_text(encoding="utf-8")
+    assert page.count("<rect") == 4
+    assert "exists already" in shell(*arguments).error
+    wrong = shell("capability", smoke_model_file, folder, "--out", tmp_path / "x", "--sizes", "4;8")
+    assert (wrong.code, wrong.error.startswith("error: --sizes 4;8")) == (2, True)
+    assert shell("capability", smoke_model_file, folder, "--out", tmp_path / "x", "--kind", "hole").code == 2
+    assert not (tmp_path / "x").exists()
+
+
+def test_example_sheet_shows_every_grade(keen: Detector, normals: Path, tmp_path: Path) -> None:
+    import base64
+    import io
+    import re
+
+    found, examples = measure_capability(keen, load_manifest(normals).samples, "spot", [4, 16], [0.9], 2)
+    page = write_capability(found, examples, keen, tmp_path / "seen").read_text(encoding="utf-8")
+    data = re.search(r'<img[^>]*base64,([^"]+)"', page)
+    assert data
+    sheet = np.asarray(Picture.open(io.BytesIO(base64.b64decode(data[1]))))
+    side = 32 + 2
+    assert sheet.shape == (side, 2 * side)
+    assert sheet[1:-1].std() > 0
+
+
+def test_sizes_beyond_the_image_are_refused(keen: Detector, normals: Path) -> None:
+    with pytest.raises(UsageError, match="100 px"):
+        measure_capability(keen, load_manifest(normals).samples, "spot", [100], [0.5], 3)
