@@ -22,8 +22,8 @@ ORDER = (
     "synthetic", "placement", "prepare", "illumination", "alignment", "preparation", "baselines", "backbone", "model",
     "corruption", "measures", "scoring", "threshold", "calibration", "martingale", "regions", "modelfile", "ensemble",
     "listener", "device", "loading", "detector", "training", "residuals", "learning", "survey", "fitting", "progress",
-    "results", "journal", "recalibration", "report", "page", "planting", "keeping", "evaluation", "drift", "capability",
-    "audit", "curve", "demo", "cli", "__init__", "__main__",
+    "results", "judging", "journal", "recalibration", "report", "page", "planting", "keeping", "evaluation", "drift",
+    "capability", "audit", "curve", "demo", "cli", "__init__", "__main__",
 )  # fmt: skip
 
 # Seconds to import each; so only these modules may, and never while `anomaly-ae --help` is shown.

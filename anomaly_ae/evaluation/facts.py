@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from anomaly_ae.config import config_to_dict
 from anomaly_ae.detector import Detector
 from anomaly_ae.manifest import Manifest
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Sample
@@ -58,6 +59,7 @@ def facts_of_model(detector: Detector) -> dict[str, Any]:
         "smallest_defect_px": detector.geometry.smallest_defect_px,
         "standardise": detector.config.scoring.standardise,
         "error_measures": detector.mapper.compare.weights,
+        "settings": config_to_dict(detector.config),
     }
 
 
