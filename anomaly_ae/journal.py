@@ -32,8 +32,9 @@ class State:
     thresholds: Thresholds
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {"model_sha256": self.model_sha256, "thresholds": self.thresholds.as_json()}
+        """Return plain JSON values; what a promise says in words follows from the numbers."""
+        limits = {name: _without_words(limit) for name, limit in self.thresholds.as_json().items()}
+        return {"model_sha256": self.model_sha256, "thresholds": limits}
 
 
 def journal_of(model: Path) -> Path:
@@ -104,6 +105,11 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}", str(error), "compare it with a copy") from error
+
+
+def _without_words(limit: Mapping[str, Any]) -> dict[str, Any]:
+    short = {name: value for name, value in limit.items() if name != "promise"}
+    return short if "review" not in short else {**short, "review": _without_words(short["review"])}
 
 
 def _line_end(path: Path) -> bytes:

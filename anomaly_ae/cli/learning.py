@@ -227,17 +227,12 @@ def _recalibrated(
 def _say_thresholds(detector: Detector, model: Path) -> None:
     """Say what the image threshold promises, how much is for review, and what helps where normal images are few."""
     from anomaly_ae.calibration import few_normals_advice
-    from anomaly_ae.results import expected_review_load
+    from anomaly_ae.results import limit_lines
 
     scores, thresholds = detector.calibrated
-    limit = thresholds.image
-    typer.echo(f"image threshold {limit.value:.4g}: {limit.promise}")
-    if limit.review:
-        typer.echo(f"review limit {limit.review.value:.4g}: {limit.review.promise}")
-        typer.echo(expected_review_load(limit, scores))
     advice = few_normals_advice(thresholds, scores, str(model))
-    if advice:
-        typer.echo(advice)
+    for line in [*limit_lines(thresholds, scores), *([advice] if advice else [])]:
+        typer.echo(line)
 
 
 def _finish_fit(n_left_out: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from anomaly_ae.threshold import Threshold
 
 DEFECT_RATES = (0.001, 0.01, 0.1)
 N_SIZES, MIN_PER_SIZE = 5, 4
+_SORTING = ("fpr_at_95_sensitivity", "pg", "pb")  # what no threshold changes
 
 
 def level_figures(
@@ -23,6 +24,7 @@ def level_figures(
     groups: Sequence[str] | None,
     defect_rates: Sequence[float],
     noun: str,
+    known: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the figures of all images or all units that no part of them has, as JSON values.
 
@@ -34,14 +36,22 @@ def level_figures(
         None: nothing was calibrated, so there is no stream to speak of.
     defect_rates : sequence of float
         Shares of defective parts, between 0 and 1.
+    known : mapping or None
+        The same figures at another threshold: what no threshold changes is taken from them.
     """
     labels = np.array([row["label"] == ANOMALOUS_LABEL for row in rows], bool)
     scores = np.array([row["score"] for row in rows], np.float64)
+    same = {name: known[name] for name in _SORTING if name in known} if known else {}
+    sorting = same if len(same) == len(_SORTING) else _sorting(labels, scores, groups, noun)
+    streams = [] if threshold is None else _streams(labels, scores, threshold, groups, defect_rates, noun)
+    return {**sorting, "at_defect_rate": streams}
+
+
+def _sorting(labels: Any, scores: Any, groups: Sequence[str] | None, noun: str) -> dict[str, Any]:
     sorting = sorting_figures(labels, scores, groups, unit=noun)
     return {
         "fpr_at_95_sensitivity": sorting["fpr_at_95_sensitivity"].as_json(),
         **{kind: {share: m.as_json() for share, m in sorting[kind].items()} for kind in ("pg", "pb")},
-        "at_defect_rate": [] if threshold is None else _streams(labels, scores, threshold, groups, defect_rates, noun),
     }
 
 

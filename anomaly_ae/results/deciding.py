@@ -84,7 +84,7 @@ def redecide(run: Path, asked: Asked, listener: Listener | None = None) -> Redec
     if (run / "metrics.json").exists():
         metrics = read_json(run / "metrics.json")
         shares = [at["defect_rate"] for at in metrics["image"].get("at_defect_rate", ())] or DEFECT_RATES
-        metrics |= run_metrics(rows, units, thresholds, list(metrics.get("by", {})), shares) | marks
+        metrics |= run_metrics(rows, units, thresholds, list(metrics.get("by", {})), shares, metrics) | marks
         write_json(run / "metrics.json", metrics)
     write_tables(run, rows, units, failures)
     write_json(run / "run.json", {**info, "threshold": now, "model_threshold": of_model, **marks})

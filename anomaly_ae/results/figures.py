@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -17,6 +17,7 @@ from anomaly_ae.results.review import review_figures
 from anomaly_ae.results.tables import BASELINES, Row
 from anomaly_ae.threshold import Threshold
 
+_RANKING = ("roc_auc", "average_precision", "baselines", "shortcuts")  # what no threshold changes
 _NOT_MEASURED = Metric(None, 0, 0, reason="every unit is one image: its figures are those of images").as_json()
 _NO_UNITS = {"roc_auc": _NOT_MEASURED, "average_precision": _NOT_MEASURED, "baselines": {}, "at_threshold": []}
 
@@ -27,6 +28,7 @@ def run_metrics(
     thresholds: Thresholds | None,
     by: Sequence[str],
     defect_rates: Sequence[float] = DEFECT_RATES,
+    known: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the part of ``metrics.json`` that depends on scores and thresholds: image, unit, per_defect, by.
 
@@ -38,25 +40,35 @@ def run_metrics(
         Columns of the manifest to break the figures down by.
     defect_rates : sequence of float
         Shares of defective parts at which a stream is described.
+    known : mapping or None
+        What this function returned for the same scores at other thresholds: what no threshold changes is taken from it.
     """
+    known = known or {}
     labelled = [row for row in rows if row["label"]]
     limit, unit_limit = (thresholds.image, thresholds.unit) if thresholds else (None, None)
     decided_units = [unit for unit in units if unit["score"] is not None and unit["label"]]
     several = any(unit["n_images"] > 1 for unit in units)
 
     def level(members: Sequence[Row], limit: Threshold | None, noun: str) -> dict[str, Any]:
-        beside = level_figures(members, limit, groups_if_any(members), defect_rates, noun)
-        return {**figures(members, limit, noun), **beside}
+        own = known.get(noun)
+        beside = level_figures(members, limit, groups_if_any(members), defect_rates, noun, own)
+        return {**figures(members, limit, noun, own), **beside}
 
+    def parts(cut: Iterable[tuple[str, Sequence[Row]]], known_parts: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: figures(members, limit, "image", known_parts.get(name)) for name, members in cut}
+
+    known_by = known.get("by", {})
     return {
         "image": {**level(labelled, limit, "image"), "by_defect_size": size_figures(labelled, limit)},
         "unit": level(decided_units, unit_limit, "unit") if several else _NO_UNITS,
-        "per_defect": {name: figures(part, limit) for name, part in _per_defect(labelled)},
-        "by": {column: {value: figures(part, limit) for value, part in _by_value(labelled, column)} for column in by},
+        "per_defect": parts(_per_defect(labelled), known.get("per_defect", {})),
+        "by": {column: parts(_by_value(labelled, column), known_by.get(column, {})) for column in by},
     }
 
 
-def figures(rows: Sequence[Row], threshold: Threshold | None, noun: str = "image") -> dict[str, Any]:
+def figures(
+    rows: Sequence[Row], threshold: Threshold | None, noun: str = "image", known: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return ranking figures and the rates at the calibrated threshold, as JSON values with intervals.
 
     Baselines have ranking figures only: nobody calibrated a threshold for them.
@@ -69,16 +81,26 @@ def figures(rows: Sequence[Row], threshold: Threshold | None, noun: str = "image
         None: ``at_threshold`` is empty.
     noun : {"image", "unit"}
         What one row stands for.
+    known : mapping or None
+        The same figures at another threshold: ranking figures are taken from them.
     """
     labels = np.array([row["label"] == ANOMALOUS_LABEL for row in rows], bool)
     scores = np.array([row["score"] for row in rows], np.float64)
     groups = groups_if_any(rows)
+    same = {name: known[name] for name in _RANKING if name in known} if known else {}
+    ranking = same if len(same) == len(_RANKING) else _ranking(rows, labels, scores, groups, noun)
+    at_threshold = [] if threshold is None else [_at_threshold(labels, scores, threshold, groups, noun)]
+    return {**ranking, "at_threshold": at_threshold}
+
+
+def _ranking(
+    rows: Sequence[Row], labels: BoolArray, scores: FloatArray, groups: list[str] | None, noun: str
+) -> dict[str, Any]:
     names = [name for name in BASELINES if all(name in row["baselines"] for row in rows)]
     return {
         **_areas(labels, scores, groups, noun),
         "baselines": {name: _areas(labels, [row["baselines"][name] for row in rows], groups, noun) for name in names},
         "shortcuts": shortcut_figures(rows),
-        "at_threshold": [] if threshold is None else [_at_threshold(labels, scores, threshold, groups, noun)],
     }
 
 

@@ -66,17 +66,26 @@ def review_figures(
     }
 
 
-def expected_review_load(limit: Threshold, scores: CalibrationScores, noun: str = "image") -> str:
-    """Say how many of 1,000 normal images or units are for review, from the calibration scores; "" without a band."""
-    if limit.review is None:
-        return ""
-    values, groups = scores.of(noun)
-    in_band = (values >= limit.review.value) & (values < limit.value)
-    value, intervals = rate(in_band, None if groups is None else groups.tolist(), unit=noun)
-    low, high = intervals[0].low, intervals[0].high
+def limit_lines(thresholds: Thresholds, scores: CalibrationScores) -> list[str]:
+    """Say what the limits of images promise, and what the calibration images say where a rule promises nothing."""
+    limit, review = thresholds.image, thresholds.image.review
+    lines = [f"image threshold {limit.value:.4g}: {limit.promise}"]
+    if limit.rule != "false_alarm_rate":
+        lines.append(f"false alarms: {_of_a_thousand(scores.image >= limit.value, scores)}")
+    if review:
+        in_band = (scores.image >= review.value) & (scores.image < limit.value)
+        lines.append(f"review from {review.value:.4g}: {review.promise}")
+        lines.append(f"for review: {_of_a_thousand(in_band, scores)}")
+    return lines
+
+
+def _of_a_thousand(hits: BoolArray, scores: CalibrationScores) -> str:
+    groups = None if scores.image_group is None else scores.image_group.tolist()
+    value, intervals = rate(hits, groups)
+    low, high = (1000 * end for end in (intervals[0].low, intervals[0].high))
     return (
-        f"review from {limit.review.value:.4g} to {limit.value:.4g}: about {1000 * (value or 0):.0f} of 1,000 normal "
-        f"{noun}s [{1000 * low:.0f}, {1000 * high:.0f}] for a person, by the {len(values)} calibration {noun}s"
+        f"about {1000 * (value or 0):.0f} of 1,000 normal images [{low:.0f}, {high:.0f}], by the {hits.sum()} of "
+        f"{len(hits)} calibration images that lie there"
     )
 
 

@@ -246,4 +246,5 @@ def _promise(asked: Fraction, sure: Fraction | None, n: int, n_groups: int | Non
     else:
         rule = "every group counts once" if sure is None else "set on the smallest score of each group"
         text += f", for a new anomalous {noun} of a new group ({n_groups} groups; {rule})"
+        text += "; a bound needs --confidence" if sure is None else ""
     return f"{text}. For the same kinds of anomalies in the same mixture; no false-alarm rate is promised."

@@ -136,7 +136,8 @@ def p_values(
     tail = accumulate((weights[i] for i in order[::-1].tolist()), initial=total)  # whole numbers: exact
     # Entry i: p of a score above i calibration scores. Whole numbers divide with correct rounding, so
     # p <= rate holds between the floats whenever it holds between the fractions.
-    p_by_position = np.array([t / (total * (count_groups(codes) + 1)) for t in tail])[::-1]  # (n + 1,)
+    whole = total * (count_groups(codes) + 1)
+    p_by_position = np.array([t / whole for t in tail])[::-1]  # (n + 1,)
     p = p_by_position[np.searchsorted(calibration[order], values, side="left")]
     return np.where(values > -np.inf, p, np.nan)
 
