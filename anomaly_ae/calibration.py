@@ -95,6 +95,15 @@ class Thresholds:
         """Return plain JSON values."""
         return {"image": self.image.as_json(), "unit": self.unit.as_json(), "pixel": self.pixel.as_json()}
 
+    def describe(self) -> list[str]:
+        """Say every limit and what it promises."""
+        lines = []
+        for noun, limit in (("image", self.image), ("unit", self.unit), ("pixel", self.pixel)):
+            lines.append(f"{noun} threshold {limit.value:.6g}: {limit.promise}")
+            if limit.review:
+                lines.append(f"review of {noun}s from {limit.review.value:.6g}: {limit.review.promise}")
+        return lines
+
     @property
     def sha256(self) -> str:
         """Hash of values and origin."""

@@ -45,7 +45,8 @@ def keep_pictures(
     if has_picture and pictures.wants_detail(sample.label, result.score):
         rebuilt = detector.reconstruct(image)[1].clip(0, 1)
     pictures.add(sample.id, sample.label, result.score, shown, display_map, rebuilt, mask)
-    if heatmaps == "all" or (heatmaps == "anomalous" and result.decision == Decision.ANOMALOUS):
+    is_looked_at = result.decision in {Decision.ANOMALOUS, Decision.REVIEW}
+    if heatmaps == "all" or (heatmaps == "anomalous" and is_looked_at):
         write_heatmap(_free_path(folder / "heatmaps", sample, ".png"), shown, display_map, mask)
     if maps:
         _write_map(_free_path(folder / "maps", sample, ".tiff"), result.anomaly_map)

@@ -161,8 +161,10 @@ def _run(job: _Job, out: Path) -> RunResult:
         warnings = (*_warnings(collected, shortcuts), *(keeper.warnings() if keeper else ()))
         write_json(folder / "run.json", _run_info(job, collected, shortcuts, warnings))
         write_report(folder)
-    n_anomalous = sum(row["decision"] == Decision.ANOMALOUS for row in collected.rows)
-    return RunResult(out, len(collected.rows), collected.failures, n_anomalous, metrics, warnings, collected.aborted)
+    n_of, n_rows = Counter(row["decision"] for row in collected.rows), len(collected.rows)
+    n_review = n_of[Decision.REVIEW] if job.detector.calibrated[1].image.review else None
+    n_anomalous = n_of[Decision.ANOMALOUS]
+    return RunResult(out, n_rows, collected.failures, n_anomalous, metrics, warnings, collected.aborted, n_review)
 
 
 def _refuse_nothing(collected: _Collected, n_samples: int) -> None:
@@ -193,7 +195,7 @@ def _score_all(job: _Job, folder: Path, keeper: MapKeeper | None) -> _Collected:
                 continue
             mask = mask_of(sample, image)
             collected.rows.append(_row(detector, sample, result, image, mask))
-            collected.seen_in_fit[sample.label] += pixel_hash(image) in known
+            collected.seen_in_fit[sample.label] += not known.isdisjoint((pixel_hash(image), result.image_sha256))
             if keeper:
                 _refuse_known(collected.seen_in_fit[NORMAL_LABEL], samples)
             keep_pictures(detector, sample, result, image, folder, options.heatmaps, options.maps, pictures, mask)
@@ -280,7 +282,10 @@ def _run_info(
         "model": facts_of_model(job.detector),
         "threshold": thresholds.as_json(),
         "calibration": {**scores.as_json(), "median": scores.median},
-        "data": facts_of_data(job.data_name, job.manifest, shortcuts, warnings),
+        "data": {
+            **facts_of_data(job.data_name, job.manifest, shortcuts, warnings),
+            "seen_in_fit": collected.seen_in_fit.total(),
+        },
     }
 
 
