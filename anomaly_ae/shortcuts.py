@@ -113,10 +113,9 @@ def _names(rows: Sequence[Mapping[str, object]]) -> list[str]:
 
 
 def _of_numbers(is_anomalous: BoolArray, values: Sequence[float | None]) -> float | None:
-    known = np.array([value is not None and math.isfinite(value) for value in values], bool)
-    return mann_whitney_separation(
-        is_anomalous[known], [v for v, is_known in zip(values, known, strict=True) if is_known]
-    )
+    numbers = np.array([math.nan if value is None else value for value in values], np.float64)
+    known = np.isfinite(numbers)
+    return mann_whitney_separation(is_anomalous[known], numbers[known])
 
 
 def _of_words(is_anomalous: BoolArray, cells: Sequence[str]) -> float | None:

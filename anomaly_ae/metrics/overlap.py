@@ -159,13 +159,13 @@ def _highest_normals(maps: Iterable[PixelMap], n_images: int) -> tuple[Float32Ve
         if len(kept):
             own_mass = np.full(len(kept), 1.0 / (len(pixels) * n_images))
             values, mass = _merged(np.concatenate([values, kept]), np.concatenate([mass, own_mass]))
-    return values, np.cumsum(mass)
+    return values, np.cumsum(mass, dtype=np.float64)
 
 
 def _merged(values: Float32Vector, mass: FloatVector) -> tuple[Float32Vector, FloatVector]:
     """Return the distinct values, descending, with their summed mass, down to where it reaches the upper limit."""
     distinct, position = np.unique(values, return_inverse=True)
-    summed = np.bincount(position, weights=mass)[::-1]
+    summed = np.bincount(position, weights=mass)[::-1].astype(np.float64)
     n_kept = int(np.searchsorted(np.cumsum(summed), AUPIMO_LIMITS[1])) + 1
     return distinct[::-1][:n_kept], summed[:n_kept]
 
@@ -175,7 +175,8 @@ def _weights(rates: FloatVector) -> FloatVector:
     low, high = AUPIMO_LIMITS
     inside = np.log(np.clip(np.concatenate([[low], rates]), low, high))
     inside[-1] = math.log(high)  # the last value reaches the limit, whatever rounding says
-    return np.diff(inside) / math.log(high / low)
+    weights: FloatVector = np.diff(inside) / math.log(high / low)
+    return weights
 
 
 def mean_metric(

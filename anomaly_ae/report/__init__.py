@@ -7,6 +7,7 @@
 `run`             the RUN folder -> `Run`
 `words`           figures as text: percentages, intervals, the sentence at the top of the page
 `figures`         ROC, precision-recall, histogram, outlines as inline SVG
+`methods`         `Run` -> ``methods.md``
 `html`            `Run` -> ``report.html`` (with ``template.html.j2``, ``report.css``, ``report.js``)
 ================  =========================================================================
 """

@@ -159,7 +159,7 @@ def sizes_svg(title: str, classes: Sequence[tuple[int, int, int, float, float, f
     classes : sequence of (from_px, to_px, n, value, low, high)
         Smallest first.
     """
-    axes = Axes(0, len(classes), 1, left=56, top=10, width=300, height=300)
+    axes = Axes(0, len(classes), 1, left=56, top=26, width=300, height=284)
     parts = [_grid(axes, [], _ticks(0, 1)), _axis_titles(axes, "size of the defect, px", "sensitivity")]
     for i, (from_px, to_px, n, value, low, high) in enumerate(classes):
         x = axes.x(i + 0.5)
@@ -169,7 +169,7 @@ def sizes_svg(title: str, classes: Sequence[tuple[int, int, int, float, float, f
         parts.append(f'<circle class="point" cx="{x:.1f}" cy="{axes.y(value):.1f}" r="5"/>')
         size = f"{_short(from_px)}–{_short(to_px)}" if to_px > from_px else _short(from_px)
         parts.append(_text(x, axes.top + axes.height + 16, size, "tick", "middle"))
-        parts.append(_text(x, axes.top + axes.height - 6, f"n = {n}", "tick", "middle"))
+        parts.append(_text(x, axes.top - 10, f"n = {n}", "tick", "middle"))
     return _svg(title, 366, 352, parts)
 
 

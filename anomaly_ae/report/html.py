@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from anomaly_ae.files import write_text
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL
 from anomaly_ae.report import figures, sheets, words
 from anomaly_ae.report.colour import DISPLAY_HIGH, DISPLAY_LOW, overlay_lut
+from anomaly_ae.report.methods import METHODS_NAME, methods_text
 from anomaly_ae.report.pictures import MAX_GALLERY_IMAGES
 from anomaly_ae.report.run import Row, Run, read_run
 
@@ -28,7 +29,7 @@ _N_FALSE_ALARMS, _N_MISSES, _N_HITS, _N_HIGHEST = 10, 10, 10, 30
 
 
 def write_report(run_dir: Path) -> Path:
-    """Render ``report.html`` of a RUN folder.
+    """Render ``report.html`` of a RUN folder and, where there are figures, ``methods.md`` beside it.
 
     Parameters
     ----------
@@ -48,8 +49,11 @@ def write_report(run_dir: Path) -> Path:
     OutputError
         When the page cannot be written.
     """
-    path = Path(run_dir) / REPORT_NAME
-    write_text(path, render(read_run(Path(run_dir))))
+    run = read_run(Path(run_dir))
+    path = run.folder / REPORT_NAME
+    write_text(path, render(run))
+    if run.metrics is not None:
+        write_text(run.folder / METHODS_NAME, _complete(methods_text, run))
     return path
 
 
@@ -74,9 +78,20 @@ def render(run: Run) -> str:
         spark=figures.interval_svg,
     )
     try:
-        return environment.get_template("template.html.j2").render(_context(run))
-    except (UndefinedError, KeyError) as error:
-        raise DataError(f"{run.folder} is incomplete", str(error), "evaluate again with this version") from error
+        return _complete(lambda run: environment.get_template("template.html.j2").render(_context(run)), run)
+    except UndefinedError as error:
+        raise _incomplete(run, error) from error
+
+
+def _complete(make: Callable[[Run], str], run: Run) -> str:
+    try:
+        return make(run)
+    except KeyError as error:
+        raise _incomplete(run, error) from error
+
+
+def _incomplete(run: Run, error: Exception) -> DataError:
+    return DataError(f"{run.folder} is incomplete", str(error), "evaluate again with this version")
 
 
 def _context(run: Run) -> dict[str, Any]:

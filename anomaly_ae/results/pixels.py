@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def pixel_figures(
         "au_pro": {limit: metric.as_json() for limit, metric in figures["au_pro"].items()},
         "aupimo": _aupimo(overlaps, samples).as_json(),
         "oracle_dice": oracle.as_json(),
-        "at_threshold": [] if threshold is None else [_at_threshold(overlaps, samples, threshold)],
+        "at_threshold": [] if threshold is None else [_at_threshold(overlaps, samples, threshold, oracle.n_normal)],
     }
     return metrics, [_row(one, samples[one.index], threshold) for one in overlaps.images]
 
@@ -73,11 +73,11 @@ def _aupimo(overlaps: Overlaps, samples: Sequence[Sample]) -> Metric:
     return mean_metric(values, overlaps.n_normal_images, _groups(overlaps, samples), reason)
 
 
-def _at_threshold(overlaps: Overlaps, samples: Sequence[Sample], threshold: float) -> dict[str, Any]:
+def _at_threshold(overlaps: Overlaps, samples: Sequence[Sample], threshold: float, n_normal_px: int) -> dict[str, Any]:
     pooled = overlaps.pooled()
     n_masked, n_normal = sum(one.mask_px for one in overlaps.images), overlaps.n_normal_images
     dice, iou = (
-        Metric(value, overlaps.n_normal_px, n_masked, reason="no masked pixels" if pooled is None else _POOLED)
+        Metric(value, n_normal_px, n_masked, reason="no masked pixels" if pooled is None else _POOLED)
         for value in (pooled or (None, None))
     )
     groups = _groups(overlaps, samples)
@@ -96,7 +96,7 @@ def _groups(overlaps: Overlaps, samples: Sequence[Sample]) -> list[str] | None:
     return groups if len(set(groups)) < len(groups) else None
 
 
-def _row(one: ImageOverlap, sample: Sample, threshold: float | None) -> Mapping[str, Any]:
+def _row(one: ImageOverlap, sample: Sample, threshold: float | None) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "id": sample.id,
