@@ -27,7 +27,7 @@ from anomaly_ae.ensemble import Ensemble, n_networks, shrink_of
 from anomaly_ae.errors import AnomalyAEError, DataError, IncompatibleImageError
 from anomaly_ae.learning import learn, member_config
 from anomaly_ae.listener import Listener
-from anomaly_ae.manifest import Manifest, check_groups, split_normals
+from anomaly_ae.manifest import Manifest, check_groups, lesion_free, split_normals
 from anomaly_ae.model import image_multiple
 from anomaly_ae.prepare import check_size, choose_geometry, fitting_scales, takes_channels
 from anomaly_ae.readers import image_sha256
@@ -96,6 +96,9 @@ def fit(
     given = split_normals(manifest.samples, known.split.validation_share, known.split.calibration_share, known.seed)
     readable, forms = readable_parts(given, listener)
     parts = _without_copies(readable, forms, listener)
+    n_lesion_free = _n_lesion_free(manifest, parts)
+    if n_lesion_free:
+        listener.say(f"lesion-free slices of patients among the normal images: {n_lesion_free}; they may hide a lesion")
     survey = survey_images(parts["train"], known.seed, listener)
     reason = "asked for"
     if config is None:
@@ -119,6 +122,7 @@ def fit(
     detector.provenance = {**_provenance(detector, survey, finished, reason), **_described(parts, forms)}
     detector = _set_thresholds(detector, parts["calibration"], forms, rate, confidence, listener)
     n_not_calibrated = len(offered) - len(detector.calibrated[0].image)
+    detector.provenance["n_lesion_free"] = n_lesion_free
     detector.provenance["n_unusable"] = _n_images(given) - _n_images(readable) + n_not_calibrated
     return detector
 
@@ -204,6 +208,12 @@ def _refuse_known(detector: Detector, samples: Sequence[Sample], forms: Mapping[
             "the model has learned them, so their scores are too low and the false-alarm rate would be broken",
             "give normal images that were used for nothing else",
         )
+
+
+def _n_lesion_free(manifest: Manifest, parts: dict[str, tuple[Sample, ...]]) -> int:
+    """Return how many of the images are slices of patients who have a lesion elsewhere."""
+    chosen = {sample.id for sample in lesion_free(manifest.samples)}
+    return sum(sample.id in chosen for part in parts.values() for sample in part)
 
 
 def _n_images(parts: dict[str, tuple[Sample, ...]]) -> int:

@@ -23,8 +23,17 @@ from anomaly_ae.detector import Detector
 from anomaly_ae.dicom import SliceHeader, hashed, remember, stacks
 from anomaly_ae.errors import DataError, OutputError, UsageError
 from anomaly_ae.fitting import fit
+from anomaly_ae.listener import Listener
 from anomaly_ae.loading import read_sample
-from anomaly_ae.manifest import load_manifest, make_folds, manifest_from_paths, roles, scan, write_manifest
+from anomaly_ae.manifest import (
+    check_groups,
+    load_manifest,
+    make_folds,
+    manifest_from_paths,
+    roles,
+    scan,
+    write_manifest,
+)
 from anomaly_ae.readers import volume_percentiles
 from anomaly_ae.records import Sample, Score, Slice
 
@@ -99,6 +108,55 @@ def test_nothing_is_learned_from_a_patient_with_a_lesion_unasked(tmp_path: Path)
     assert {role for id_, role in used.items() if "sub-ill" not in id_} == {"train"}
     for fold in make_folds(manifest, 3, seed=0):
         assert {s.split for s in fold.samples if s.unit == "sub-ill"} == {"test"}
+
+
+def test_folds_without_healthy_people(tmp_path: Path) -> None:
+    """Asked for, the lesion-free slices of patients train; never those that nobody outlined."""
+    for number in range(6):
+        save(tmp_path / f"anomalous/p{number}.nii", head(number))
+        if number < 5:
+            save(tmp_path / f"ground_truth/p{number}_mask.nii", marked([number % 4]))
+    manifest = load_manifest(tmp_path)
+    with pytest.raises(DataError, match="3 folds from 0 groups"):
+        make_folds(manifest, 3, seed=0)
+    folds = make_folds(manifest, 3, seed=0, learn_from_patients=True)
+    tested = [s.id for fold in folds for s in fold.samples if s.split == "test"]
+    assert sorted(tested) == sorted(s.id for s in manifest.samples), "each slice is tested once"
+    for fold in folds:
+        splits = {(s.label, s.split) for s in fold.samples}
+        assert splits <= {
+            ("normal", "train"),
+            ("normal", "test"),
+            ("anomalous", ""),
+            ("anomalous", "test"),
+            ("", ""),
+            ("", "test"),
+        }
+        check_groups(fold.samples)
+        n_train = sum(s.split == "train" for s in fold.samples)
+        assert f"lesion-free slices of patients, which may hide a lesion: {n_train}" in "\n".join(scan(fold).warnings)
+
+
+def test_fit_says_what_it_learned_from_patients(tmp_path: Path) -> None:
+    for number in range(8):
+        save(tmp_path / f"anomalous/p{number}.nii", head(number))
+        save(tmp_path / f"ground_truth/p{number}_mask.nii", marked([number % 4]))
+    done("scan", tmp_path, "--folds", "2", "--learn-from-patients", "--out", tmp_path / "m.csv")
+    config = load_config("smoke", ["training.steps=1"])
+    said: list[str] = []
+    detector = fit(load_manifest(tmp_path / "m_1.csv"), config, device="cpu", listener=Listener(say=said.append))
+    assert detector.provenance["n_lesion_free"] == 12
+    assert any("lesion-free slices of patients among the normal images: 12" in line for line in said)
+
+
+def test_an_anomalous_volume_without_a_mask_is_never_learned(tmp_path: Path) -> None:
+    for number in range(4):
+        save(tmp_path / f"normal/{number}.nii", head(number))
+    save(tmp_path / "anomalous/ill.nii", head(9))
+    manifest = load_manifest(tmp_path)
+    assert {s.extra.get("volume_label", "") for s in manifest.samples if "ill" in s.path} == {"anomalous"}
+    for fold in make_folds(manifest, 2, seed=0):
+        assert {s.split for s in fold.samples if "ill" in s.path} == {"test"}
 
 
 def test_slices_of_air_are_not_listed(tmp_path: Path) -> None:

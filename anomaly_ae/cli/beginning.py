@@ -44,6 +44,9 @@ def scan(
     suffix: Annotated[str | None, typer.Option("--suffix", help="Which images of a BIDS folder, e.g. FLAIR.")] = None,
     folds: Annotated[int, typer.Option("--folds", help="Write K manifests by group instead of one.", min=0)] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Of the folds.")] = 0,
+    learn_from_patients: Annotated[
+        bool, typer.Option("--learn-from-patients", help="In the folds, lesion-free slices of patients train, too.")
+    ] = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Say what is here, and what would make results false. Reads every image once; changes nothing."""
@@ -52,13 +55,15 @@ def scan(
 
     if folds and out is None:
         raise UsageError("--folds needs --out", "", "e.g. --folds 5 --out parts.csv writes parts_1.csv to parts_5.csv")
+    if learn_from_patients and not folds:
+        raise UsageError("--learn-from-patients needs --folds", "", "or set `split` in the table that --out writes")
     targets = [] if out is None else [out]
     if folds and out:
         targets = [out.with_name(f"{out.stem}_{number}.csv") for number in range(1, folds + 1)]
     for path in targets:
         refuse_existing_file(path, overwrite)
     manifest = load_manifest(data, group_regex, suffix)
-    parts = make_folds(manifest, folds, seed) if folds else []
+    parts = make_folds(manifest, folds, seed, learn_from_patients) if folds else []
     progress = listener().progress
     report = scan_manifest(manifest, lambda done, total: progress("reading", done, total, ""), parts)
     for line in [*report.lines(), *_calibration_lines(report.calibration)]:

@@ -7,7 +7,7 @@
 from anomaly_ae.manifest.checks import Refusal, check_groups
 from anomaly_ae.manifest.discover import load_manifest, manifest_from_paths
 from anomaly_ae.manifest.scanning import Count, ScanReport, scan
-from anomaly_ae.manifest.splits import MIN_NORMALS, make_folds, roles, split_normals
+from anomaly_ae.manifest.splits import MIN_NORMALS, lesion_free, make_folds, roles, split_normals
 from anomaly_ae.manifest.table import FIT_SPLITS, Manifest, write_manifest
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Refusal",
     "ScanReport",
     "check_groups",
+    "lesion_free",
     "load_manifest",
     "make_folds",
     "manifest_from_paths",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from anomaly_ae.config import SplitConfig
 from anomaly_ae.errors import DataError
 from anomaly_ae.manifest.facts import Inspected
-from anomaly_ae.manifest.splits import MIN_NORMALS, roles, split_normals
+from anomaly_ae.manifest.splits import MIN_NORMALS, lesion_free, roles, split_normals
 from anomaly_ae.manifest.table import FIT_SPLITS, SPLITS
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Sample
 from anomaly_ae.shortcuts import separations
@@ -290,6 +290,7 @@ def warnings(rows: Sequence[Row]) -> list[str]:
         (_count(rows, _is_unlabelled_for_fit), "images without a label, taken as normal for training"),
         (_count(rows, _is_unlabelled_in_test), "test images without a label, which `evaluate` leaves out"),
         (_count(rows, _is_unused), "rows without a split, not used because other rows say train"),
+        (_n_lesion_free(rows), "images for training that are lesion-free slices of patients, which may hide a lesion"),
         (_n_unlisted_frames(rows), "files with more frames than are listed, the others are not inspected"),
     )
     texts = [f"{what}: {n}" for n, what in counted if n]
@@ -358,6 +359,11 @@ def _is_unused(row: Row) -> bool:
 def _n_contradicting_labels(rows: Sequence[Row]) -> int:
     both = {NORMAL_LABEL, ANOMALOUS_LABEL}
     return sum(both <= {row.one.sample.label for row in same} for same in _same_pixels(rows))
+
+
+def _n_lesion_free(rows: Sequence[Row]) -> int:
+    chosen = {sample.id for sample in lesion_free(row.one.sample for row in rows)}
+    return sum(row.role in FIT_SPLITS and row.one.sample.id in chosen for row in rows)
 
 
 def _n_unlisted_frames(rows: Sequence[Row]) -> int:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from anomaly_ae.errors import DataError, UnreadableImageError, UsageError
 from anomaly_ae.manifest.bids import bids_manifest, is_bids
 from anomaly_ae.manifest.series import with_series
-from anomaly_ae.manifest.slices import SPACING_COLUMN, is_nifti_file, slices_of, spacing_notes, with_slices
+from anomaly_ae.manifest.slices import is_nifti_file, is_slice, slices_of, spacing_notes, with_slices
 from anomaly_ae.manifest.table import (
     CHANNEL_SEPARATOR,
     TABLE_SUFFIXES,
@@ -369,8 +369,7 @@ def _group_by_regex(manifest: Manifest, group_regex: str) -> Manifest:
 
 
 def _of_group(sample: Sample, group: str) -> Sample:
-    is_slice = sample.volume or SPACING_COLUMN in sample.extra
-    return replace(sample, group=group, unit=group if is_slice else sample.unit)
+    return replace(sample, group=group, unit=group if is_slice(sample) else sample.unit)
 
 
 def _match(pattern: re.Pattern[str], path: str) -> str:

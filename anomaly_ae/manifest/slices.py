@@ -14,6 +14,7 @@ from anomaly_ae.readers import mask_grid_problem, read_channels, read_mask
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Sample, Slice
 
 SPACING_COLUMN = "slice_spacing_mm"
+VOLUME_LABEL_COLUMN = "volume_label"  # filled only where the slices of an anomalous volume have no label of their own
 
 _ONE_SPACING = 1.05  # largest to smallest; rounding in headers is not worth a note
 
@@ -43,7 +44,9 @@ def slices_of(whole: Sample) -> list[Sample]:
     except AnomalyAEError:
         return [whole]
     is_anomalous = ANOMALOUS_LABEL in (whole.label, *labels.values())
-    spacing = {SPACING_COLUMN: f"{grid.slice_spacing_mm:.4g}"}
+    known = {SPACING_COLUMN: f"{grid.slice_spacing_mm:.4g}"}
+    if is_anomalous and not any(labels.values()):
+        known[VOLUME_LABEL_COLUMN] = ANOMALOUS_LABEL
     return [
         replace(
             whole,
@@ -52,7 +55,7 @@ def slices_of(whole: Sample) -> list[Sample]:
             label=label,
             split=whole.split or ("test" if is_anomalous else ""),
             defect=whole.defect if label == ANOMALOUS_LABEL else "",
-            extra={**whole.extra, **spacing},
+            extra={**whole.extra, **known},
         )
         for frame, label in labels.items()
     ]
@@ -72,6 +75,11 @@ def _shows_something(whole: Sample, frame: int) -> bool:
         return True  # it is told of when it is read
     inside = pixels.reshape(len(pixels), -1) if valid is None else pixels[:, valid]  # (C, k)
     return bool((inside != inside[:, :1]).any())
+
+
+def is_slice(sample: Sample) -> bool:
+    """Whether a row is one slice of a volume."""
+    return bool(sample.volume) or SPACING_COLUMN in sample.extra
 
 
 def with_slices(samples: Iterable[Sample]) -> tuple[Sample, ...]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from anomaly_ae.errors import ConfigError, DataError
+from anomaly_ae.manifest.slices import VOLUME_LABEL_COLUMN, is_slice
 from anomaly_ae.manifest.table import FIT_SPLITS, Manifest
 from anomaly_ae.records import ANOMALOUS_LABEL, Sample
 
@@ -144,11 +145,30 @@ def _cut(sizes: np.ndarray, n_wanted: Mapping[str, float]) -> tuple[list[str], f
     return names, miss
 
 
-def make_folds(manifest: Manifest, k: int, seed: int) -> list[Manifest]:
+def lesion_free(samples: Iterable[Sample]) -> tuple[Sample, ...]:
+    """Return slices that are not anomalous of volumes whose group has an anomalous slice or volume elsewhere."""
+    samples = tuple(samples)
+    patients = _with_an_anomaly(samples)
+    return tuple(s for s in samples if s.group in patients and is_slice(s) and not _may_not_be_learned(s))
+
+
+def _with_an_anomaly(samples: Iterable[Sample]) -> set[str]:
+    return {s.group for s in samples if _may_not_be_learned(s)}
+
+
+def _may_not_be_learned(sample: Sample) -> bool:
+    """Whether it is anomalous, or a slice of an anomalous volume of which nobody knows where."""
+    return ANOMALOUS_LABEL in (sample.label, sample.extra.get(VOLUME_LABEL_COLUMN))
+
+
+def make_folds(manifest: Manifest, k: int, seed: int, learn_from_patients: bool = False) -> list[Manifest]:
     """Return `k` manifests for cross-validation by group; splits that were there are replaced.
 
     The groups without an anomalous image rotate: each is tested in exactly one fold and trains in all others.
     A group with an anomalous image, its normal images included, is tested in every fold and never trains.
+
+    With ``learn_from_patients`` all groups rotate, and the lesion-free slices of patients train in the folds that do
+    not test these: for data without healthy people. What nobody outlined in such slices is learned as normal.
 
     Raises
     ------
@@ -158,7 +178,7 @@ def make_folds(manifest: Manifest, k: int, seed: int) -> list[Manifest]:
     if k < 2:
         raise DataError(f"{k} folds", "a fold trains on some groups and tests on others", "ask for 2 or more")
     groups = _by_group(manifest.samples)
-    always_test = {name for name, rows in groups.items() if any(s.label == ANOMALOUS_LABEL for s in rows)}
+    always_test = set() if learn_from_patients else _with_an_anomaly(manifest.samples)
     rotating = sorted(groups.keys() - always_test)
     if len(rotating) < k:
         what = f"{k} folds from {len(rotating)} groups of normal images"
@@ -182,7 +202,7 @@ def _rotate(sizes: Mapping[str, int], k: int, generator: np.random.Generator) ->
 def _fold(manifest: Manifest, number: int, k: int, always_test: set[str], fold_of: Mapping[str, int]) -> Manifest:
     def split(sample: Sample) -> str:
         tested = sample.group in always_test or fold_of[sample.group] == number
-        return "test" if tested else "train"
+        return "test" if tested else "" if _may_not_be_learned(sample) else "train"
 
     samples = tuple(replace(sample, split=split(sample)) for sample in manifest.samples)
     return replace(manifest, samples=samples, notes=(*manifest.notes, f"fold {number + 1} of {k}, by group"))
