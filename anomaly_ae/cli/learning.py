@@ -44,9 +44,7 @@ def fit(
     out: Annotated[Path, typer.Option("--out", help="Model file to write (.safetensors).", show_default=False)],
     preset: Annotated[
         str | None,
-        typer.Option(
-            "--preset", help="default, fast, thorough, texture, object, radiograph or smoke; picked if not given."
-        ),
+        typer.Option("--preset", help="default, fast, thorough, texture, object, radiograph, smoke; else picked."),
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file instead of a preset.")] = None,
     settings: Annotated[
