@@ -17,6 +17,7 @@ import pytest
 from command import done, run
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
+from test_readme import run_document
 
 from anomaly_ae.config import load_config
 from anomaly_ae.detector import Detector
@@ -37,6 +38,7 @@ from anomaly_ae.manifest import (
 from anomaly_ae.readers import volume_percentiles
 from anomaly_ae.records import Sample, Score, Slice
 
+HOW_TO = Path(__file__).resolve().parent.parent / "docs" / "how-to"
 SHAPE = (32, 34, 4)
 
 
@@ -530,3 +532,30 @@ def test_a_dicom_series_shares_its_limits(volume_detector: Detector, tmp_path: P
     want = np.percentile(np.stack([i.pixels for i in images]), (config.low_percentile, config.high_percentile))
     found = [volume_detector.limits_of(volume_detector.preparation(image)) for image in images]
     np.testing.assert_allclose(found, [[want]] * 3)
+
+
+# --- documents ------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_how_to_bids_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    bids(tmp_path / "brains", n_healthy=9)
+    assert run_document(HOW_TO / "bids.md") == (4, 1)
+    masked = load_manifest(tmp_path / "brains").samples
+    assert all(s.valid is not None for s in masked)
+
+
+@pytest.mark.slow
+def test_how_to_dicom_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for patient in range(9):
+        for number in range(2):
+            path = tmp_path / f"scans/{patient}/{number}"
+            dicom(path, 2.0 * number + 0.01 * patient, patient=f"ID-{patient}", series=f"1.{patient + 1}")
+    assert run_document(HOW_TO / "dicom.md") == (3, 0)
+    units = (tmp_path / "scores/units.csv").read_text(encoding="utf-8")
+    assert units.count("patient-") == 2 * 9, "unit and group"
+    for file in (tmp_path / "scores").rglob("*.*"):
+        if file.suffix in (".csv", ".json", ".jsonl", ".html"):
+            assert "ID-" not in file.read_text(encoding="utf-8"), file.name
