@@ -44,7 +44,9 @@ def fit(
     out: Annotated[Path, typer.Option("--out", help="Model file to write (.safetensors).", show_default=False)],
     preset: Annotated[
         str | None,
-        typer.Option("--preset", help="default, fast, thorough, texture, object, radiograph, smoke; else picked."),
+        typer.Option(
+            "--preset", help="default, fast, thorough, texture, object, radiograph, smoke; picked if not given."
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file instead of a preset.")] = None,
     settings: Annotated[
