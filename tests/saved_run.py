@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from anomaly_ae.calibration import calibration_scores, thresholds_from
-from anomaly_ae.results import FORMAT, decide_rows, run_metrics, unit_rows, write_json, write_tables
+from anomaly_ae.results import FORMAT, decide_rows, unit_rows, write_json, write_tables
 
 CALIBRATION = np.linspace(0.0, 1.0, 99)  # rate 1 %: the threshold is just above 1
 
@@ -43,7 +43,7 @@ def write_run(
     pixel_ap: float | None = None,
     **info: Any,
 ) -> Path:
-    """Write the tables, ``run.json`` and ``metrics.json``; ``info`` overrules keys of ``run.json``."""
+    """Write the tables, ``run.json`` with the keys of ``info``, and ``metrics.json`` where pixels have a figure."""
     folder.mkdir(parents=True)
     names = [str(i) for i in range(len(CALIBRATION))]
     scores = calibration_scores(CALIBRATION, CALIBRATION, names, names)
@@ -64,8 +64,7 @@ def write_run(
         "data": {"name": "parts", "warnings": []},
     }  # fmt: skip
     write_json(folder / "run.json", values | info)
-    metrics = {"format": FORMAT, **run_metrics(rows, units, thresholds, [])}
-    if pixel_ap is not None:
-        metrics["pixel"] = {"average_precision": {"value": pixel_ap, "n_normal": 9, "n_anomalous": 3, "intervals": []}}
-    write_json(folder / "metrics.json", metrics)
+    if pixel_ap is not None:  # of the figures, only what a comparison cannot compute from the rows
+        pixel = {"average_precision": {"value": pixel_ap, "n_normal": 9, "n_anomalous": 3, "intervals": []}}
+        write_json(folder / "metrics.json", {"format": FORMAT, "pixel": pixel})
     return folder

@@ -108,12 +108,13 @@ def figures(study: Study) -> list[Figure]:
 
 def _area_figures(study: Study, name: str, area: Area) -> Iterator[Figure]:
     labels = study.shared.labels
-    n_drawn = min(study.shared.n_drawn(labels), study.shared.n_drawn(~labels))
     values = [np.array([area(count_by_score(LabelledScores(labels, s))[1]) for s in one.scores]) for one in study.found]
-    draws = [_area_draws(study, one, area) for one in study.found]
+    by_delong = area is area_under_roc and study.shared.groups is None
+    draws = [] if by_delong or len(study.found) == 1 else [_area_draws(study, one, area) for one in study.found]
+    n_drawn = min(study.shared.n_drawn(labels), study.shared.n_drawn(~labels))
     for i, one in enumerate(study.found):
         difference = None
-        if i and area is area_under_roc and study.shared.groups is None:
+        if i and by_delong:
             difference = _delong(study, one)
         elif i:
             difference = study.bootstrapped(float(values[i].mean() - values[0].mean()), draws[i] - draws[0], n_drawn)

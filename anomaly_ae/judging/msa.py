@@ -19,17 +19,18 @@ import numpy.typing as npt
 
 from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.judging.runs import SavedRun
-from anomaly_ae.judging.tables import Sheet, Table, limits, number, some_names
+from anomaly_ae.judging.tables import Sheet, Table, limits, number, p_text, some_names
 from anomaly_ae.metrics import rate
 from anomaly_ae.metrics.agreement import answer_counts, cohen_kappa, fleiss_kappa, part_draws
 from anomaly_ae.metrics.checks import BoolVector, FloatVector
-from anomaly_ae.metrics.gauge import GaugeStudy, gauge_study, variance_interval
+from anomaly_ae.metrics.gauge import POOLING_RISK, GaugeStudy, gauge_study, variance_interval
 from anomaly_ae.metrics.paired import expanded_percentiles
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
 from anomaly_ae.results import Row
 
 CONFIDENCE = 0.95
 N_DRAWS, SEED = 1000, 0
+SHARE_WITH_VALUE = 0.95  # of the draws: where more have no kappa, those that are left show too little spread
 OWN_COLUMNS = ("unit", "group", "label", "defect", "path", "id")
 REFERENCES = {NORMAL_LABEL: False, "0": False, ANOMALOUS_LABEL: True, "2": True}
 
@@ -110,8 +111,9 @@ def study_run(run: SavedRun, part: str, appraiser: str | None = None, reference:
         A column that the run does not have.
     """
     design = _design(run, part, appraiser, reference)
-    lines = [*_decisions(design), *_score_lines(gauge_study(design.scores))]
-    return MeasurementStudy(tuple(lines), tuple(_changed(design)), design.appraisers, tuple(_notes(run, design)))
+    gauge = gauge_study(design.scores)
+    lines = (*_decisions(design), *_score_lines(gauge))
+    return MeasurementStudy(lines, tuple(_changed(design)), design.appraisers, tuple(_notes(run, design, gauge)))
 
 
 def _design(run: SavedRun, part: str, appraiser: str | None, reference: str | None) -> Design:
@@ -263,18 +265,18 @@ def _kappa(
     if value is None:
         return Line(section, who, figure, None, n=n_parts, method="only one decision was ever given")
     draws = part_draws(kappa, n_parts, N_DRAWS, SEED)
-    interval = expanded_percentiles(draws, n_parts, CONFIDENCE, "part") if len(draws) >= N_DRAWS / 2 else None
+    enough = len(draws) >= SHARE_WITH_VALUE * N_DRAWS
+    interval = expanded_percentiles(draws, n_parts, CONFIDENCE, "part") if enough else None
     if interval is None:
-        return Line(section, who, figure, value, n=n_parts, method="no interval: the parts all show the same")
+        return Line(section, who, figure, value, n=n_parts, method="no interval: too few parts differ from the others")
     return Line(section, who, figure, value, interval.low, interval.high, n_parts, interval.method)
 
 
 def _score_lines(study: GaugeStudy) -> Iterator[Line]:
     """Yield standard deviations of the score, and their share of the whole one."""
     low, high = (limit**0.5 for limit in variance_interval(study.repeatability, study.df_repeatability, CONFIDENCE))
-    yield Line(
-        "score", "repeatability", "sd", study.repeatability**0.5, low, high, study.df_repeatability, "chi-square"
-    )
+    method = f"chi-square, {study.df_repeatability} degrees of freedom"
+    yield Line("score", "repeatability", "sd", study.repeatability**0.5, low, high, method=method)
     others = {
         "reproducibility": study.reproducibility,
         "appraiser": study.appraiser,
@@ -299,12 +301,15 @@ def _changed(design: Design) -> Iterator[tuple[str, ...]]:
         yield (design.parts[i], truth, *(f"{n} of {n_trials}" for n in design.flagged[i].sum(axis=1)))
 
 
-def _notes(run: SavedRun, design: Design) -> Iterator[str]:
+def _notes(run: SavedRun, design: Design, gauge: GaugeStudy) -> Iterator[str]:
     n_parts, n_appraisers, n_trials = design.flagged.shape
     yield f"{n_parts} parts x {n_appraisers} appraisers x {n_trials} trials. Decisions are those of images."
     yield from design.notes
     yield from (f"{text}." for text in run.caveats())
     yield "A standard deviation of 1 is the distance from a typical normal image to the threshold."
+    if gauge.p_interaction is not None:
+        kept = "counted as repeatability" if gauge.pooled else "kept apart"
+        yield f"Part by appraiser: p {p_text(gauge.p_interaction)}, {kept} (the limit is {POOLING_RISK})."
     if design.reference is None:
         yield "No reference: nothing says which decisions are right."
     yield "Intervals draw whole parts: the trials of one part are not independent."

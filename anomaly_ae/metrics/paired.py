@@ -18,7 +18,8 @@ from anomaly_ae.records import Interval
 
 DELONG = "paired DeLong"
 MCNEMAR = "McNemar exact; interval: Newcombe method 10"
-BOOTSTRAP = "paired bootstrap of whole {unit}s, expanded percentiles"
+BOOTSTRAP = "bootstrap of whole {unit}s, expanded percentiles"
+ROUNDING = 1e-12  # draws this near each other are equal
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,7 @@ def expanded_percentiles(draws: FloatVector, n_groups: int, confidence: float, u
     """
     from scipy.special import ndtr, stdtrit
 
-    if n_groups < 2 or np.ptp(draws) == 0.0:
+    if n_groups < 2 or np.ptp(draws) < ROUNDING:
         return None
     t = float(stdtrit(n_groups - 1, (1.0 + confidence) / 2))
     tail = float(ndtr(-t * math.sqrt(n_groups / (n_groups - 1))))
