@@ -37,17 +37,19 @@ if TYPE_CHECKING:
     from anomaly_ae.calibration import Asked
     from anomaly_ae.detector import Detector
 
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--preset", help="default, fast, thorough, texture, object, radiograph or smoke; picked if not given."
+    ),
+]
+
 
 @app.command()
 def fit(
     data: DataArgument,
     out: Annotated[Path, typer.Option("--out", help="Model file to write (.safetensors).", show_default=False)],
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            "--preset", help="default, fast, thorough, texture, object, radiograph, smoke; picked if not given."
-        ),
-    ] = None,
+    preset: PresetOption = None,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file instead of a preset.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="One setting, e.g. training.steps=4000; may be repeated.")
