@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import itertools
 import math
 import sys
@@ -21,7 +22,7 @@ from nibabel.orientations import axcodes2ornt, ornt_transform
 from anomaly_ae import nifti
 from anomaly_ae.errors import DataError, UnreadableImageError
 from anomaly_ae.nifti import count_nifti_frames, grid_problem, is_nifti, read_grid, read_nifti, volume_frames
-from anomaly_ae.readers import count_frames, looks_like_image, read_channels, read_image, read_mask
+from anomaly_ae.readers import count_frames, image_sha256, looks_like_image, read_channels, read_image, read_mask
 
 ORDERS = [
     "".join(letters)
@@ -199,6 +200,13 @@ def test_few_decoded_volumes_are_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     for number in range(5):
         read_nifti(save(tmp_path / f"{number}.nii.gz", voxels()))
     assert len(nifti._decoded) == 3
+
+
+def test_the_hash_of_a_volume_is_that_of_its_file(tmp_path: Path) -> None:
+    path = save(tmp_path / "v.nii", voxels())
+    assert image_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    save(path, voxels() + 1)
+    assert image_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # --- grids and masks ------------------------------------------------------------
