@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +14,6 @@ from anomaly_ae.cli.shared import (
     EXIT_SOME_UNREADABLE,
     ConfidenceOption,
     CostOption,
-    DataArgument,
     DeviceOption,
     GroupOption,
     HeatmapsOption,
@@ -52,7 +53,7 @@ def score(
     """Score images: a table with decisions and regions, heatmaps, a report. Needs no labels."""
     from anomaly_ae.manifest import load_manifest, manifest_from_paths
 
-    options = _run_options(maps, heatmaps, overwrite, [])
+    options = _run_options(maps, heatmaps, overwrite)
     is_table = len(inputs) == 1 and inputs[0].suffix.lower() in {".csv", ".tsv"}
     manifest = load_manifest(inputs[0]) if is_table else manifest_from_paths(inputs)
     from anomaly_ae.evaluation import score as score_run
@@ -62,14 +63,35 @@ def score(
 
 @app.command()
 def evaluate(
-    model: ModelArgument,
-    data: DataArgument,
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[MODEL] DATA",
+            help="Model file that fit wrote (not with --scores), and a folder of images or a manifest CSV.",
+            show_default=False,
+        ),
+    ],
     out: RunOption,
     maps: MapsOption = False,
     heatmaps: HeatmapsOption = "none",
     by: Annotated[
         list[str] | None,
         typer.Option("--by", help="Break the figures down by a column of the manifest; may be repeated."),
+    ] = None,
+    defect_rate: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--defect-rate",
+            help="Share of defective parts to state rejects and escapes at, e.g. 0.001; may be repeated "
+            "(default: 0.1 %, 1 %, 10 %).",
+        ),
+    ] = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option("--scores", help="Measure these scores of another tool, a CSV 'path,score', and no MODEL."),
+    ] = None,
+    maps_from: Annotated[
+        Path | None, typer.Option("--maps-from", help="With --scores: folder of that tool's anomaly maps.")
     ] = None,
     group_regex: GroupOption = None,
     device: DeviceOption = "auto",
@@ -79,11 +101,28 @@ def evaluate(
     """Score the labelled test images of DATA and measure. The detector is not changed."""
     from anomaly_ae.manifest import load_manifest
 
-    options = _run_options(maps, heatmaps, overwrite, by or [])
+    options = _run_options(maps, heatmaps, overwrite, by or [], defect_rate or [])
+    *model, data = _model_and_data(inputs, scores, maps_from, maps or heatmaps != "none")
     manifest = load_manifest(data, group_regex)
     from anomaly_ae.evaluation import evaluate as evaluate_run
+    from anomaly_ae.evaluation import evaluate_scores
 
-    _finish(evaluate_run(load(model, device, threads), manifest, out, options, listener()))
+    if scores is not None:
+        _finish(evaluate_scores(scores, manifest, out, options, maps_from, listener()))
+    _finish(evaluate_run(load(model[0], device, threads), manifest, out, options, listener()))
+
+
+def _model_and_data(inputs: list[Path], scores: Path | None, maps_from: Path | None, draws: bool) -> list[Path]:
+    """Return the arguments of evaluate, [DATA] with --scores and else [MODEL, DATA]."""
+    if scores is None and maps_from is not None:
+        raise UsageError("--maps-from without --scores", "a model makes its own maps", "name the table with --scores")
+    if scores is not None and draws:
+        raise UsageError("--maps or --heatmaps with --scores", "there is no model to make them", "leave them out")
+    names = ["DATA"] if scores is not None else ["MODEL", "DATA"]
+    if len(inputs) != len(names):
+        given = " ".join(map(str, inputs))
+        raise UsageError(f"evaluate {given}", f"{' and '.join(names)} are needed here", "see evaluate --help")
+    return inputs
 
 
 @app.command()
@@ -118,12 +157,17 @@ def report(run: RunArgument) -> None:
     typer.echo(f"wrote {write_report(run)}")
 
 
-def _run_options(maps: bool, heatmaps: str, overwrite: bool, by: list[str]) -> Any:
+def _run_options(
+    maps: bool, heatmaps: str, overwrite: bool, by: Sequence[str] = (), defect_rates: Sequence[str] = ()
+) -> Any:
     from anomaly_ae.evaluation import HEATMAPS, RunOptions
+    from anomaly_ae.threshold import parse_rate
 
     if heatmaps not in HEATMAPS:
         raise UsageError(f"--heatmaps {heatmaps}", "unknown", f"one of: {', '.join(HEATMAPS)}")
-    return RunOptions(maps=maps, heatmaps=heatmaps, by=tuple(by), overwrite=overwrite)
+    options = RunOptions(maps=maps, heatmaps=heatmaps, by=tuple(by), overwrite=overwrite)
+    rates = tuple(float(parse_rate(rate)) for rate in defect_rates)
+    return replace(options, defect_rates=rates) if rates else options
 
 
 def _finish(result: RunResult) -> None:

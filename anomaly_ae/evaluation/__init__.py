@@ -6,6 +6,8 @@
 `result`    what a finished run says on the terminal
 `samples`   which rows of a manifest are measured
 `run`       samples through the detector into a run
+`theirs`    scores and maps of another tool
+`scores`    the same run from them, without a model
 ==========  =================================================================
 """
 
@@ -13,12 +15,14 @@ from anomaly_ae.evaluation.folder import new_folder, refuse_existing
 from anomaly_ae.evaluation.result import RunResult
 from anomaly_ae.evaluation.run import HEATMAPS, RunOptions, evaluate, score
 from anomaly_ae.evaluation.samples import test_samples
+from anomaly_ae.evaluation.scores import evaluate_scores
 
 __all__ = [
     "HEATMAPS",
     "RunOptions",
     "RunResult",
     "evaluate",
+    "evaluate_scores",
     "new_folder",
     "refuse_existing",
     "score",

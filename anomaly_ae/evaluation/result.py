@@ -10,7 +10,9 @@ from typing import Any
 from anomaly_ae.records import Failure
 
 FIGURES = (("ROC-AUC", "roc_auc"), ("average precision", "average_precision"))
-RATES = (("sensitivity", "sensitivity"), ("false-alarm rate", "false_alarm_rate"))
+RATES = (("sensitivity", "sensitivity", "anomalous"), ("false_alarm_rate", "false-alarm rate", "normal"))
+FEW = 30
+"""Of fewer images than this the line begins with their number."""
 
 
 @dataclass(slots=True)
@@ -25,19 +27,22 @@ class RunResult:
     warnings: tuple[str, ...] = ()
     aborted: bool = False
     n_review: int | None = None  # None: there is no review band
+    no_threshold: str = ""  # why there is none
 
     def lines(self) -> list[str]:
         """Say in words what was found."""
         review = "" if self.n_review is None else f", {self.n_review} for review"
-        lines = [f"{self.n_scored} images scored, {self.n_anomalous} anomalous{review}"]
+        decided = "" if self.no_threshold else f", {self.n_anomalous} anomalous{review}"
+        lines = [f"{self.n_scored} images scored{decided}"]
         if self.failures:
             lines.append(f"{len(self.failures)} could not be read; failures.csv names them and says why:")
             lines += [f"  {failure.path}: {failure.reason}" for failure in self.failures[:5]]
         if self.metrics:
             lines += [_figure_line(name, self.metrics["image"][key]) for name, key in FIGURES]
-            rates = self.metrics["image"]["at_threshold"][0]
-            lines += [_figure_line(name, rates[key]) for name, key in RATES]
-            lines += _review_lines(rates["review"]) if rates["review"] else []
+            for rates in self.metrics["image"]["at_threshold"]:
+                lines += [_rate_line(rates[key], *names) for key, *names in RATES]
+                lines += _review_lines(rates["review"]) if rates["review"] else []
+            lines += [self.no_threshold] if self.no_threshold else []
         return [*lines, *(f"warning: {warning}" for warning in self.warnings)]
 
 
@@ -55,9 +60,23 @@ def _per_thousand(metric: Mapping[str, Any]) -> str:
     return f"{1000 * metric['value']:.0f} [{low:.0f}, {high:.0f}]"
 
 
-def _figure_line(name: str, metric: Mapping[str, Any]) -> str:
+def _rate_line(metric: Mapping[str, Any], name: str, label: str) -> str:
+    """Say a rate; of few images with their number and as many digits as they carry.
+
+    >>> few = {"value": 1.0, "n_anomalous": 14, "intervals": [{"low": 0.768, "high": 1.0}]}
+    >>> _rate_line(few, "sensitivity", "anomalous")
+    '14 anomalous images: sensitivity 1.00 [0.77, 1.00]'
+    """
+    n = metric[f"n_{label}"]
+    if metric["value"] is None or n >= FEW:
+        return _figure_line(name, metric)
+    images = "image" if n == 1 else "images"
+    return f"{n} {label} {images}: {_figure_line(name, metric, 2)}"
+
+
+def _figure_line(name: str, metric: Mapping[str, Any], n_digits: int = 3) -> str:
     if metric["value"] is None:
         return f"{name}: {metric['reason']}"
     first = next(iter(metric["intervals"]), None)
-    interval = f" [{first['low']:.3f}, {first['high']:.3f}]" if first else ""
-    return f"{name} {metric['value']:.3f}{interval}"
+    interval = f" [{first['low']:.{n_digits}f}, {first['high']:.{n_digits}f}]" if first else ""
+    return f"{name} {metric['value']:.{n_digits}f}{interval}"

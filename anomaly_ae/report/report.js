@@ -402,6 +402,7 @@
   // Paper unfolds nothing by itself.
   window.addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((fold) => { fold.open = true; }));
 
-  if (calibrated !== null) setThreshold(stops.indexOf(calibrated));
+  if (calibrated === null) document.querySelector(".what-if-row").hidden = true;
+  else setThreshold(stops.indexOf(calibrated));
   select();
 })();

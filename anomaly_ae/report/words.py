@@ -165,7 +165,8 @@ def origin(run: Run) -> str:
         text += f" It lies {place} kept for calibration alone."
     if limit.get("review"):
         text += f" Review from {number(limit['review']['value'])}: {limit['review']['promise']}"
-    pixel = run.info["threshold"].get("pixel")
+    is_known = (run.info.get("data") or {}).get("has_pixel_threshold", True)
+    pixel = run.info["threshold"].get("pixel") if is_known else None
     return f"{text} For pixels it is {number(pixel['value'])}." if pixel else text
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anomaly_ae.calibration import Asked, CalibrationScores, Thresholds, thresholds_by
+from anomaly_ae.errors import DataError
 from anomaly_ae.listener import Listener
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
 from anomaly_ae.results.beside import DEFECT_RATES
@@ -69,6 +70,9 @@ def redecide(run: Path, asked: Asked, listener: Listener | None = None) -> Redec
     info, rows = read_json(run / "run.json"), read_rows(run / "scores.jsonl")
     failures = read_csv(run / "failures.csv", FAILURE_COLUMNS)
     old_units = read_csv(run / "units.csv", UNIT_COLUMNS)
+    if info.get("calibration", True) is None:
+        why = "the scores of another tool came without rows of split calibration"
+        raise DataError(f"{run} has no calibration scores", why, "evaluate again with such rows in --scores and DATA")
     with reading(run / "run.json"):
         scores = CalibrationScores.from_json(info["calibration"])
     incomplete = {unit["unit"]: unit["group"] for unit in old_units if unit["decision"] == NOT_INSPECTED}

@@ -117,5 +117,7 @@ def _decided(value: float, p_value: float, own: Sequence[Row], limit: Threshold,
         "score": value,
         "display": display_value(value, limit.value, median),
         "p_value": p_value,
-        "baselines": {name: max(image["baselines"][name] for image in own) for name in BASELINES},
+        "baselines": {
+            name: max(image["baselines"][name] for image in own) for name in BASELINES if name in own[0]["baselines"]
+        },
     }

@@ -1,0 +1,245 @@
+"""`evaluate --scores`: the scores of any tool into a RUN, with the same figures, intervals and report."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from anomaly_ae.calibration import CalibrationScores, Thresholds, calibration_scores, thresholds_from
+from anomaly_ae.errors import AnomalyAEError, CalibrationError, DataError
+from anomaly_ae.evaluation.facts import counts, facts_of_data, facts_of_run, name_of
+from anomaly_ae.evaluation.folder import new_folder
+from anomaly_ae.evaluation.result import RunResult
+from anomaly_ae.evaluation.run import RunOptions
+from anomaly_ae.evaluation.samples import refuse_unknown_columns, test_samples
+from anomaly_ae.evaluation.theirs import TheirMaps, TheirScores, read_scores
+from anomaly_ae.listener import Listener
+from anomaly_ae.manifest import Manifest, check_groups
+from anomaly_ae.manifest.facts import inspect_all
+from anomaly_ae.readers import image_sha256, read_mask
+from anomaly_ae.records import ANOMALOUS_LABEL, Decision, Failure, Sample
+from anomaly_ae.report import write_report
+from anomaly_ae.results import (
+    FORMAT,
+    SCORE_COLUMNS,
+    decide_rows,
+    no_pixel_figures,
+    pixel_figures,
+    run_metrics,
+    shortcut_figures,
+    unit_rows,
+    write_json,
+    write_pixels,
+    write_tables,
+)
+from anomaly_ae.shortcuts import shortcut_warnings
+from anomaly_ae.version import __version__
+
+_NO_CALIBRATION = (
+    "No threshold: there are no scores of calibration images. Give scores of normal images that nothing was learned "
+    "from, as rows of split calibration, and there is one with a stated false-alarm rate."
+)
+_UNKNOWN = {"threshold": "", "decision": "", "display": "", "p_value": ""}
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What the calibration rows give: thresholds with their scores, or the reason why there are none."""
+
+    scores: CalibrationScores | None = None
+    thresholds: Thresholds | None = None
+    has_pixels: bool = False
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class _Measured:
+    """What is known of the test images."""
+
+    rows: list[dict[str, Any]]
+    units: list[dict[str, Any]]
+    failures: list[Failure]
+    warnings: list[str] = field(default_factory=list)
+
+
+def evaluate_scores(
+    table: Path,
+    manifest: Manifest,
+    out: Path,
+    options: RunOptions,
+    maps: Path | None = None,
+    listener: Listener | None = None,
+) -> RunResult:
+    """Measure the scores of another tool on the labelled test images of a manifest.
+
+    Without rows of split "calibration" there is no threshold: ranking figures only. The images are read for the check
+    on shortcuts alone; one that is not there costs nothing else.
+
+    Parameters
+    ----------
+    table : Path
+        CSV with the columns ``path`` and ``score``; see `read_scores`.
+    maps : Path or None
+        Folder of anomaly maps, for the pixel figures; see `TheirMaps`.
+
+    Raises
+    ------
+    DataError
+        No labelled test image, no score of one, a group in two splits, or a unit in two groups.
+    UsageError
+        A column of ``options.by`` that the manifest does not have.
+    """
+    started, listener = time.perf_counter(), listener or Listener()
+    check_groups(manifest.samples)
+    samples = test_samples(manifest)
+    refuse_unknown_columns(samples, options.by)
+    theirs = read_scores(table, manifest.samples)
+    folder_of_maps = None if maps is None else TheirMaps(_existing(maps))
+    limits = _limits(theirs, manifest, folder_of_maps)
+    measured = _measure(samples, theirs, limits, listener)
+    with new_folder(out, options.overwrite) as folder:
+        listener.progress("measuring", 0, 1, "")
+        metrics = _metrics(measured, samples, limits, folder_of_maps, options, folder)
+        metrics |= {"model": {"name": table.name, "sha256": image_sha256(table)}, "data": name_of(manifest)}
+        metrics["seconds"] = round(time.perf_counter() - started, 2)
+        _write(folder, manifest, measured, limits, metrics)
+    n_anomalous = sum(row["decision"] == Decision.ANOMALOUS for row in measured.rows)
+    return RunResult(
+        out, len(measured.rows), measured.failures, n_anomalous, metrics, tuple(measured.warnings),
+        no_threshold=limits.reason,
+    )  # fmt: skip
+
+
+def _existing(maps: Path) -> Path:
+    if not maps.is_dir():
+        raise DataError(f"{maps} is no folder", "it should hold the anomaly maps", "check its name")
+    return maps
+
+
+def _limits(theirs: TheirScores, manifest: Manifest, maps: TheirMaps | None) -> _Limits:
+    """Set the thresholds on the normal calibration rows that have a score."""
+    chosen = [s for s in manifest.select(split="calibration") if s.label != ANOMALOUS_LABEL and s.id in theirs.scores]
+    if not chosen:
+        return _Limits(reason=_NO_CALIBRATION)
+    image = [theirs.scores[sample.id] for sample in chosen]
+    pixel = maps.highest(chosen) if maps else None
+    units, groups = [s.unit for s in chosen], [s.group for s in chosen]
+    scores = calibration_scores(image, pixel or image, units, groups)
+    try:
+        return _Limits(scores, thresholds_from(scores), pixel is not None)
+    except CalibrationError as error:
+        return _Limits(reason=f"No threshold: {error}")
+
+
+def _measure(samples: Sequence[Sample], theirs: TheirScores, limits: _Limits, listener: Listener) -> _Measured:
+    scored = [sample for sample in samples if sample.id in theirs.scores]
+    if not scored:
+        raise DataError("no labelled test image has a score", f"of {len(samples)}", "give scores of the test images")
+    facts = inspect_all(scored, lambda done, total: listener.progress("reading images", done, total, ""))
+    rows = [
+        {**_row(one.sample, theirs.scores[one.sample.id]), "properties": one.facts.properties if one.facts else None}
+        for one in facts
+    ]
+    failures = [
+        Failure(s.id, s.path, s.frame, s.unit, s.group, theirs.missing[s.id]) for s in samples if s not in scored
+    ]
+    incomplete = {failure.unit: failure.group for failure in failures}
+    if limits.thresholds and limits.scores:
+        rows = decide_rows(rows, limits.scores, limits.thresholds)
+        rows = [{**row, "pixel_threshold": limits.thresholds.pixel.value, "thresholds_sha256": ""} for row in rows]
+        units = unit_rows(rows, incomplete, limits.scores, limits.thresholds)
+    else:
+        units = _undecided_units(rows, incomplete)
+    n_unread = sum(one.facts is None for one in facts)
+    notes = [f"{theirs.n_unknown} scores are of images that are not in the data"] if theirs.n_unknown else []
+    notes += [f"{n_unread} images cannot be read: they are left out of the check on shortcuts"] if n_unread else []
+    return _Measured(rows, units, failures, [*shortcut_warnings(shortcut_figures(rows)), *notes])
+
+
+def _row(sample: Sample, score: float) -> dict[str, Any]:
+    known = {
+        "format": FORMAT,
+        **{name: getattr(sample, name) for name in ("id", "path", "frame", "label", "defect", "unit", "group")},
+        "time_utc": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "score": score,
+        "version": __version__,
+    }
+    empty = dict.fromkeys(SCORE_COLUMNS, "")
+    return {**empty, **known, "extra": dict(sample.extra), "regions": [], "baselines": {}, "mask_px": _mask_px(sample)}
+
+
+def _mask_px(sample: Sample) -> int | None:
+    try:
+        return None if sample.mask is None else int(read_mask(sample.mask).sum())
+    except AnomalyAEError:
+        return None
+
+
+def _undecided_units(rows: Sequence[Mapping[str, Any]], incomplete: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return the units with their largest score; without a threshold nothing is decided."""
+    images: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        images[row["unit"]].append(row)
+    found = []
+    for unit in sorted({*images, *incomplete}):
+        own, is_whole = images.get(unit, []), unit not in incomplete
+        labels = {row["label"] for row in own}
+        decision = "" if is_whole else int(Decision.NOT_INSPECTED)
+        found.append({
+            **_UNKNOWN, "format": FORMAT, "unit": unit, "group": own[0]["group"] if own else incomplete[unit],
+            "label": ANOMALOUS_LABEL if ANOMALOUS_LABEL in labels else min(labels, default=""), "decision": decision,
+            "score": max(row["score"] for row in own) if is_whole else None, "n_images": len(own), "baselines": {},
+        })  # fmt: skip
+    return found
+
+
+def _metrics(
+    measured: _Measured,
+    samples: Sequence[Sample],
+    limits: _Limits,
+    maps: TheirMaps | None,
+    options: RunOptions,
+    folder: Path,
+) -> dict[str, Any]:
+    """Return ``metrics.json``; pixel figures where there are maps and masks, with a warning on what is left out."""
+    if maps is None or not any(sample.mask for sample in samples):
+        pixel, overlaps = no_pixel_figures("there are no maps" if maps is None else "there are no masks"), []
+    else:
+        usable, left_out = maps.usable(samples)
+        limit = limits.thresholds.pixel.value if limits.thresholds and limits.has_pixels else None
+        pixel, overlaps = pixel_figures(lambda: maps.maps(usable), usable, limit)
+        measured.warnings += [f"{n} {what} are left out of the pixel figures" for what, n in left_out.items()]
+    write_pixels(folder, overlaps)
+    return {
+        "format": FORMAT,
+        "counts": counts(measured.rows, measured.units, len(measured.failures)),
+        "what_if": False,
+        "chosen_on_these_images": False,
+        **run_metrics(measured.rows, measured.units, limits.thresholds, options.by, options.defect_rates),
+        "pixel": pixel,
+        "baselines": {},
+    }
+
+
+def _write(folder: Path, manifest: Manifest, measured: _Measured, limits: _Limits, metrics: Mapping[str, Any]) -> None:
+    at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    failures = [{"format": FORMAT, **asdict(failure), "time_utc": at} for failure in measured.failures]
+    write_tables(folder, measured.rows, measured.units, failures)
+    write_json(folder / "metrics.json", metrics)
+    none = {"image": None, "unit": None, "pixel": None, "reason": limits.reason}
+    data = facts_of_data(name_of(manifest), manifest, shortcut_figures(measured.rows), measured.warnings)
+    calibration = {**limits.scores.as_json(), "median": limits.scores.median} if limits.scores else None
+    write_json(folder / "run.json", {
+        **facts_of_run("evaluate --scores", metrics["seconds"], "", None),
+        "aborted": False,
+        "model": metrics["model"],
+        "threshold": limits.thresholds.as_json() if limits.thresholds else none,
+        "calibration": calibration,
+        "data": {**data, "has_pixel_threshold": limits.has_pixels},
+    })  # fmt: skip
+    write_report(folder)
