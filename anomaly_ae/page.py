@@ -28,7 +28,7 @@ _OWN_CSS = """
 .plot .cell-note { font-size: 10.5px; }
 .plot .on-light { fill: #1c2126; }
 .plot .on-dark { fill: #ffffff; }
-figure + figure { margin-top: 30px; }
+section > figure + figure { margin-top: 30px; }
 figure img { max-width: 100%; image-rendering: pixelated; }
 """
 COLOURS = ("#b8470c", "#2f6fb2", "#2a8a57", "#8e4fb0", "#a07a00", "#4a5560")

@@ -8,7 +8,10 @@ from typing import Annotated
 import typer
 
 from anomaly_ae.cli.shared import (
+    EXIT_SOME_UNREADABLE,
+    DataArgument,
     DeviceOption,
+    GroupOption,
     ModelArgument,
     OverwriteOption,
     ThreadsOption,
@@ -22,6 +25,10 @@ EXIT_GATE_NOT_MET = 4
 
 StudyFolder = Annotated[Path, typer.Option("--out", help="Folder to write the findings into.", show_default=False)]
 StudyOption = Annotated[Path | None, typer.Option("--out", help="Folder to write the findings into.")]
+PresetOption = Annotated[
+    str, typer.Option("--preset", help="Settings of every model: a preset of fit, or a TOML file.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of every random draw.", min=0)]
 
 
 @app.command()
@@ -84,6 +91,43 @@ def capability(
     for line in found.lines():
         typer.echo(line)
     typer.echo(f"wrote {write_capability(found, examples, detector, out)}")
+
+
+@app.command()
+def audit(
+    data: DataArgument,
+    out: StudyFolder,
+    preset: PresetOption = "fast",
+    folds: Annotated[int, typer.Option("--folds", help="Models to train, each on all folds but one.", min=2)] = 5,
+    top: Annotated[int, typer.Option("--top", help="How many to show with their maps.", min=1)] = 30,
+    planted: Annotated[
+        float,
+        typer.Option("--planted", help="Self-check: plant defects into this share first, e.g. 0.02.", min=0, max=0.5),
+    ] = 0.0,
+    group_regex: GroupOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Rank the normal images of DATA by how strange they are to models that were trained without them."""
+    from anomaly_ae.config import load_config
+    from anomaly_ae.manifest import load_manifest
+    from anomaly_ae.page import refuse_folder
+
+    config = load_config(preset, [f"seed={seed}"])
+    refuse_folder(out, overwrite)
+    manifest = load_manifest(data, group_regex)
+    from anomaly_ae.audit import audit as rank_normals
+    from anomaly_ae.audit import write_audit
+    from anomaly_ae.loading import use_threads
+
+    use_threads(threads)
+    found = rank_normals(manifest, config, folds, top, planted, device, listener())
+    for line in found.lines():
+        typer.echo(line)
+    typer.echo(f"wrote {write_audit(found, out, top)}")
+    raise typer.Exit(EXIT_SOME_UNREADABLE if found.n_left_out else 0)
 
 
 def _numbers(text: str, option: str) -> list[float]:
