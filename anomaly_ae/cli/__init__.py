@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from anomaly_ae.cli import beginning, judging, learning, studying, using
+from anomaly_ae.cli import beginning, learning, studying, using, judging  # isort: skip  # the order of --help
 from anomaly_ae.cli.shared import EXIT_ABORTED, app
 from anomaly_ae.errors import AnomalyAEError
 from anomaly_ae.version import __version__
