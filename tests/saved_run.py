@@ -36,7 +36,7 @@ def write_run(
     folder: Path,
     rows: list[dict[str, Any]],
     *,
-    seed: int = 0,
+    seed: int | None = 0,
     settings: dict[str, Any] | None = None,
     failed: tuple[str, ...] = (),
     rate: str | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -293,3 +294,41 @@ def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", images(NORMAL, ANOMALOUS))
     (folder / "units.csv").write_text("unit,decision\nx,normal\n", encoding="utf-8")
     assert "units.csv" in run("compare", folder).error
+
+
+def test_scores_of_another_tool_are_compared_by_their_ranks(tmp_path: Path) -> None:
+    """Such a run has no threshold, no hashes of images, and no seed."""
+    write_run(tmp_path / "ours", images(NORMAL, ANOMALOUS))
+    folder = write_run(tmp_path / "theirs", images(OTHER_NORMAL, OTHER_ANOMALOUS, image_sha256=""), seed=None)
+    without_thresholds(folder)
+    found = compare_runs([load_run(tmp_path / name) for name in ("ours", "theirs")])
+    assert figure(found, "ROC-AUC", "theirs").difference is not None
+    assert {f.variant for f in found.figures if f.name == "sensitivity"} == {"ours"}
+    assert not found.changes
+    assert any("no threshold" in note for note in found.notes)
+    turned = compare_runs([load_run(tmp_path / name) for name in ("theirs", "ours")])
+    assert figure(turned, "sensitivity", "ours").difference is None
+    assert figure(compare_runs([load_run(folder)] * 2, ["x", "x"]), "ROC-AUC", "x").n_runs == 2
+
+
+def test_without_a_threshold_nothing_is_checked(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "theirs", images(NORMAL, ANOMALOUS))
+    without_thresholds(folder)
+    for command in (["check", folder, "--min-sensitivity", "0.5"], ["msa", folder, "--part", "unit"]):
+        assert "no threshold" in run(*command).error
+
+
+def without_thresholds(folder: Path) -> None:
+    """Take decisions and thresholds out of a run, as `evaluate --scores` writes it without calibration images."""
+    path, nothing = folder / "scores.jsonl", {"decision": "", "threshold": "", "p_value": ""}
+    rows = [json.loads(line) | nothing for line in path.read_text(encoding="utf-8").splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    info["threshold"] = {"image": None, "unit": None, "pixel": None, "reason": "No threshold: none given."}
+    (folder / "run.json").write_text(json.dumps(info), encoding="utf-8")
+    with (folder / "units.csv").open(encoding="utf-8", newline="") as file:
+        units = [row | nothing for row in csv.DictReader(file)]
+    with (folder / "units.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, units[0])
+        writer.writeheader()
+        writer.writerows(units)

@@ -121,8 +121,10 @@ def compare_runs(
 
 
 def _changes(study: Study) -> Iterator[Change]:
-    shares = [one.flagged.mean(axis=0) for one in study.found]  # (n,) each
+    shares = [None if one.flagged is None else one.flagged.mean(axis=0) for one in study.found]  # (n,) each
     for variant, share in zip(study.variants[1:], shares[1:], strict=True):
+        if shares[0] is None or share is None:
+            continue
         for i in np.flatnonzero((share >= 0.5) != (shares[0] >= 0.5)):
             item = study.shared.items[i]
             change = CHANGES[bool(study.shared.labels[i]), bool(share[i] >= 0.5)]

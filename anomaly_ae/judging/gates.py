@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 
 from anomaly_ae.errors import DataError, UsageError
-from anomaly_ae.judging.runs import Item, SavedRun, refuse_what_if
+from anomaly_ae.judging.runs import Item, SavedRun, refuse_no_forecast
 from anomaly_ae.metrics import rate
 from anomaly_ae.metrics.checks import BoolVector
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
@@ -108,14 +108,14 @@ def _share(value: Share, name: str) -> Fraction:
 
 
 def _refuse_no_proof(run: SavedRun) -> None:
-    refuse_what_if(run)
+    refuse_no_forecast(run)
     if run.info["aborted"]:
         raise DataError(
             f"{run.folder} was stopped", "it says nothing of the images that were not reached", "run it again"
         )
-    if run.used_in_fit():
+    if run.used_in_fit:
         raise DataError(
-            f"{run.folder}: {run.used_in_fit()}",
+            f"{run.folder}: {run.used_in_fit}",
             "a demand that is met on learned images says nothing of new ones",
             "take these images out of the test rows",
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from anomaly_ae.errors import DataError
 from anomaly_ae.judging.gates import Outcome
-from anomaly_ae.judging.runs import Item, SavedRun, refuse_what_if
+from anomaly_ae.judging.runs import Item, SavedRun, refuse_no_forecast
 from anomaly_ae.manifest.table import read_table
 from anomaly_ae.records import Decision
 
@@ -74,7 +74,7 @@ def check_golden(run: SavedRun, path: Path) -> list[Outcome]:
     DataError
         A run that was decided again (what-if); a table that `read_golden` refuses; a path that is several images.
     """
-    refuse_what_if(run)
+    refuse_no_forecast(run)
     expected = read_golden(path)
     known = {
         "id": {item.name: item for item in run.images},
@@ -130,5 +130,5 @@ def _outcome(one: Golden, item: Item | None, reason: str | None) -> Outcome:
         return Outcome(asked, False, f"not in the run under this {one.key}")
     within = one.low <= item.score <= one.high
     band = "" if (one.low, one.high) == (-math.inf, math.inf) else f", band [{one.low:g}, {one.high:g}]"
-    text = f"{WORDS[Decision(item.decision)]}, score {item.score:.4g}{band}"
+    text = f"{WORDS[Decision(item.decision or 0)]}, score {item.score:.4g}{band}"
     return Outcome(asked, within and item.decision == one.decision, text)

@@ -163,11 +163,12 @@ def _delong(study: Study, other: Outcomes) -> Difference:
 
 
 def _rate_figures(study: Study, name: str, among: BoolVector) -> Iterator[Figure]:
-    """Yield the share of flagged items, at the threshold of each run."""
-    first = study.found[0].flagged[:, among]  # (n_runs, n_among)
-    for i, one in enumerate(study.found):
-        hits = one.flagged[:, among]
-        difference = _rate_difference(study, first, hits, among) if i else None
+    """Yield the share of flagged items, at the threshold of each run; nothing where a run has none."""
+    flagged = [None if one.flagged is None else one.flagged[:, among] for one in study.found]  # (n_runs, n_among)
+    for i, hits in enumerate(flagged):
+        if hits is None:
+            continue
+        difference = None if not i or flagged[0] is None else _rate_difference(study, flagged[0], hits, among)
         yield study.figure(name, i, hits.mean(axis=1), _own_rate(study, hits, among), difference)
 
 

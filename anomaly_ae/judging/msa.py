@@ -110,6 +110,10 @@ def study_run(run: SavedRun, part: str, appraiser: str | None = None, reference:
     UsageError
         A column that the run does not have.
     """
+    if not run.has_threshold:
+        raise DataError(
+            f"{run.folder} has no threshold", "nothing is decided", "give scores of calibration images, too"
+        )
     design = _design(run, part, appraiser, reference)
     gauge = gauge_study(design.scores)
     lines = (*_decisions(design), *_score_lines(gauge))
@@ -155,6 +159,7 @@ def _column(run: SavedRun, row: Row, column: str) -> str:
 
 
 def _unit_of_scores(run: SavedRun) -> float:
+    """Return the distance from the median of normal images to the threshold."""
     distance = float(run.info["threshold"]["image"]["value"]) - float(run.info["calibration"]["median"])
     if distance <= 0:
         raise DataError(

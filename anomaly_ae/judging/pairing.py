@@ -32,12 +32,12 @@ class Outcomes:
     Attributes
     ----------
     scores : float64 array, (n_runs, n)
-    flagged : bool array, (n_runs, n)
-        Decided anomalous, at the threshold of each run.
+    flagged : bool array, (n_runs, n), or None
+        Decided anomalous, at the threshold of each run; None where a run has no threshold.
     """
 
     scores: FloatVector
-    flagged: BoolVector
+    flagged: BoolVector | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,7 +130,7 @@ def _unless_seeds_repeat(runs: list[SavedRun]) -> list[list[SavedRun]]:
 
 def _refuse_same_seed(name: str, runs: Sequence[SavedRun]) -> None:
     seed, n = Counter(run.info["seed"] for run in runs).most_common(1)[0]
-    if n > 1:
+    if n > 1 and seed is not None:  # scores of another tool have none
         raise UsageError(
             f"{n} of the runs called '{name}' have seed {seed}",
             "runs of one row differ in their seed, or their spread says nothing",
@@ -197,8 +197,9 @@ def _decided(run: SavedRun, by_unit: bool) -> dict[Hashable, Item]:
 
 def _refuse_other_content(runs: Sequence[SavedRun]) -> None:
     known = {row["id"]: row["image_sha256"] for row in runs[0].rows}
-    for run in runs[1:]:
-        changed = [row["id"] for row in run.rows if known.get(row["id"], row["image_sha256"]) != row["image_sha256"]]
+    for run in runs[1:]:  # a hash is empty where another tool read the image
+        hashes = [(row["id"], row["image_sha256"], known.get(row["id"])) for row in run.rows]
+        changed = [name for name, one, other in hashes if one and other and one != other]
         if changed:
             raise DataError(
                 f"{some_names(changed)}: another image in {run.folder} than in {runs[0].folder}",
@@ -243,4 +244,5 @@ def outcomes(variant: Variant, shared: Shared) -> Outcomes:
         own = [by_name[item.name] for item in shared.items]
         scores.append([item.score for item in own])
         flagged.append([item.decision == Decision.ANOMALOUS for item in own])
-    return Outcomes(np.array(scores, np.float64), np.array(flagged, bool))
+    has_thresholds = all(run.has_threshold for run in variant.runs)
+    return Outcomes(np.array(scores, np.float64), np.array(flagged, bool) if has_thresholds else None)

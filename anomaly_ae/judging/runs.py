@@ -22,6 +22,8 @@ class Item:
     ----------
     score : float or None
         None where it was not inspected.
+    decision : int or None
+        A code of `Decision`; None where the run has no threshold.
     """
 
     name: str
@@ -29,7 +31,7 @@ class Item:
     defect: str
     group: str
     score: float | None
-    decision: int
+    decision: int | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,43 +42,36 @@ class SavedRun:
     ----------
     rows : tuple of mapping
         Of ``scores.jsonl``.
-    units : tuple of Item
-        Of ``units.csv``.
+    images, units : tuple of Item
+        The scored images, and the units of ``units.csv``.
     failures : tuple of mapping
         Of ``failures.csv``: every value is text.
     metrics : mapping
         Of ``metrics.json``; empty where there is none.
     has_units : bool
         Units of several images are decided, not images.
+    has_threshold : bool
+        False for scores of another tool without calibration images: nothing is decided.
+    what_if : bool
+        The decisions follow other thresholds than those of the model.
+    chosen_here : bool
+        The thresholds were chosen on the images of the run.
+    used_in_fit : str
+        The warning that some of the images were learned from, or "".
     """
 
     folder: Path
     info: Mapping[str, Any]
     rows: tuple[Row, ...]
+    images: tuple[Item, ...]
     units: tuple[Item, ...]
     failures: tuple[Mapping[str, str], ...]
     metrics: Mapping[str, Any]
     has_units: bool
-
-    @property
-    def images(self) -> tuple[Item, ...]:
-        """The scored images."""
-        return tuple(_image(row) for row in self.rows)
-
-    @property
-    def what_if(self) -> bool:
-        """Whether its decisions follow other thresholds than those of its model."""
-        return bool(self.info.get("what_if"))
-
-    @property
-    def chosen_here(self) -> bool:
-        """Whether its thresholds were chosen on its own images."""
-        return chosen_on_these(Thresholds.from_json(self.info["threshold"]), self.rows)
-
-    @property
-    def has_review(self) -> bool:
-        """Whether some decisions were left to a person."""
-        return any(item.decision == Decision.REVIEW for item in (*self.units, *self.images))
+    has_threshold: bool
+    what_if: bool
+    chosen_here: bool
+    used_in_fit: str
 
     def images_of_units(self) -> dict[str, frozenset[str]]:
         """Return the ids of the scored images of every unit."""
@@ -85,23 +80,20 @@ class SavedRun:
             found.setdefault(row["unit"], set()).add(row["id"])
         return {unit: frozenset(ids) for unit, ids in found.items()}
 
-    def used_in_fit(self) -> str:
-        """Return the warning of the run that some of its images were learned from, or ""."""
-        warnings = self.info["data"]["warnings"]
-        return next((text for text in warnings if "used in fit" in text), "")
-
     def caveats(self) -> list[str]:
         """Say what keeps the figures of this run from being those of new images."""
         found = []
+        if not self.has_threshold:
+            found.append("it has no threshold, so nothing is decided")
         if self.chosen_here:
             found.append("its threshold was chosen on these images: its rates are no forecast")
         elif self.what_if:
             found.append("its threshold was changed after scoring (what-if): its rates say what would have been")
         if self.info["aborted"]:
             found.append("it was stopped before all images were scored")
-        if self.has_review:
+        if any(item.decision == Decision.REVIEW for item in (*self.units, *self.images)):
             found.append("images for review count as not flagged")
-        return found + [text for text in (self.used_in_fit(),) if text]
+        return found + [text for text in (self.used_in_fit,) if text]
 
 
 def load_run(folder: Path) -> SavedRun:
@@ -112,28 +104,33 @@ def load_run(folder: Path) -> SavedRun:
     DataError
         The folder is no run, or a file of it is damaged.
     """
-    info, rows = read_json(folder / "run.json"), read_rows(folder / "scores.jsonl")
+    info, rows = read_json(folder / "run.json"), tuple(read_rows(folder / "scores.jsonl"))
     units = read_csv(folder / "units.csv", UNIT_COLUMNS)
-    path = folder / "metrics.json"
-    with reading(folder / "units.csv"):
-        items = tuple(_unit(unit) for unit in units)
-        has_units = any(int(unit["n_images"]) > 1 for unit in units)
-    run = SavedRun(
-        folder=folder,
-        info=info,
-        rows=tuple(rows),
-        units=items,
-        failures=tuple(read_csv(folder / "failures.csv", FAILURE_COLUMNS)),
-        metrics=read_json(path) if path.exists() else {},
-        has_units=has_units,
-    )
-    with reading(folder / "run.json"):
-        run.caveats()
-    return run
+    failures = tuple(read_csv(folder / "failures.csv", FAILURE_COLUMNS))
+    metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
+    with reading(folder):
+        has_threshold = info["threshold"]["image"] is not None
+        return SavedRun(
+            folder=folder,
+            info=info,
+            rows=rows,
+            images=tuple(_image(row) for row in rows),
+            units=tuple(_unit(unit) for unit in units),
+            failures=failures,
+            metrics=metrics,
+            has_units=any(int(unit["n_images"]) > 1 for unit in units),
+            has_threshold=has_threshold,
+            what_if=bool(info.get("what_if")),
+            chosen_here=has_threshold and chosen_on_these(Thresholds.from_json(info["threshold"]), rows),
+            used_in_fit=next((text for text in info["data"]["warnings"] if "used in fit" in text), ""),
+        )
 
 
-def refuse_what_if(run: SavedRun) -> None:
-    """Raise `DataError` for a run whose thresholds were changed after scoring, or chosen on its images."""
+def refuse_no_forecast(run: SavedRun) -> None:
+    """Raise `DataError` for decisions that say nothing about new images: what-if, or chosen on these; or for none."""
+    if not run.has_threshold:
+        why = str(run.info["threshold"].get("reason", "nothing is decided"))
+        raise DataError(f"{run.folder} has no threshold", why, "give scores of calibration images, too")
     if run.what_if or run.chosen_here:
         raise DataError(
             f"{run.folder}: the thresholds were {'chosen on these images' if run.chosen_here else 'changed (what-if)'}",
@@ -143,10 +140,14 @@ def refuse_what_if(run: SavedRun) -> None:
 
 
 def _image(row: Row) -> Item:
-    return Item(row["id"], row["label"], row["defect"], str(row["group"]), float(row["score"]), int(row["decision"]))
+    score, decision = float(row["score"]), _decision(row["decision"])
+    return Item(row["id"], row["label"], row["defect"], str(row["group"]), score, decision)
 
 
 def _unit(row: Mapping[str, str]) -> Item:
-    decision = int(row["decision"])
-    score = None if decision == Decision.NOT_INSPECTED else float(row["score"])
-    return Item(row["unit"], row["label"], "", row["group"], score, decision)
+    score = float(row["score"]) if row["score"] else None
+    return Item(row["unit"], row["label"], "", row["group"], score, _decision(row["decision"]))
+
+
+def _decision(value: str | int) -> int | None:
+    return None if value == "" else int(value)
