@@ -7,6 +7,7 @@ import io
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from anomaly_ae.detector import Detector
 from anomaly_ae.errors import AnomalyAEError
 from anomaly_ae.files import write_bytes
 from anomaly_ae.metrics import PixelMap
+from anomaly_ae.nifti import is_nifti_file, write_slice
 from anomaly_ae.readers import read_mask
 from anomaly_ae.records import ANOMALOUS_LABEL, BoolArray, Decision, FloatArray, Image, Sample, Score
 from anomaly_ae.report import PictureWriter, write_heatmap
@@ -49,7 +51,7 @@ def keep_pictures(
     if heatmaps == "all" or (heatmaps == "anomalous" and is_looked_at):
         write_heatmap(_free_path(folder / "heatmaps", sample, ".png"), shown, display_map, mask)
     if maps:
-        _write_map(_free_path(folder / "maps", sample, ".tiff"), result.anomaly_map)
+        _write_map(folder / "maps", sample, result.anomaly_map)
 
 
 def mask_of(sample: Sample, image: Image) -> BoolArray | None:
@@ -143,9 +145,15 @@ def why_left_out(sample: Sample, mask: BoolArray | None) -> str:
     return "anomalous images with an empty mask" if is_anomalous and not mask.any() else ""
 
 
-def _write_map(path: Path, anomaly_map: FloatArray) -> None:
+def _write_map(folder: Path, sample: Sample, anomaly_map: FloatArray) -> None:
+    """Write a TIFF, or put the map of a slice into the volume of its NIfTI file."""
     import tifffile
+
+    if is_nifti_file(sample.files[0]):
+        whole = replace(sample, id=sample.path)
+        write_slice(folder / f"{file_stem(whole, is_taken=True)}.nii", sample.files[0], sample.frame, anomaly_map)
+        return
 
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, anomaly_map.astype(np.float32), compression="zlib")
-    write_bytes(path, buffer.getvalue())
+    write_bytes(_free_path(folder, sample, ".tiff"), buffer.getvalue())

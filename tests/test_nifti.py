@@ -19,9 +19,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel.orientations import axcodes2ornt, ornt_transform
 
-from anomaly_ae import nifti
-from anomaly_ae.errors import DataError, UnreadableImageError
-from anomaly_ae.nifti import count_nifti_frames, grid_problem, is_nifti, read_grid, read_nifti, volume_frames
+from anomaly_ae.errors import DataError, OutputError, UnreadableImageError
+from anomaly_ae.nifti import (
+    count_nifti_frames,
+    grid_problem,
+    is_nifti,
+    read_grid,
+    read_nifti,
+    volume_frames,
+    write_slice,
+)
+from anomaly_ae.nifti import read as nifti
 from anomaly_ae.readers import count_frames, image_sha256, looks_like_image, read_channels, read_image, read_mask
 
 ORDERS = [
@@ -264,6 +272,43 @@ def test_channels_of_two_volumes(tmp_path: Path) -> None:
     one, two = save(tmp_path / "a.nii", voxels()), save(tmp_path / "b.nii.gz", voxels() + 1, order="LPI")
     image = read_channels((one, two), 2)
     np.testing.assert_array_equal(image.pixels[1], image.pixels[0] + 1)
+
+
+# --- maps ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ORDERS[::7])
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_maps_lie_voxel_by_voxel_on_their_source(order: str, kind: Any, tmp_path: Path) -> None:
+    """Slices that are read and put back give the same volume to whoever reads it with nibabel alone."""
+    source = save(tmp_path / "v.nii.gz", voxels((5, 6, 4, 2)), (1, 1.5, 3), order, kind)
+    for frame in (0, 2, 3, 4, 5, 6, 7):
+        write_slice(tmp_path / "maps/m.nii", source, frame, read_nifti(source, frame).pixels[0])
+    before, after = nibabel.load(source), nibabel.load(tmp_path / "maps/m.nii")
+    assert type(after) is kind
+    np.testing.assert_allclose(after.affine, before.affine)
+    assert after.header.get_xyzt_units() == before.header.get_xyzt_units()
+    assert after.get_data_dtype() == np.float32
+    want = nibabel.as_closest_canonical(before).get_fdata()
+    want[:, :, 1, 0] = 0  # never put
+    np.testing.assert_array_equal(nibabel.as_closest_canonical(after).get_fdata(), want)
+    assert grid_problem(source, tmp_path / "maps/m.nii") == ""
+
+
+def test_maps_copy_no_text_of_the_header(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(voxels(), np.diag([1, 1, 3, 1]))
+    image.header["descrip"] = image.header["db_name"] = b"Secret^Person"
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"Secret^Person"))
+    nibabel.save(image, tmp_path / "v.nii")
+    assert b"Secret" in (tmp_path / "v.nii").read_bytes()
+    write_slice(tmp_path / "m.nii", tmp_path / "v.nii", 1, np.ones((6, 5)))
+    assert b"Secret" not in (tmp_path / "m.nii").read_bytes()
+
+
+def test_maps_that_cannot_be_written(tmp_path: Path) -> None:
+    source = save(tmp_path / "v.nii", voxels())
+    with pytest.raises(OutputError, match="cannot write"):
+        write_slice(source / "maps" / "m.nii", source, 0, np.ones((6, 5)))
 
 
 # --- refusals ------------------------------------------------------------

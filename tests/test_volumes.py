@@ -23,6 +23,7 @@ from anomaly_ae.config import load_config
 from anomaly_ae.detector import Detector
 from anomaly_ae.dicom import SliceHeader, hashed, remember, stacks
 from anomaly_ae.errors import DataError, OutputError, UsageError
+from anomaly_ae.evaluation import RunOptions, score
 from anomaly_ae.fitting import fit
 from anomaly_ae.listener import Listener
 from anomaly_ae.loading import read_sample
@@ -532,6 +533,25 @@ def test_a_dicom_series_shares_its_limits(volume_detector: Detector, tmp_path: P
     want = np.percentile(np.stack([i.pixels for i in images]), (config.low_percentile, config.high_percentile))
     found = [volume_detector.limits_of(volume_detector.preparation(image)) for image in images]
     np.testing.assert_allclose(found, [[want]] * 3)
+
+
+# --- runs ------------------------------------------------------------
+
+
+def test_a_run_writes_the_maps_of_a_volume_as_a_volume(volume_detector: Detector, tmp_path: Path) -> None:
+    data = head(30, n_air=2)
+    data[marked([1], data.shape) > 0] = 900
+    source = save(tmp_path / "data/v.nii.gz", data)
+    manifest = load_manifest(tmp_path / "data")
+    score(volume_detector, manifest, tmp_path / "run", RunOptions(maps=True))
+    [file] = (tmp_path / "run/maps").iterdir()
+    found = nibabel.load(file)
+    np.testing.assert_allclose(found.affine, nibabel.load(source).affine)
+    maps = found.get_fdata()
+    assert maps.shape == data.shape
+    assert not maps[..., 4:].any(), "slices of air are not scored"
+    [want] = [r for r in volume_detector.score_many(manifest.samples[1:2]) if isinstance(r, Score)]
+    assert maps[..., 1].max() == pytest.approx(want.score, rel=1e-5)
 
 
 # --- documents ------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from anomaly_ae.errors import DataError, UnreadableImageError, UsageError
 from anomaly_ae.manifest.bids import bids_manifest, is_bids
 from anomaly_ae.manifest.series import with_series
-from anomaly_ae.manifest.slices import is_nifti_file, is_slice, slices_of, spacing_notes, with_slices
+from anomaly_ae.manifest.slices import is_slice, slices_of, spacing_notes, with_slices
 from anomaly_ae.manifest.table import (
     CHANNEL_SEPARATOR,
     TABLE_SUFFIXES,
@@ -22,6 +22,7 @@ from anomaly_ae.manifest.table import (
     read_manifest_csv,
     read_table,
 )
+from anomaly_ae.nifti import is_nifti_file
 from anomaly_ae.readers import count_frames, looks_like_image
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Sample
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 
-from anomaly_ae.dicom.shared import file_head
-from anomaly_ae.errors import AnomalyAEError, UnreadableImageError
-from anomaly_ae.nifti import is_nifti, read_grid, read_nifti
+from anomaly_ae.errors import AnomalyAEError
+from anomaly_ae.nifti import read_grid, read_nifti
 from anomaly_ae.readers import mask_grid_problem, read_channels, read_mask
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Sample, Slice
 
@@ -17,14 +15,6 @@ SPACING_COLUMN = "slice_spacing_mm"
 VOLUME_LABEL_COLUMN = "volume_label"  # filled only where the slices of an anomalous volume have no label of their own
 
 _ONE_SPACING = 1.05  # largest to smallest; rounding in headers is not worth a note
-
-
-def is_nifti_file(file: Path) -> bool:
-    """Whether a file is there and NIfTI by its content."""
-    try:
-        return is_nifti(file_head(file, str(file)))
-    except UnreadableImageError:
-        return False
 
 
 def slices_of(whole: Sample) -> list[Sample]:

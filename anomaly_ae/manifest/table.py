@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from anomaly_ae.errors import DataError, OutputError
 from anomaly_ae.files import write_text
-from anomaly_ae.manifest.slices import is_nifti_file, slices_of, with_slices
+from anomaly_ae.manifest.slices import slices_of, with_slices
+from anomaly_ae.nifti import is_nifti_file
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Sample
 
 COLUMNS = ("path", "frame", "label", "mask", "valid", "unit", "group", "split", "defect", "id", "volume")

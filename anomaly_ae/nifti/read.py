@@ -1,4 +1,4 @@
-"""NIfTI volumes in, one slice at a time. The only user of nibabel, which is imported on first use.
+"""NIfTI volumes in, one slice at a time.
 
 Inside, a volume lies in the closest canonical orientation: its axes run to the patient's right, front and top. Slices
 are cut across the axis with the largest voxel spacing: the one that the scanner acquired slice by slice.
@@ -99,6 +99,14 @@ def is_nifti(head: bytes) -> bool:
         except zlib.error:
             return False
     return head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0"
+
+
+def is_nifti_file(path: Path) -> bool:
+    """Whether a file is there and NIfTI by its content."""
+    try:
+        return is_nifti(file_head(path, str(path)))
+    except UnreadableImageError:
+        return False
 
 
 def count_nifti_frames(path: str | Path) -> int:
@@ -203,8 +211,7 @@ def _identity(path: Path) -> tuple[str, int, int]:
 
 @lru_cache(maxsize=256)
 def _grid_of(name: str, _changed: int, _n_bytes: int) -> Grid:
-    with _opened(Path(name)) as file:
-        return _grid(_header(file, name), name)
+    return read_header(Path(name))[1]
 
 
 @contextmanager
@@ -246,6 +253,13 @@ def _shape(header: Any, name: str) -> tuple[int, int, int, int]:
         raise UnreadableImageError(f"{name}: declares {_times(tuple(shape))} voxels", "an axis is empty", COPY_AGAIN)
     a, b, c, d, *_ = (*shape, 1, 1, 1, 1)
     return a, b, c, d
+
+
+def read_header(path: Path) -> tuple[Any, Grid, tuple[int, int, int, int]]:
+    """Return nibabel's header, the grid, and the voxels along the axes of the file, with times."""
+    with _opened(path) as file:
+        header = _header(file, str(path))
+        return header, _grid(header, str(path)), _shape(header, str(path))
 
 
 def _grid(header: Any, name: str) -> Grid:
