@@ -20,6 +20,7 @@ from anomaly_ae.evaluation.samples import refuse_unknown_columns, test_samples
 from anomaly_ae.evaluation.theirs import TheirMaps, TheirScores, read_scores
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, check_groups
+from anomaly_ae.manifest.checks import n_of
 from anomaly_ae.manifest.facts import inspect_all
 from anomaly_ae.readers import image_sha256, read_mask
 from anomaly_ae.records import ANOMALOUS_LABEL, Decision, Failure, Sample
@@ -156,8 +157,8 @@ def _measure(samples: Sequence[Sample], theirs: TheirScores, limits: _Limits, li
     else:
         units = _undecided_units(rows, incomplete)
     n_unread = sum(one.facts is None for one in facts)
-    notes = [f"{theirs.n_unknown} scores are of images that are not in the data"] if theirs.n_unknown else []
-    notes += [f"{n_unread} images cannot be read: they are left out of the check on shortcuts"] if n_unread else []
+    notes = [f"{n_of(theirs.n_unknown, 'score')} of images that are not in the data"] if theirs.n_unknown else []
+    notes += [f"{n_of(n_unread, 'image')} cannot be read: left out of the check on shortcuts"] if n_unread else []
     return _Measured(rows, units, failures, [*shortcut_warnings(shortcut_figures(rows)), *notes])
 
 
@@ -185,7 +186,7 @@ def _undecided_units(rows: Sequence[Mapping[str, Any]], incomplete: Mapping[str,
     images: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         images[row["unit"]].append(row)
-    found = []
+    found: list[dict[str, Any]] = []
     for unit in sorted({*images, *incomplete}):
         own, is_whole = images.get(unit, []), unit not in incomplete
         labels = {row["label"] for row in own}
@@ -207,8 +208,9 @@ def _metrics(
     folder: Path,
 ) -> dict[str, Any]:
     """Return ``metrics.json``; pixel figures where there are maps and masks, with a warning on what is left out."""
+    overlaps: list[dict[str, Any]] = []
     if maps is None or not any(sample.mask for sample in samples):
-        pixel, overlaps = no_pixel_figures("there are no maps" if maps is None else "there are no masks"), []
+        pixel = no_pixel_figures("there are no maps" if maps is None else "there are no masks")
     else:
         usable, left_out = maps.usable(samples)
         limit = limits.thresholds.pixel.value if limits.thresholds and limits.has_pixels else None
