@@ -9,9 +9,17 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from anomaly_ae.calibration import CalibrationScores, Thresholds, calibration_scores, thresholds_from
-from anomaly_ae.errors import CalibrationError
-from anomaly_ae.threshold import conformal_threshold, default_rate
+from anomaly_ae.calibration import (
+    Asked,
+    CalibrationScores,
+    Thresholds,
+    calibration_scores,
+    few_normals_advice,
+    thresholds_by,
+    thresholds_from,
+)
+from anomaly_ae.errors import CalibrationError, DataError, UsageError
+from anomaly_ae.threshold import Cost, conformal_threshold, cost_threshold, default_rate, sensitivity_threshold
 
 IMAGE = [1.0, 5.0, 2.0, 4.0, 3.0]
 PIXEL = [11.0, 15.0, 12.0, 14.0, 13.0]
@@ -130,6 +138,88 @@ def test_unreachable_rate_is_refused() -> None:
         thresholds_from(many(), "0.0001")
 
 
+# --- other rules and review bands ---
+
+COST = Cost.parse("escape=500,false-reject=5,prevalence=0.01")
+
+
+def peaked(shift: float = 0.0, n_units: int = 60) -> CalibrationScores:
+    """Pooling by the largest pixel: scores of images and pixels are the same."""
+    values = (np.random.default_rng(9).normal(size=2 * n_units) + shift).tolist()
+    names = [f"unit {i // 2}" for i in range(2 * n_units)]
+    return calibration_scores(values, values, names, names)
+
+
+def test_every_rule_sees_its_scores_and_groups() -> None:
+    normal, anomalous = peaked(), peaked(3.0)
+    groups, unit_scores = (normal.image_group, anomalous.image_group), (normal.unit, anomalous.unit)
+    limits = thresholds_by(Asked(sensitivity="0.9", confidence="0.9"), normal, anomalous, "ab")
+    assert limits.image.value == sensitivity_threshold(anomalous.image, "0.9", groups[1], "0.9").value
+    assert limits.unit.value == sensitivity_threshold(anomalous.unit, "0.9", confidence="0.9").value
+    assert "unit" in limits.unit.promise
+    costs = thresholds_by(Asked(cost=COST), normal, anomalous, "ab")
+    assert costs.image.value == cost_threshold(normal.image, anomalous.image, COST, *groups).value
+    assert costs.unit.value == cost_threshold(*unit_scores, COST).value
+    by_hand = thresholds_by(Asked(value=1.5), normal, None, "ab")
+    for found in (limits, costs, by_hand):
+        assert found.image.chosen_on == found.unit.chosen_on == "ab"
+        assert found.pixel.value == found.image.value, "regions and decisions agree"
+
+
+def test_pixels_of_another_unit_keep_the_default_rate() -> None:
+    found = thresholds_by(Asked(value=1.5), many())
+    assert found.pixel == thresholds_from(many()).pixel
+
+
+def test_a_review_band_leaves_the_threshold_alone() -> None:
+    normal, anomalous = peaked(), peaked(3.0)
+    plain, found = thresholds_from(normal, "5%"), thresholds_by(Asked(rate="5%", review_rate="20%"), normal)
+    second = thresholds_from(normal, "20%")
+    assert (found.image.value, found.unit.value, found.pixel) == (plain.image.value, plain.unit.value, plain.pixel)
+    assert (found.image.review, found.unit.review) == (second.image, second.unit)
+    assert found.sha256 != plain.sha256
+    assert Thresholds.from_json(json.loads(json.dumps(found.as_json()))) == found
+    by_labels = thresholds_by(Asked(value=5.0, review_sensitivity="0.9"), normal, anomalous, "ab").image.review
+    assert by_labels
+    assert (by_labels.rule, by_labels.chosen_on) == ("sensitivity", "ab")
+    assert sum("review of" in line for line in found.describe()) == 2
+
+
+def test_what_cannot_be_meant_is_refused() -> None:
+    for asked in (
+        {"rate": "1%", "value": 1.0},
+        {"sensitivity": "0.9", "cost": COST},
+        {"review_rate": "0.1", "review_sensitivity": "0.9"},
+    ):
+        with pytest.raises(UsageError, match="two rules"):
+            Asked(**asked)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="is not below the threshold"):
+        thresholds_by(Asked(rate="20%", review_rate="10%"), peaked())
+    for needy in (Asked(sensitivity="0.9"), Asked(cost=COST), Asked(review_sensitivity="0.9")):
+        with pytest.raises(DataError, match="no anomalous images"):
+            thresholds_by(needy, peaked())
+
+
+def test_few_normals_are_told_of_a_review_band_that_works() -> None:
+    for scores in (peaked(n_units=12), many(n_units=9, per_unit=1, units_per_group=1)):
+        thresholds = thresholds_from(scores)
+        assert thresholds.image.value > scores.image.max()
+        advice = few_normals_advice(thresholds, scores, "m.safetensors")
+        assert advice.startswith("few normals: ")
+        rate = advice.rpartition(" --review-false-alarm-rate ")[2]
+        banded = thresholds_by(Asked(review_rate=rate), scores)
+        assert banded.image.review
+        assert banded.image.review.value < scores.image.max()
+        assert few_normals_advice(banded, scores, "m") == ""
+
+
+def test_there_is_no_advice_where_the_rate_was_chosen_or_normals_are_many() -> None:
+    enough, few = peaked(n_units=120), peaked(n_units=12)
+    assert few_normals_advice(thresholds_from(enough), enough, "m") == ""
+    assert few_normals_advice(thresholds_from(few, "30%"), few, "m") == ""
+    assert few_normals_advice(thresholds_by(Asked(value=1.0), few), few, "m") == ""
+
+
 # --- there and back ---
 
 
@@ -151,6 +241,13 @@ def test_limits_there_and_back() -> None:
     again = Thresholds.from_json(json.loads(json.dumps(limits.as_json(), allow_nan=False)))
     assert again == limits
     assert again.sha256 == limits.sha256
+
+
+def test_the_hash_of_thresholds_of_before_is_unchanged() -> None:
+    values = [float(v) for v in range(1, 10)]
+    names = [str(v) for v in values]
+    limits = thresholds_from(calibration_scores(values, [v + 100 for v in values], names, names), "0.2")
+    assert limits.sha256 == "6a4ecd5a5f3f42fed9f022b65f3a5e656d5862ed4b7df31cd74aeeeb3cc53c20"
 
 
 def test_hash_follows_every_limit_and_its_origin() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anomaly_ae.calibration import Asked, CalibrationScores, calibration_scores, thresholds_from
+from anomaly_ae.calibration import Asked, CalibrationScores, Thresholds, calibration_scores, thresholds_from
 from anomaly_ae.errors import CalibrationError, DataError
 from anomaly_ae.listener import Listener
 from anomaly_ae.metrics import found_rate_band
@@ -435,6 +435,60 @@ def test_asking_twice_is_asking_once_and_there_is_a_way_back(run: Path) -> None:
     assert read_json(run / "run.json")["what_if"] is False, "the rate of the model is no what-if"
     same = ("scores.csv", "scores.jsonl", "units.csv", "failures.csv", "metrics.json")
     assert {name: contents(run)[name] for name in same} == {name: first[name] for name in same}
+
+
+def test_figures_that_no_threshold_changes_are_kept_and_the_others_are_new(run: Path) -> None:
+    redecide(run, Asked(rate="5%", review_rate="50%"))
+    kept = read_json(run / "metrics.json")
+    info, rows = read_json(run / "run.json"), read_rows(run / "scores.jsonl")
+    scores, thresholds = CalibrationScores.from_json(info["calibration"]), Thresholds.from_json(info["threshold"])
+    units = unit_rows(rows, {"u3": "g", "u99": "g"}, scores, thresholds)
+    afresh = run_metrics(rows, units, thresholds, ["station"])
+    assert {name: kept[name] for name in afresh} == json.loads(json.dumps(afresh))
+    metrics = kept["image"].pop("pg")  # as in a run of before
+    write_json(run / "metrics.json", kept)
+    redecide(run, Asked(rate="5%", review_rate="50%"))
+    assert read_json(run / "metrics.json")["image"]["pg"] == metrics
+
+
+def test_a_rule_on_labels_marks_the_run_and_leaves_the_false_alarm_band_out(run: Path) -> None:
+    result = redecide(run, Asked(sensitivity="0.75"))
+    metrics, info = read_json(run / "metrics.json"), read_json(run / "run.json")
+    assert metrics["chosen_on_these_images"] is info["chosen_on_these_images"] is True
+    assert info["threshold"]["image"]["rule"] == metrics["image"]["at_threshold"][0]["rule"] == "sensitivity"
+    assert metrics["image"]["at_threshold"][0]["sensitivity"]["value"] >= 0.75
+    assert "no false-alarm rate" in metrics["image"]["at_threshold"][0]["false_alarm_band_reason"]
+    assert any("chosen on these images: the figures" in line for line in result.lines())
+    redecide(run, Asked(rate="5%"))
+    assert read_json(run / "metrics.json")["chosen_on_these_images"] is False
+
+
+def test_a_review_band_is_decided_counted_and_said(run: Path) -> None:
+    result = redecide(run, Asked(rate="5%", review_rate="50%"))
+    rows = read_rows(run / "scores.jsonl")
+    assert result.n_review == sum(r["decision"] == 1 for r in rows) > 0
+    assert f"images are anomalous at it, {result.n_review} for review" in result.lines()[-2]
+    assert {line["decision"] for line in read_csv(run / "units.csv")} >= {"0", "1", "9"}
+    load = read_json(run / "metrics.json")["image"]["at_threshold"][0]["review"]["load"]
+    assert load["value"] == pytest.approx(result.n_review / 60)
+
+
+def test_nothing_asked_brings_the_thresholds_of_the_model_back(run: Path) -> None:
+    first = read_json(run / "run.json")["threshold"]
+    redecide(run, Asked(value=3.0))
+    assert read_json(run / "run.json")["threshold"] != first
+    redecide(run, Asked())
+    info = read_json(run / "run.json")
+    assert (info["threshold"], info["what_if"], info["chosen_on_these_images"]) == (first, False, False)
+
+
+def test_labels_that_a_rule_needs_are_missed_before_anything_changes(run: Path) -> None:
+    rows = [r | {"label": "normal"} for r in read_rows(run / "scores.jsonl")]
+    (run / "scores.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    before = contents(run)
+    with pytest.raises(DataError, match="no anomalous images"):
+        redecide(run, Asked(sensitivity="0.9"))
+    assert contents(run) == before
 
 
 def test_it_is_said_when_regions_follow_another_threshold_than_decisions(run: Path) -> None:
