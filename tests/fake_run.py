@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from anomaly_ae.report import PictureWriter
+from anomaly_ae.results.beside import level_figures, size_figures
+from anomaly_ae.threshold import manual_threshold
 
 EVIL = "<script>alert(1)</script>"
 EVIL_ATTRIBUTE = "\"'><img src=x onerror=alert(2)>"
@@ -34,8 +36,9 @@ def build(
     size_px: int = 224,
     with_units: bool = False,
     seed: int = 0,
+    further: bool = False,
 ) -> Path:
-    """Write a RUN of ``n_images``; about 60 % are anomalous."""
+    """Write a RUN of ``n_images``; about 60 % are anomalous. Without ``further`` its figures are those of old runs."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     rows = [_row(rng, i, labelled, n_images, with_units) for i in range(n_images)]
@@ -51,7 +54,8 @@ def build(
     calibration = np.sort(_normal_scores(rng, 140))
     _write_json(folder / "run.json", _info(calibration, labelled, evil, with_units))
     if labelled:
-        _write_json(folder / "metrics.json", _metrics(rows, unit_rows))
+        metrics = _metrics(rows, unit_rows)
+        _write_json(folder / "metrics.json", _with_further(metrics, rows) if further else metrics)
     if pictures:
         _write_pictures(folder / "pictures.npz", rng, rows, size_px)
     return folder
@@ -232,6 +236,28 @@ def _metrics(rows: list[dict[str, Any]], unit_rows: list[dict[str, Any]]) -> dic
         "per_defect": {name: _level([r for r in rows if r["defect"] == name], normal) for name in defects},
         "by": {"station": {name: _level([r for r in rows if r["station"] == name]) for name in stations}},
     }  # fmt: skip
+
+
+def _with_further(metrics: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Add what runs of today have: sorting, streams, sizes, shortcuts, agreement with masks."""
+    limit = manual_threshold(THRESHOLD)
+    sized = [row | {"mask_px": 3 * 2 ** (i % 12)} for i, row in enumerate(rows)]
+    metrics["image"] |= level_figures(rows, limit, None, (0.001, 0.1), "image")
+    metrics["image"]["by_defect_size"] = size_figures(sized, limit)
+    parts = [metrics["image"], *metrics["per_defect"].values(), *metrics["by"]["station"].values()]
+    for i, part in enumerate(parts):
+        part["shortcuts"] = {"mean grey": 0.45, "sharpness": 0.3 + 0.01 * i}
+    count = metrics["counts"]["normal"], metrics["counts"]["anomalous"]
+    dice = _metric(0.52, *count, (0.44, 0.6), "Student's t")
+    metrics["pixel"] |= {
+        "aupimo": _metric(0.37, *count, (0.3, 0.44), "Student's t"),
+        "fpr_at_95_sensitivity": _metric(0.21, *count, None, ""),
+        "oracle_dice": _metric(0.61, *count, None, "", "oracle: the threshold is chosen on these masks"),
+        "at_threshold": [
+            {"threshold": THRESHOLD, "dice": dice, "iou": dice, "dice_per_image": dice, "iou_per_image": dice}
+        ],
+    }
+    return metrics
 
 
 def _no_units() -> dict[str, Any]:

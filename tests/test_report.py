@@ -425,6 +425,82 @@ def test_baselines_stand_beside_the_model_in_every_table(tmp_path: Path) -> None
     assert "Baselines have no calibrated threshold" in text
 
 
+def test_further_figures_stand_in_the_fold(tmp_path: Path) -> None:
+    folder = fake_run.build(tmp_path, n_images=60, pictures=False, further=True)
+    text, metrics = _page_text(folder), json.loads((folder / "metrics.json").read_text("utf-8"))
+    assert "AUPIMO, mean of images" in text
+    assert "0.370 [0.300, 0.440]" in text
+    assert "0.610" in text[text.index("oracle Dice") :]
+    assert "Oracle: the best that any threshold could do" in text
+    for share, metric in metrics["image"]["pg"].items():
+        assert f"PG: normals passed, {percent(float(share))} % of anomalous missed" in text
+        assert f"{percent(metric['value'])} %" in text
+    stream = metrics["image"]["at_defect_rate"][0]["escapes_per_million"]
+    assert f"{stream['value']:,.0f}" in text
+    assert "strongest shortcut" in text
+    assert "sharpness 0.69" in text, "farther from 0.5 than mean grey, and the other way round"
+    page = (folder / "report.html").read_text("utf-8")
+    assert page.count('class="whisker"') == len(metrics["image"]["by_defect_size"]) == 5
+    assert page.index("Where in the image") > page.index('id="all-figures"')
+    assert page.index('class="key-figures"') < page.index("<nav")
+
+
+def test_what_was_chosen_on_the_images_is_said(tmp_path: Path) -> None:
+    folder = fake_run.build(tmp_path, n_images=20, pictures=False)
+    assert not any("chosen on these" in text for text in warnings(read_run(folder)))
+    _change(folder / "metrics.json", lambda metrics: metrics.update(chosen_on_these_images=True))
+    assert any("no forecast" in text for text in warnings(read_run(folder)))
+    write_report(folder)
+    assert "chosen on the test images" in (folder / "methods.md").read_text("utf-8")
+
+
+def test_a_review_band_is_shown(tmp_path: Path) -> None:
+    folder = fake_run.build(tmp_path, n_images=20, pictures=False)
+    share = {"value": 0.25, "n_normal": 8, "n_anomalous": 12, "intervals": [], "reason": ""}
+    names = ("load", "load_normal", "load_anomalous", "escape_rate")
+    review = {"threshold": 4.0, "promise": "", **dict.fromkeys(names, share)}
+    _change(folder / "metrics.json", lambda metrics: metrics["image"]["at_threshold"][0].update(review=review))
+    assert "Review band, from 4 to 5.3" in _page_text(folder)
+
+
+def test_methods_name_counts_choices_seed_and_versions(tmp_path: Path) -> None:
+    folder = fake_run.build(tmp_path, n_images=60, pictures=False, further=True)
+    splits = {"test": {"normal": 24, "anomalous": 36, "unlabelled": 0, "units": 60, "groups": 7}}
+    _change(folder / "run.json", lambda info: info["data"].update(splits=splits, name="a|b"))
+    _change(folder / "run.json", lambda info: info.update(versions={"python": "3.11.7", "torch": ""}))
+    write_report(folder)
+    text = (folder / "methods.md").read_text("utf-8")
+    info = json.loads((folder / "run.json").read_text("utf-8"))
+    assert "| test | 24 | 36 | 0 | 60 | 7 |" in text
+    assert "24 normal images and 36 anomalous, 7 groups" in text
+    assert info["threshold"]["image"]["promise"] in text
+    assert "seed 0" in text or f"seed {info['seed']}" in text
+    assert "python 3.11.7" in text
+    assert "torch" not in text
+    assert info["model"]["weights_sha256"] in text
+    for name in ("image ROC-AUC", "image sensitivity", "image PG at 0.01", "AUPIMO", "oracle Dice"):
+        assert name in text
+    assert "sharpness alone separates the classes" in text
+    rows = [line for line in text.splitlines() if line.startswith("| image ")]
+    assert all(line.count("|") == 5 for line in rows), "a bar in a cell would cut it"
+
+
+def test_a_run_of_score_has_no_methods(tmp_path: Path) -> None:
+    folder = fake_run.build(tmp_path, n_images=10, labelled=False, pictures=False)
+    write_report(folder)
+    assert not (folder / "methods.md").exists()
+
+
+@pytest.mark.parametrize(("value", "found"), [(1.0, "14 of 14"), (0.5, "7 of 14")])
+def test_few_images_are_counted(tmp_path: Path, value: float, found: str) -> None:
+    folder = fake_run.build(tmp_path, n_images=20, pictures=False)
+    interval = {"low": 0.768 * value, "high": 1.0, "method": "Clopper-Pearson", "unit": "image"}
+    metric = {"value": value, "n_normal": 6, "n_anomalous": 14, "intervals": [interval], "reason": ""}
+    _change(folder / "metrics.json", lambda metrics: metrics["image"]["at_threshold"][0].update(sensitivity=metric))
+    said = f"{found} anomalous images were found (sensitivity {value:.2f} [{0.768 * value:.2f}, 1.00])"
+    assert said in headline(read_run(folder))
+
+
 def test_what_is_missing_has_its_reason_in_the_page(tmp_path: Path) -> None:
     folder = fake_run.build(tmp_path, n_images=10, pictures=False)
     nothing = {"value": None, "n_normal": 0, "n_anomalous": 0, "intervals": [], "reason": "there are no masks"}
@@ -756,6 +832,27 @@ def test_controls_have_names(browser: Browser, page: Path) -> None:
     )
     assert nameless == []
     assert browser.evaluate("document.querySelectorAll('.tile[tabindex=\"0\"]').length") == 1
+
+
+def test_the_first_screen_holds_the_figures_and_the_origin_of_the_threshold(browser: Browser, page: Path) -> None:
+    browser.open(page, width=1400, height=900)
+    places = browser.evaluate(
+        "['.key-figures', '.origin', 'h1'].map(s => document.querySelector(s).getBoundingClientRect().bottom)"
+    )
+    assert max(places) < 900
+    folded = "[...document.querySelectorAll('details.fold')].map(d => d.open)"
+    assert browser.evaluate(folded) == [False, False]
+    browser.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert browser.evaluate(folded) == [True, True], "paper shows everything"
+
+
+@pytest.mark.parametrize("width", [390, 768, 1400])
+def test_an_unfolded_page_is_not_wider_than_the_screen(browser: Browser, tmp_path: Path, width: int) -> None:
+    folder = fake_run.build(tmp_path, n_images=40, size_px=64, further=True)
+    browser.open(write_report(folder), width=width)
+    browser.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert not browser.problems()
 
 
 @pytest.mark.parametrize("width", [390, 768, 1400])
