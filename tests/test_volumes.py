@@ -104,6 +104,27 @@ def test_a_mask_labels_the_slices_of_its_volume(tmp_path: Path) -> None:
     assert {s.defect for s in samples if s.label != "anomalous"} == {""}
 
 
+@pytest.mark.parametrize("damage", ["empty", "truncated", "moved", "missing"])
+def test_a_mask_that_says_nothing_leaves_no_slice_labels(damage: str, tmp_path: Path) -> None:
+    """All slices stay listed, none is called normal, and none is learned from."""
+    save(tmp_path / "v.nii.gz", head(1))
+    mask = save(tmp_path / "m.nii.gz", marked([2] if damage != "empty" else []), 5 if damage == "moved" else 4)
+    if damage == "truncated":
+        mask.write_bytes(mask.read_bytes()[:-20])
+    if damage == "missing":
+        mask.unlink()
+    (tmp_path / "m.csv").write_text("path,label,mask\nv.nii.gz,anomalous,m.nii.gz\n")
+    samples = load_manifest(tmp_path / "m.csv").samples
+    assert [(s.frame, s.label, s.split, s.extra["volume_label"]) for s in samples] == [
+        (frame, "", "test", "anomalous") for frame in range(4)
+    ]
+
+
+def test_a_volume_that_shows_nothing_is_not_lost(tmp_path: Path) -> None:
+    save(tmp_path / "v.nii.gz", np.zeros(SHAPE, np.int16))
+    assert [s.id for s in load_manifest(tmp_path).samples] == ["v.nii.gz"]
+
+
 def test_nothing_is_learned_from_a_patient_with_a_lesion_unasked(tmp_path: Path) -> None:
     manifest = load_manifest(bids(tmp_path))
     used = dict(zip([s.id for s in manifest.samples], roles(manifest.samples), strict=True))
@@ -398,6 +419,17 @@ def test_orientations_of_one_series_are_volumes_of_their_own(tmp_path: Path) -> 
         *[("3", "-1"), ("5", "-2")]
     }
     assert any("several orientations" in note for note in manifest.notes)
+
+
+def test_frames_of_one_file_are_no_duplicates(tmp_path: Path) -> None:
+    path = dicom(tmp_path / "many.dcm", 0)
+    ds = pydicom.dcmread(path)
+    ds.NumberOfFrames, ds.PixelData = 3, 3 * ds.PixelData
+    ds.save_as(path)
+    manifest = load_manifest(tmp_path)
+    assert [s.frame for s in manifest.samples] == [0, 1, 2]
+    assert manifest.notes == ()
+    assert read_sample(manifest.samples[1]).volume == tuple(Slice((path,), frame) for frame in range(3))
 
 
 def test_stacks_against_sorting_by_hand() -> None:

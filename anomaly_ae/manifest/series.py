@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from anomaly_ae.dicom import SliceHeader, Stack, hashed, is_dicom, remember, slice_header, stacks
 from anomaly_ae.dicom.shared import file_head
@@ -25,7 +26,8 @@ def with_series(manifest: Manifest) -> Manifest:
     OutputError
         Salt or key file cannot be written.
     """
-    headers = {s.path: header for s in manifest.samples if (header := _header(s)) is not None}
+    found = {path: _header(file, path) for path, file in {s.path: s.files[0] for s in manifest.samples}.items()}
+    headers = {path: header for path, header in found.items() if header is not None}
     if not headers:
         return manifest
     patients = hashed((header.patient for header in headers.values() if header.patient), "patient")
@@ -39,10 +41,9 @@ def with_series(manifest: Manifest) -> Manifest:
     return replace(manifest, samples=tuple(samples), notes=(*manifest.notes, *notes))
 
 
-def _header(sample: Sample) -> SliceHeader | None:
-    file = sample.files[0]
+def _header(file: Path, name: str) -> SliceHeader | None:
     try:
-        may_be = file.suffix.lower() in DICOM_SUFFIXES or is_dicom(file_head(file, sample.path))
+        may_be = file.suffix.lower() in DICOM_SUFFIXES or is_dicom(file_head(file, name))
         return slice_header(file) if may_be else None
     except UnreadableImageError:  # it becomes a failure when it is read
         return None
@@ -51,8 +52,10 @@ def _header(sample: Sample) -> SliceHeader | None:
 def _in_order(samples: Sequence[Sample], headers: Mapping[str, SliceHeader]) -> tuple[list[Sample], list[str]]:
     """Return the samples with the slices of each series by position, and what is odd about the series."""
     by_series: defaultdict[str, list[Sample]] = defaultdict(list)
+    n_frames = Counter(sample.path for sample in samples)
     for sample in samples:
-        by_series[headers[sample.path].series if sample.path in headers else ""].append(sample)
+        is_one = sample.path in headers and n_frames[sample.path] == 1  # a file of many frames is a volume by itself
+        by_series[headers[sample.path].series if is_one else ""].append(sample)
     ordered = by_series.pop("", [])
     names = hashed(by_series, "series")
     found: dict[str, list[Stack]] = {}
@@ -85,7 +88,7 @@ def _notes(found: Mapping[str, Sequence[Stack]]) -> list[str]:
         "missing slices": {name: sum(part.n_missing for part in parts) for name, parts in found.items()},
         "slices where another lies": {name: sum(part.n_duplicates for part in parts) for name, parts in found.items()},
     }
-    lines = [f"DICOM series: {len(found)} with {n_stacks} volumes, slices in the order in which they lie"]
+    lines = [f"DICOM series: {len(found)}; volumes in them: {n_stacks}, their slices in the order in which they lie"]
     for what, counts in oddities.items():
         named = ", ".join(f"{name} ({n})" for name, n in counts.items() if n)
         lines += [f"DICOM series with {what}: {named}"] if named else []

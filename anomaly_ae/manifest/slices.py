@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from anomaly_ae.errors import AnomalyAEError
 from anomaly_ae.nifti import read_grid, read_nifti
-from anomaly_ae.readers import mask_grid_problem, read_channels, read_mask
+from anomaly_ae.readers import read_channels, read_mask
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Sample, Slice
 
 SPACING_COLUMN = "slice_spacing_mm"
@@ -21,23 +21,23 @@ def slices_of(whole: Sample) -> list[Sample]:
     """List the slices of a row that names a NIfTI volume.
 
     Where its mask marks something, the slices that are marked are anomalous, and all others normal. An anomalous volume
-    without a mask (or with one on another grid) gives slices without a label. Nothing is learned from such volumes
-    unasked: their slices get the split "test" where they have none.
+    whose mask is missing, empty, damaged or on another grid gives slices without a label. Nothing is learned from such
+    volumes unasked: their slices get the split "test" where they have none.
 
-    Slices that show nothing, with one value everywhere inside `valid`, are not listed. A volume that cannot be read
-    keeps its one row, and becomes a failure when it is read.
+    Slices that show nothing, with one value everywhere inside `valid`, are not listed. A volume that cannot be read, or
+    shows nothing at all, keeps its one row.
     """
     try:
         grid = read_grid(whole.files[0])
         n_frames = read_nifti(whole.files[0]).n_frames  # decoded once: a damaged file is not tried slice by slice
-        labels = {frame: _label(whole, frame) for frame in range(n_frames) if _shows_something(whole, frame)}
     except AnomalyAEError:
-        return [whole]
+        return [whole]  # it becomes a failure when it is read
+    labels = _labels(whole, [frame for frame in range(n_frames) if _shows_something(whole, frame)])
     is_anomalous = ANOMALOUS_LABEL in (whole.label, *labels.values())
     known = {SPACING_COLUMN: f"{grid.slice_spacing_mm:.4g}"}
     if is_anomalous and not any(labels.values()):
         known[VOLUME_LABEL_COLUMN] = ANOMALOUS_LABEL
-    return [
+    slices = [
         replace(
             whole,
             id=whole.id if n_frames == 1 else f"{whole.id}#{frame}",
@@ -49,12 +49,24 @@ def slices_of(whole: Sample) -> list[Sample]:
         )
         for frame, label in labels.items()
     ]
+    return slices or [whole]
 
 
-def _label(whole: Sample, frame: int) -> str:
-    if whole.mask is None or whole.label == NORMAL_LABEL or mask_grid_problem(whole.files[0], whole.mask):
-        return "" if whole.label == ANOMALOUS_LABEL else whole.label
-    return ANOMALOUS_LABEL if read_mask(whole.mask, frame=frame).any() else NORMAL_LABEL
+def _labels(whole: Sample, frames: Sequence[int]) -> dict[int, str]:
+    marked = None if whole.label == NORMAL_LABEL else _marked(whole, frames)
+    if marked is None or (whole.label == ANOMALOUS_LABEL and not marked):
+        return dict.fromkeys(frames, "" if whole.label == ANOMALOUS_LABEL else whole.label)
+    return {frame: ANOMALOUS_LABEL if frame in marked else NORMAL_LABEL for frame in frames}
+
+
+def _marked(whole: Sample, frames: Sequence[int]) -> set[int] | None:
+    """Return the frames in which the mask marks something; None where there is no mask that can be used."""
+    if whole.mask is None:
+        return None
+    try:
+        return {frame for frame in frames if read_mask(whole.mask, None, frame, whole.files[0]).any()}
+    except AnomalyAEError:
+        return None  # `scan` names it
 
 
 def _shows_something(whole: Sample, frame: int) -> bool:
