@@ -24,7 +24,17 @@ from anomaly_ae.manifest import load_manifest
 from anomaly_ae.readers import read_image
 
 FILES = {
-    *("failures.csv", "images", "metrics.json", "model.safetensors", "pictures.npz", "report.html", "run.json"),
+    *(
+        "failures.csv",
+        "images",
+        "methods.md",
+        "metrics.json",
+        "model.safetensors",
+        "pictures.npz",
+        "pixels.csv",
+        "report.html",
+    ),
+    "run.json",
     *("scores.csv", "scores.jsonl", "units.csv"),
 }
 """What is always there; and ``heatmaps`` where an image was flagged."""

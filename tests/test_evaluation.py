@@ -295,6 +295,58 @@ def test_one_class_only(few: Manifest, smoke_detector: Detector, tmp_path: Path,
     assert metrics["image"]["at_threshold"][0][known]["value"] is not None
 
 
+def test_the_agreement_of_every_map_with_its_mask(run: Path, manifest: Manifest) -> None:
+    rows, metrics = table(run / "pixels.csv"), one_json(run / "metrics.json")
+    by_id = {sample.id: sample for sample in manifest.samples}
+    at = metrics["pixel"]["at_threshold"][0]
+    limit = one_json(run / "run.json")["threshold"]["pixel"]["value"]
+    assert at["threshold"] == limit
+    assert len(rows) == 24
+    for row in rows:
+        mask = read_mask(by_id[row["id"]].mask)
+        flagged = tifffile.imread(run / "maps" / f"{re.sub('[^A-Za-z0-9_-]', '_', row['id'])}.tiff") >= limit
+        hits, false = int((flagged & mask).sum()), int((flagged & ~mask).sum())
+        assert [int(row[name]) for name in ("mask_px", "found_px", "false_px")] == [mask.sum(), hits, false]
+        assert float(row["dice"]) == pytest.approx(2 * hits / (hits + false + mask.sum()))
+    assert at["dice_per_image"]["value"] == pytest.approx(np.mean([float(row["dice"]) for row in rows]))
+    assert metrics["pixel"]["aupimo"]["value"] == pytest.approx(np.mean([float(row["aupimo"]) for row in rows]))
+    assert at["dice"]["value"] <= metrics["pixel"]["oracle_dice"]["value"], "nothing beats the oracle"
+    sizes = {line["id"]: line["mask_px"] for line in lines_of(run) if line["mask_px"]}
+    assert sizes == {row["id"]: int(row["mask_px"]) for row in rows}
+
+
+def test_sensitivity_by_size_covers_every_defect_once(run: Path) -> None:
+    classes, lines = one_json(run / "metrics.json")["image"]["by_defect_size"], lines_of(run)
+    sizes = {line["id"]: line["mask_px"] for line in lines if line["label"] == "anomalous"}
+    assert sum(one["sensitivity"]["n_anomalous"] for one in classes) == len(sizes)
+    assert [one["from_px"] for one in classes] == sorted(one["from_px"] for one in classes)
+    for one in classes:
+        inside = [x for x in lines if x["id"] in sizes and one["from_px"] <= x["mask_px"] <= one["to_px"]]
+        assert len(inside) == one["sensitivity"]["n_anomalous"]
+        assert one["sensitivity"]["value"] == np.mean([line["decision"] == 2 for line in inside])
+
+
+@pytest.mark.parametrize("brighter", [1.05, 1.0])
+def test_anomalous_images_that_are_brighter_are_named(
+    part_folder: Path, smoke_detector: Detector, tmp_path: Path, brighter: float
+) -> None:
+    rows = []
+    for i, path in enumerate(sorted((part_folder / "test" / "good").glob("*.png"))[:14]):
+        with Picture.open(path) as picture:
+            pixels = np.asarray(picture, float)
+        level = 90 + 0.5 * (i % 5)  # the same light but for half a per cent
+        pixels *= (brighter if i % 2 else 1.0) * level / pixels.mean()
+        Picture.fromarray(pixels.round().clip(0, 255).astype(np.uint8)).save(tmp_path / f"{i}.png")
+        rows.append({"path": f"{i}.png", "label": "anomalous" if i % 2 else "normal"})
+    result = evaluate(smoke_detector, write_csv(tmp_path / "m.csv", rows), tmp_path / "run", RunOptions())
+    text = "mean grey alone separates the classes: 1.00 (anomalous is higher)"
+    page = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert (text in result.warnings) == (text in page) == (brighter > 1)
+    if brighter > 1:
+        assert page.index(text) < page.index("<h1>"), "the first line of the report"
+        assert text in (tmp_path / "run" / "methods.md").read_text("utf-8")
+
+
 # --- what is measured ------------------------------------------------------------
 
 
