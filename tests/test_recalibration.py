@@ -213,3 +213,12 @@ def test_every_rule_renders_a_report(finished: Path) -> None:
         assert f"{n[2]} of 24 images are anomalous at it" in text
     assert f"{n[1]} for review" in text
     assert n[1] >= 9
+
+
+def test_the_report_says_how_many_are_for_review(finished: Path) -> None:
+    done("threshold", finished, "--value", "99", "--review-sensitivity", "0.8")
+    n_review = decisions(finished).count(1)
+    page = (finished / "report.html").read_text("utf-8")
+    assert f"; {n_review} of all 24 are for review." in page
+    done("threshold", finished, "--value", "99")
+    assert "are for review" not in (finished / "report.html").read_text("utf-8")

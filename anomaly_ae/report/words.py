@@ -126,11 +126,20 @@ def headline(run: Run) -> str:
         n_flagged = sum(row.decision == "anomalous" for row in run.rows)
         verb = "was" if n_flagged == 1 else "were"
         return (
-            f"At the {threshold_words(run, 'image')}, {n_flagged:,} of {count(len(run.rows), 'image')} {verb} flagged."
+            f"At the {threshold_words(run, 'image')}, {n_flagged:,} of {count(len(run.rows), 'image')} {verb} flagged"
+            f"{_for_review(run, 'image')}."
         )
     at = run.metrics[noun]["at_threshold"][0]
     found, flagged = _found(at["sensitivity"], noun), _flagged(at["false_alarm_rate"], noun)
-    return f"At the {threshold_words(run, noun)}, {found}; {flagged}."
+    return f"At the {threshold_words(run, noun)}, {found}; {flagged}{_for_review(run, noun)}."
+
+
+def _for_review(run: Run, noun: str) -> str:
+    """Return how many are left to a person; nothing without a review band."""
+    if not run.threshold(noun).get("review"):
+        return ""
+    rows = run.units if noun == "unit" else run.rows
+    return f"; {sum(row.decision == 'review' for row in rows):,} of all {len(rows):,} are for review"
 
 
 def _ranking(run: Run, noun: str) -> str:
