@@ -15,14 +15,13 @@ from markupsafe import Markup
 
 from anomaly_ae.config import Config
 from anomaly_ae.detector import Detector
-from anomaly_ae.errors import AnomalyAEError, DataError
+from anomaly_ae.errors import DataError
 from anomaly_ae.files import write_text
 from anomaly_ae.fitting import fit
 from anomaly_ae.listener import Listener
-from anomaly_ae.loading import read_sample
 from anomaly_ae.manifest import FIT_SPLITS, Manifest, make_folds, roles
 from anomaly_ae.page import write_page
-from anomaly_ae.planting import plant_into
+from anomaly_ae.planting import plant_copies
 from anomaly_ae.records import NORMAL_LABEL, Failure, Image, Sample, Score
 from anomaly_ae.report.pictures import DETAIL_SIDE_PX, Detail, picture, thumbnail_map
 from anomaly_ae.report.sheets import DetailPanels, detail_panels
@@ -30,9 +29,7 @@ from anomaly_ae.report.words import count
 from anomaly_ae.survey import readable_forms
 
 COLUMNS = ("rank", "id", "path", "frame", "group", "fold", "score", "strangeness", "p_value", "planted")
-PLANTED_KINDS = ("scratch", "spot", "stain", "dent")
 PLANTED_CONTRAST = 0.4
-PLANTED_SHARE_OF_SIDE = 1 / 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,10 +139,10 @@ def audit(
     readable = [sample for sample in normals if sample.id in forms]
     suspects: list[Suspect] = []
     with tempfile.TemporaryDirectory() as work:
-        planted = _plant(readable, planted_share, Path(work), config.seed) if planted_share else {}
+        planted = _planted(readable, planted_share, Path(work), config.seed)
         rows = tuple(planted.get(sample.id, sample) for sample in readable)
         for fold, one in enumerate(make_folds(replace(manifest, samples=rows), n_folds, config.seed), start=1):
-            detector = fit(one, config, device=device, listener=_of_fold(listener, fold, n_folds))
+            detector = fit(one, config, device=device, listener=prefixed(listener, f"fold {fold} of {n_folds}"))
             suspects += _suspects(detector, one.select(split="test"), fold, n_shown, planted.keys(), listener)
     if not suspects:
         raise DataError("no normal image could be scored", "see the lines above", "check the images")
@@ -187,11 +184,20 @@ def write_audit(found: Audit, folder: Path, n_shown: int = 30) -> Path:
     return page
 
 
-def _of_fold(listener: Listener, fold: int, n_folds: int) -> Listener:
-    """Return a listener that shows progress alone, with the fold."""
+def _planted(samples: Sequence[Sample], share: float, folder: Path, seed: int) -> dict[str, Sample]:
+    """Plant plain defects into copies of a share of the images, drawn at random; return their rows by id."""
+    if not share:
+        return {}
+    rng = np.random.default_rng(seed)
+    drawn = [samples[i] for i in rng.permutation(len(samples))]
+    return plant_copies(drawn, max(1, round(share * len(samples))), (PLANTED_CONTRAST,), folder, rng)
+
+
+def prefixed(listener: Listener, prefix: str) -> Listener:
+    """Return a listener that shows progress alone, with a name before each stage."""
 
     def progress(stage: str, done: int, total: int, detail: str) -> None:
-        listener.progress(f"fold {fold} of {n_folds}: {stage}", done, total, detail)
+        listener.progress(f"{prefix}: {stage}", done, total, detail)
 
     return Listener(progress=progress)
 
@@ -225,34 +231,6 @@ def _detail(detector: Detector, sample: Sample, result: Score, image: Image) -> 
         return None
     shown = picture(detector.in_unit_range(image), DETAIL_SIDE_PX)
     return Detail(sample.id, shown, thumbnail_map(detector.display(result.anomaly_map), DETAIL_SIDE_PX))
-
-
-def _plant(samples: Sequence[Sample], share: float, work: Path, seed: int) -> dict[str, Sample]:
-    """Write copies with a defect of some images into ``work``; return their rows by id."""
-    rng = np.random.default_rng(seed)
-    n_planted = max(1, round(share * len(samples)))
-    planted: dict[str, Sample] = {}
-    for i in rng.permutation(len(samples)):
-        if len(planted) == n_planted:
-            break
-        sample, kind = samples[i], PLANTED_KINDS[len(planted) % len(PLANTED_KINDS)]
-        try:
-            damaged = _damaged(read_sample(sample), kind, rng)
-        except AnomalyAEError:  # no trace in this image, or a volume: another one is taken
-            continue
-        path = work / f"planted_{len(planted)}.npy"
-        np.save(path, damaged.pixels if damaged.n_channels > 1 else damaged.pixels[0], allow_pickle=False)
-        planted[sample.id] = replace(sample, files=(path,), frame=0, volume="", slices=())
-    return planted
-
-
-def _damaged(image: Image, kind: str, rng: np.random.Generator) -> Image:
-    """Plant a plain defect, in the range of this very image: there is no model yet that would know black and white."""
-    flat = image.pixels.reshape(image.n_channels, -1).astype(np.float64)
-    low, high = np.nanpercentile(flat, (0.5, 99.5), axis=1)
-    limits = np.stack([low, np.maximum(high, low + 1e-6)], axis=1)  # (C, 2)
-    size_px = max(4.0, PLANTED_SHARE_OF_SIDE * min(image.spatial_shape))
-    return plant_into(image, limits, kind, rng, size_px, PLANTED_CONTRAST)[0]
 
 
 def _card(rank: int, suspect: Suspect, panels: DetailPanels) -> Markup:

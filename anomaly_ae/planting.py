@@ -1,14 +1,21 @@
-"""Planting a synthetic defect into a real image, in the file's own numbers."""
+"""Planting a synthetic defect into a real image, in the file's own numbers; and into copies of whole files."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from anomaly_ae.errors import DataError
-from anomaly_ae.records import BoolArray, FloatArray, Image
+from anomaly_ae.errors import AnomalyAEError, DataError
+from anomaly_ae.loading import read_sample
+from anomaly_ae.records import BoolArray, FloatArray, Image, Sample
 from anomaly_ae.synthetic import plant_defect
+
+KINDS = ("scratch", "spot", "stain", "dent")
+SHARE_OF_SIDE = 1 / 8
+MIN_SIZE_PX = 4.0
 
 
 def plant_into(
@@ -56,3 +63,41 @@ def _in_dtype(values: FloatArray, dtype: np.dtype[np.generic]) -> np.ndarray:
         return values.astype(dtype)
     info = np.iinfo(dtype)  # type: ignore[type-var]
     return np.rint(values).clip(info.min, info.max).astype(dtype)
+
+
+def plant_copies(
+    samples: Iterable[Sample], n_wanted: int, contrasts: Sequence[float], folder: Path, rng: np.random.Generator
+) -> dict[str, Sample]:
+    """Write copies with a defect of the first images that take one; return their rows by the id of the image.
+
+    Kinds and contrasts take turns. A defect is an eighth of the shorter side; black and white are the percentiles 0.5
+    and 99.5 of its own image, because there need not be a model yet.
+
+    Parameters
+    ----------
+    samples : iterable of Sample
+        Volumes, unreadable images and those where the defect leaves no trace are passed over.
+    folder : Path
+        Where the copies go, as NPY.
+    """
+    planted: dict[str, Sample] = {}
+    for sample in samples:
+        i = len(planted)
+        if i == n_wanted:
+            break
+        try:
+            damaged = _damaged(read_sample(sample), KINDS[i % len(KINDS)], contrasts[i % len(contrasts)], rng)
+        except AnomalyAEError:
+            continue
+        path = folder / f"{i}.npy"
+        np.save(path, damaged.pixels if damaged.n_channels > 1 else damaged.pixels[0], allow_pickle=False)
+        planted[sample.id] = replace(sample, files=(path,), frame=0, volume="", slices=())
+    return planted
+
+
+def _damaged(image: Image, kind: str, contrast: float, rng: np.random.Generator) -> Image:
+    flat = image.pixels.reshape(image.n_channels, -1).astype(np.float64)
+    low, high = np.nanpercentile(flat, (0.5, 99.5), axis=1)
+    limits = np.stack([low, np.maximum(high, low + 1e-6)], axis=1)  # (C, 2)
+    size_px = max(MIN_SIZE_PX, SHARE_OF_SIDE * min(image.spatial_shape))
+    return plant_into(image, limits, kind, rng, size_px, contrast)[0]

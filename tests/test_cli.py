@@ -27,7 +27,7 @@ from anomaly_ae.detector import Detector
 
 COMMANDS = (
     *("demo", "scan", "fit", "calibrate", "score", "evaluate", "threshold", "report", "info", "preview"),
-    *("drift", "capability", "audit"),
+    *("drift", "capability", "audit", "curve"),
 )
 POSIX = pytest.mark.skipif(os.name == "nt", reason="Windows has no signals of this kind")
 

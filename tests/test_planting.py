@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from anomaly_ae.errors import DataError
-from anomaly_ae.planting import plant_into
-from anomaly_ae.records import Image
+from anomaly_ae.loading import read_sample
+from anomaly_ae.planting import plant_copies, plant_into
+from anomaly_ae.readers import read_image
+from anomaly_ae.records import Image, Sample
 from anomaly_ae.synthetic import plant_defect
 
 LIMITS = np.array([[1000.0, 3000.0]])
@@ -66,3 +70,18 @@ def test_a_defect_lies_where_pixels_are_valid() -> None:
 def test_a_volume_is_refused() -> None:
     with pytest.raises(DataError, match="3 axes"):
         plant_into(Image(np.zeros((1, 8, 8, 8))), LIMITS, "spot", np.random.default_rng(0), 4, 0.3)
+
+
+def test_copies_take_turns_and_pass_over_what_cannot_be_planted_into(part_folder: Path, tmp_path: Path) -> None:
+    paths = sorted((part_folder / "test" / "good").iterdir())[:4]
+    (tmp_path / "broken.png").write_bytes(b"")
+    samples = [Sample(path.name, path.name, (path,)) for path in (tmp_path / "broken.png", *paths)]
+    found = plant_copies(samples, 3, (0.2, 0.6), tmp_path, np.random.default_rng(0))
+    assert list(found) == [path.name for path in paths[:3]]
+    for (name, copy), path, contrast in zip(found.items(), paths, (0.2, 0.6, 0.2), strict=False):
+        before, after = read_image(path), read_sample(copy)
+        assert (copy.id, after.pixels.dtype, after.pixels.shape) == (name, before.pixels.dtype, before.pixels.shape)
+        low, high = np.percentile(before.pixels, (0.5, 99.5))
+        change = np.abs(after.pixels.astype(float) - before.pixels)
+        assert 0 < change.max() <= contrast * (high - low) + 1
+        assert 0 < (change > 0).mean() < 0.1

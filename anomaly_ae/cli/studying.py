@@ -130,6 +130,38 @@ def audit(
     raise typer.Exit(EXIT_SOME_UNREADABLE if found.n_left_out else 0)
 
 
+@app.command()
+def curve(
+    data: DataArgument,
+    out: StudyFolder,
+    preset: PresetOption = "fast",
+    shares: Annotated[str, typer.Option("--shares", help="Of the normal images; one model each.")] = "0.1,0.25,0.5,1",
+    group_regex: GroupOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Draw the learning curve of DATA, and say whether more normal images would help."""
+    from anomaly_ae.config import load_config
+    from anomaly_ae.manifest import load_manifest
+    from anomaly_ae.page import refuse_folder
+
+    config, parts = load_config(preset, [f"seed={seed}"]), _numbers(shares, "--shares")
+    if len(parts) < 2 or not all(0 < part <= 1 for part in parts):
+        raise UsageError(f"--shares {shares}", "two or more numbers above 0 and up to 1 are needed", "e.g. 0.25,0.5,1")
+    refuse_folder(out, overwrite)
+    manifest = load_manifest(data, group_regex)
+    from anomaly_ae.curve import learning_curve, write_curve
+    from anomaly_ae.loading import use_threads
+
+    use_threads(threads)
+    found = learning_curve(manifest, config, parts, device, listener())
+    for line in found.lines():
+        typer.echo(line)
+    typer.echo(f"wrote {write_curve(found, out)}")
+
+
 def _numbers(text: str, option: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",") if part.strip()]
