@@ -24,6 +24,9 @@ from anomaly_ae.threshold import (
     cost_threshold,
     default_rate,
     manual_threshold,
+    parse_confidence,
+    parse_rate,
+    parse_sensitivity,
     percent_text,
     reachable_rate,
     sensitivity_threshold,
@@ -128,6 +131,8 @@ class Asked:
         Turns "on average" into "at most", for rates and sensitivities alike.
     review_rate, review_sensitivity : Share or None
         Where the review band begins: the same two rules for a second, lower limit.
+
+    What is no rate, sensitivity or confidence is refused here: before an image is scored.
     """
 
     rate: Share | None = None
@@ -142,6 +147,18 @@ class Asked:
         rules = (self.rate, self.sensitivity, self.cost, self.value)
         if sum(rule is not None for rule in rules) > 1 or None not in (self.review_rate, self.review_sensitivity):
             raise UsageError("two rules for one threshold", "they contradict each other", "ask for one of them")
+        rates = [parse_rate(share) for share in (self.rate, self.review_rate) if share is not None]
+        for share in (self.sensitivity, self.review_sensitivity):
+            if share is not None:
+                parse_sensitivity(share)
+        if self.confidence is not None:
+            parse_confidence(self.confidence)
+        if len(rates) == 2 and rates[1] <= rates[0]:
+            raise UsageError(
+                f"a review rate of {percent_text(rates[1])} beside a false-alarm rate of {percent_text(rates[0])}",
+                "more normal images have to reach the review limit than the threshold",
+                "ask for a larger review rate",
+            )
 
     @property
     def nothing(self) -> bool:

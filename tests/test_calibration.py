@@ -193,8 +193,13 @@ def test_what_cannot_be_meant_is_refused() -> None:
     ):
         with pytest.raises(UsageError, match="two rules"):
             Asked(**asked)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="a review rate of 10 % beside a false-alarm rate of 20 %"):
+        Asked(rate="20%", review_rate="10%")
     with pytest.raises(UsageError, match="is not below the threshold"):
-        thresholds_by(Asked(rate="20%", review_rate="10%"), peaked())
+        thresholds_by(Asked(value=-99.0, review_rate="10%"), peaked())
+    for wrong in ({"rate": "2"}, {"review_rate": "x"}, {"sensitivity": "1"}, {"confidence": "0.1"}):
+        with pytest.raises(UsageError, match="is not a"):
+            Asked(**wrong)
     for needy in (Asked(sensitivity="0.9"), Asked(cost=COST), Asked(review_sensitivity="0.9")):
         with pytest.raises(DataError, match="no anomalous images"):
             thresholds_by(needy, peaked())
