@@ -94,7 +94,7 @@ def reading(path: Path) -> Iterator[None]:
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
     """Write a CSV atomically: one header line, floats with all their digits, missing values empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([row.get(name, "") for name in columns] for row in rows)
     write_text(path, text.getvalue())
