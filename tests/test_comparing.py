@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,8 @@ def test_a_repeated_seed_is_no_spread(tmp_path: Path) -> None:
     assert any("rows of their own" in note for note in found.notes)
     with pytest.raises(UsageError, match="2 of the runs called 'x' have seed 0"):
         compare_runs([load_run(folder) for folder in runs], ["x", "x"])
+    with pytest.raises(UsageError, match="named 2 times"):
+        compare_runs([load_run(runs[0]), load_run(runs[0])])
     with pytest.raises(UsageError, match="1 names for 2 runs"):
         compare_runs([load_run(folder) for folder in runs], ["x"])
 
@@ -308,7 +311,8 @@ def test_scores_of_another_tool_are_compared_by_their_ranks(tmp_path: Path) -> N
     assert any("no threshold" in note for note in found.notes)
     turned = compare_runs([load_run(tmp_path / name) for name in ("theirs", "ours")])
     assert figure(turned, "sensitivity", "ours").difference is None
-    assert figure(compare_runs([load_run(folder)] * 2, ["x", "x"]), "ROC-AUC", "x").n_runs == 2
+    copy = shutil.copytree(folder, tmp_path / "again")
+    assert figure(compare_runs([load_run(folder), load_run(copy)], ["x", "x"]), "ROC-AUC", "x").n_runs == 2
 
 
 def test_without_a_threshold_nothing_is_checked(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ COMMAND_LINE = ROOT / "docs" / "reference" / "command-line.md"
 RESULTS = ROOT / "docs" / "reference" / "results.md"
 PIPELINE = ROOT / "docs" / "how-to" / "pipeline.md"
 OWN_IMAGES = ROOT / "docs" / "how-to" / "own-images.md"
+COMPARING = ROOT / "docs" / "how-to" / "compare-and-gate.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
@@ -109,7 +110,7 @@ def test_readme_runs(folder_with_parts: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [OWN_IMAGES, PIPELINE], ids=lambda p: p.name)
+@pytest.mark.parametrize("path", [OWN_IMAGES, PIPELINE, COMPARING], ids=lambda p: p.name)
 def test_how_to_runs(path: Path, folder_with_parts: Path) -> None:
     assert sum(run_document(path)) >= 1
 

@@ -7,11 +7,9 @@ from typing import Annotated
 
 import typer
 
-from anomaly_ae.cli.shared import OverwriteOption, RunArgument, app
+from anomaly_ae.cli.shared import EXIT_GATE_NOT_MET, OverwriteOption, RunArgument, app
 from anomaly_ae.errors import UsageError
 from anomaly_ae.files import refuse_existing_file
-
-EXIT_NOT_MET = 4
 
 TablesOption = Annotated[
     Path | None, typer.Option("--out", help="File (.csv, .md, .tex) or folder for the tables.", show_default=False)
@@ -82,7 +80,7 @@ def check(
         _say_written([junit])
     n_failed = sum(not outcome.passed for outcome in (*gates, *golden))
     typer.echo(f"{n_failed} of {len(gates) + len(golden)} not met" if n_failed else f"all {len(gates + golden)} met")
-    raise typer.Exit(EXIT_NOT_MET if n_failed else 0)
+    raise typer.Exit(EXIT_GATE_NOT_MET if n_failed else 0)
 
 
 @app.command()

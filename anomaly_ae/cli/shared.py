@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from anomaly_ae.listener import Listener
 
 EXIT_SOME_UNREADABLE = 3
+EXIT_GATE_NOT_MET = 4
 EXIT_ABORTED = 130
 
 app = typer.Typer(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from anomaly_ae.cli.shared import (
+    EXIT_GATE_NOT_MET,
     EXIT_SOME_UNREADABLE,
     DataArgument,
     DeviceOption,
@@ -20,8 +21,6 @@ from anomaly_ae.cli.shared import (
     load,
 )
 from anomaly_ae.errors import UsageError
-
-EXIT_GATE_NOT_MET = 4
 
 StudyFolder = Annotated[Path, typer.Option("--out", help="Folder to write the findings into.", show_default=False)]
 StudyOption = Annotated[Path | None, typer.Option("--out", help="Folder to write the findings into.")]

@@ -14,9 +14,8 @@ from anomaly_ae.judging.pairing import Shared, Variant, group_runs, outcomes, sh
 from anomaly_ae.judging.runs import SavedRun
 from anomaly_ae.judging.tables import Sheet, Table, limits, number, p_text
 from anomaly_ae.metrics.checks import check_confidence
+from anomaly_ae.metrics.intervals import N_FEW
 from anomaly_ae.metrics.paired import holm
-
-N_FEW = 30  # below it, in a class, intervals from the data alone are too narrow: see metrics/ranking.py
 
 CHANGES = {  # (is anomalous, is flagged now)
     (True, True): "found now",

@@ -10,6 +10,7 @@ import numpy as np
 
 from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.judging.runs import Item, SavedRun, refuse_no_forecast
+from anomaly_ae.judging.tables import some_names
 from anomaly_ae.metrics import rate
 from anomaly_ae.metrics.checks import BoolVector
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
@@ -123,7 +124,7 @@ def _refuse_no_proof(run: SavedRun) -> None:
 
 def _all_inspected(run: SavedRun) -> Outcome:
     failed = [failure["path"] for failure in run.failures]
-    text = f"{len(failed)} were not ({failed[0]}, ...); failures.csv says why" if failed else "all were"
+    text = f"{len(failed)} not: {some_names(failed)}; failures.csv says why" if failed else "all were"
     return Outcome("every image inspected", not failed, text)
 
 

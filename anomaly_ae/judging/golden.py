@@ -126,9 +126,9 @@ def _outcome(one: Golden, item: Item | None, reason: str | None) -> Outcome:
     asked = f"{one.name} is {WORDS[one.decision]}"
     if reason is not None or (item is not None and item.score is None):
         return Outcome(asked, False, f"not inspected{': ' + reason if reason else ''}")
-    if item is None or item.score is None:
+    if item is None or item.score is None or item.decision is None:
         return Outcome(asked, False, f"not in the run under this {one.key}")
     within = one.low <= item.score <= one.high
     band = "" if (one.low, one.high) == (-math.inf, math.inf) else f", band [{one.low:g}, {one.high:g}]"
-    text = f"{WORDS[Decision(item.decision or 0)]}, score {item.score:.4g}{band}"
+    text = f"{WORDS[Decision(item.decision)]}, score {item.score:.4g}{band}"
     return Outcome(asked, within and item.decision == one.decision, text)

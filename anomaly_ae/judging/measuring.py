@@ -88,6 +88,8 @@ class Study:
 
     def bootstrapped(self, value: float, draws: FloatVector, n_drawn: int) -> Difference:
         """Return a difference with what its bootstrap draws say."""
+        if len(draws) < self.n_draws / 2:
+            return Difference(value, reason="most sets that were drawn lack a class")
         nothing = f"no {self.shared.of} makes a difference" if not draws.any() else "the draws do not vary"
         return bootstrap_difference(value, draws, n_drawn, self.confidence, self.shared.of, nothing)
 
@@ -131,8 +133,8 @@ def _own_areas(study: Study, one: Outcomes, area: Area) -> Interval | None:
 def _mean_interval(per_run: Sequence[tuple[Interval, ...]]) -> Interval | None:
     """Return the first interval of one run; the mean of the limits of several, None where one lacks it.
 
-    The mean of estimates that move together deviates no more than they do on average, so the mean of the limits is
-    never too narrow, also where a rate is 0 or 1 and a bootstrap would see nothing.
+    A mean deviates no more than its parts do on average, so the mean of the limits errs on the wide side, also where a
+    rate is 0 or 1 and a bootstrap would see nothing.
     """
     if not all(per_run):
         return None

@@ -88,8 +88,13 @@ def group_runs(runs: Sequence[SavedRun], names: Sequence[str] = ()) -> tuple[lis
     Raises
     ------
     UsageError
-        As many names as runs are needed; two runs of one variant are of the same seed.
+        A run is named twice; as many names as runs are needed; two runs of one variant are of the same seed.
     """
+    folder, n = Counter(run.folder.resolve() for run in runs).most_common(1)[0]
+    if n > 1:
+        raise UsageError(
+            f"{folder} is named {n} times", "a run says nothing new the second time", "name every run once"
+        )
     if names and len(names) != len(runs):
         raise UsageError(
             f"{len(names)} names for {len(runs)} runs", "", "give --name once for every run, in their order"
