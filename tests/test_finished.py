@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_results import calibration, row, some_rows
+from test_results import calibration, failed, row, some_rows
 
 from anomaly_ae.calibration import Asked, thresholds_by, thresholds_from
 from anomaly_ae.errors import DataError
@@ -79,6 +79,14 @@ def test_verdicts_stand_above_labels_and_their_units_are_left_out(tmp_path: Path
     assert found.anomalous.image.tolist() == [rows[0]["score"]]
     assert found.anomalous.unit.tolist() == [max(rows[0]["score"], rows[1]["score"])]
     assert found.hashes["labelled"] == [rows[0]["image_sha256"]]
+
+
+def test_a_unit_that_was_not_inspected_as_a_whole_is_left_out(tmp_path: Path) -> None:
+    rows = [r | {"unit": f"u{i // 2}"} for i, r in enumerate(shadow())]
+    write_tables(tmp_path, rows, [], [failed(unit="u1")])
+    found = finished_scores(tmp_path, WEIGHTS)
+    assert found.normal
+    assert found.normal.image.tolist() == [r["score"] for r in rows if r["unit"] != "u1"]
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,20 @@ def test_leaving_each_anomaly_out_in_turn_keeps_the_sensitivity(sensitivity: Fra
         assert Fraction(missed, 5) <= 1 - sensitivity, scores
 
 
+@pytest.mark.parametrize("sensitivity", [Fraction(1, 2), Fraction(2, 3)])
+def test_leaving_each_group_out_in_turn_keeps_the_sensitivity(sensitivity: Fraction) -> None:
+    """Groups of one and of two images: every group counts once, and its images by their share."""
+    sizes = (1, 2, 2, 1)
+    groups = np.repeat(np.arange(4), sizes)
+    for scores in product(range(3), repeat=6):
+        values, missed = np.array(scores), Fraction(0)
+        for group, size in enumerate(sizes):
+            others = groups != group
+            limit = sensitivity_threshold(values[others], sensitivity, groups[others])
+            missed += Fraction(int((values[~others] < limit.value).sum()), size)
+        assert missed / 4 <= 1 - sensitivity, scores
+
+
 def test_the_threshold_is_the_highest_that_keeps_the_sensitivity() -> None:
     for m, sensitivity in ((19, "0.95"), (40, "0.9"), (39, "3/4")):
         scores = np.sort(RNG.normal(size=m))

@@ -10,7 +10,7 @@ from anomaly_ae.calibration import CalibrationScores, calibration_scores
 from anomaly_ae.errors import DataError
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
 from anomaly_ae.results.review import images_sha256
-from anomaly_ae.results.tables import SCORE_COLUMNS, Row, read_csv, read_json, read_rows, reading
+from anomaly_ae.results.tables import FAILURE_COLUMNS, SCORE_COLUMNS, Row, read_csv, read_json, read_rows, reading
 
 UNSELECTED = (
     "This holds only if the images are an unselected sample: everything that came by, not rejects, complaints or "
@@ -72,7 +72,7 @@ def finished_scores(path: Path, weights_sha256: str, verdicts: Path | None = Non
     """Read ``scores.csv`` of a run, with what people said of its images, for a calibration without images.
 
     What is not labelled anomalous counts as normal; a verdict stands above a label. Images of a unit with an anomalous
-    image are no calibration images.
+    image, or with one that could not be inspected, are no calibration images.
 
     Parameters
     ----------
@@ -91,12 +91,13 @@ def finished_scores(path: Path, weights_sha256: str, verdicts: Path | None = Non
     path = path / "scores.csv" if path.is_dir() else path
     rows = _scored(path, weights_sha256)
     rows = rows if verdicts is None else with_verdicts(rows, verdicts)
-    worst = {row["unit"] for row in rows if row["label"] == ANOMALOUS_LABEL}
-    normal = [row for row in rows if row["unit"] not in worst]
+    incomplete = _failed_units(path.parent / "failures.csv")
+    left_out = {row["unit"] for row in rows if row["label"] == ANOMALOUS_LABEL} | incomplete
+    normal = [row for row in rows if row["unit"] not in left_out]
     _refuse_rejects(normal, path)
     return FinishedScores(
         normal=_calibration(normal) if normal else None,
-        anomalous=anomalous_scores(rows),
+        anomalous=anomalous_scores(rows, incomplete),
         n_unlabelled=sum(not row["label"] for row in normal),
         n_rejected=sum(row["decision"] != Decision.NORMAL for row in normal),
         n_groups=len({row["group"] for row in normal}),
@@ -169,6 +170,10 @@ def _scored(path: Path, weights_sha256: str) -> list[Row]:
             "score images that the model has not seen",
         )
     return rows
+
+
+def _failed_units(path: Path) -> set[str]:
+    return {line["unit"] for line in read_csv(path, FAILURE_COLUMNS)} if path.exists() else set()
 
 
 def _refuse_rejects(normal: Sequence[Row], path: Path) -> None:

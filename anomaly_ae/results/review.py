@@ -71,7 +71,8 @@ def limit_lines(thresholds: Thresholds, scores: CalibrationScores) -> list[str]:
     limit, review = thresholds.image, thresholds.image.review
     lines = [f"image threshold {limit.value:.4g}: {limit.promise}"]
     if limit.rule != "false_alarm_rate":
-        lines.append(f"false alarms: {_of_a_thousand(scores.image >= limit.value, scores)}")
+        note = "; it was chosen on them, so expect more" if limit.rule == "cost" else ""
+        lines.append(f"false alarms: {_of_a_thousand(scores.image >= limit.value, scores)}{note}")
     if review:
         in_band = (scores.image >= review.value) & (scores.image < limit.value)
         lines.append(f"review from {review.value:.4g}: {review.promise}")
