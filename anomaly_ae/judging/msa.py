@@ -106,7 +106,8 @@ def study_run(run: SavedRun, part: str, appraiser: str | None = None, reference:
     Raises
     ------
     DataError
-        Fewer than two parts that were shown equally often to all appraisers, at least twice to one of them.
+        Fewer than two parts that were shown equally often, twice or more, to all appraisers; no threshold; references
+        that contradict each other.
     UsageError
         A column that the run does not have.
     """
