@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import stat
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import PIL.Image
 import pydicom
 import pytest
 from command import done, run
@@ -34,8 +36,10 @@ from anomaly_ae.manifest import (
     manifest_from_paths,
     roles,
     scan,
+    with_foreground,
     write_manifest,
 )
+from anomaly_ae.manifest.foreground import foreground
 from anomaly_ae.readers import volume_percentiles
 from anomaly_ae.records import Sample, Score, Slice
 
@@ -505,6 +509,86 @@ def test_a_series_written_to_a_table_stays_a_volume(tmp_path: Path) -> None:
     assert read_sample(again.samples[1]).volume == again.samples[1].slices
 
 
+# --- foreground ------------------------------------------------------------
+
+
+def body_and_table(offset: int = 0) -> np.ndarray:
+    """A body with a hole (a lung) in two of four slices, a table below it, and air; CT numbers."""
+    volume = np.full((20, 22, 4), -1000 + offset, np.int16)
+    volume[5:15, 8:18, 1:3] = 40 + offset
+    volume[8:11, 11:14, 1:3] = -900 + offset
+    volume[:, 2:4, :] = 100 + offset
+    return volume
+
+
+def test_foreground_is_the_largest_piece_with_its_holes_filled(tmp_path: Path) -> None:
+    save(tmp_path / "data/v.nii.gz", body_and_table())
+    outcome = run("scan", tmp_path / "data", "--foreground-above", "-500", "--out", tmp_path / "m.csv")
+    assert "2 readable normal images" in outcome.error, "too few to fit, and the table is written all the same"
+    assert "slices outside of it, left out: 2" in outcome.out
+    samples = load_manifest(tmp_path / "m.csv").samples
+    assert [s.frame for s in samples] == [1, 2], "air above and below is left out"
+    body = np.zeros((20, 22), bool)
+    body[5:15, 8:18] = True
+    for sample in samples:
+        image = read_sample(sample)
+        np.testing.assert_array_equal(image.valid, body.T[::-1, ::-1])
+        assert len(image.volume) == 2
+        np.testing.assert_array_equal(volume_percentiles(image.volume, 0, 100), [[-900, 40]])
+
+
+def test_foreground_of_a_series_and_of_flat_images(tmp_path: Path) -> None:
+    for number in range(3):
+        dicom(tmp_path / f"data/{number}.dcm", 2.0 * number)
+    grey = np.zeros((9, 9), np.uint8)
+    grey[2:7, 2:7] = 200
+    PIL.Image.fromarray(grey).save(tmp_path / "data/flat.png")
+    PIL.Image.fromarray(0 * grey).save(tmp_path / "data/dark.png")
+    manifest = with_foreground(load_manifest(tmp_path / "data"), 100, tmp_path / "masks")
+    assert [s.id for s in manifest.samples] == ["dark.png", "flat.png", "0.dcm", "1.dcm", "2.dcm"]
+    assert [s.valid is None for s in manifest.samples] == [True, False, False, False, False]
+    assert "images with nothing above 100, taken whole: 1" in manifest.notes
+    assert read_sample(manifest.samples[1]).valid.sum() == 25  # type: ignore[union-attr]
+    assert {one.valid for one in manifest.samples[3].slices} == {s.valid for s in manifest.samples[2:]}
+
+
+def test_foreground_against_brute_force() -> None:
+    """Pieces by growing from a seed, holes as what the outside does not reach."""
+    above = np.random.default_rng(5).random((4, 9, 10)) > 0.55
+    left, best = set(map(tuple, np.argwhere(above))), set()
+    while left:
+        piece, grow = set(), [left.pop()]
+        while grow:
+            place = grow.pop()
+            piece.add(place)
+            for axis, step in itertools.product(range(3), (-1, 1)):
+                beside = tuple(p + step * (a == axis) for a, p in enumerate(place))
+                if beside in left:
+                    left.remove(beside)
+                    grow.append(beside)
+        best = max(best, piece, key=len)
+    found = foreground(above)
+    assert all(found[place] for place in best)
+    for number, plane in enumerate(found):
+        outside = np.ones((11, 12), bool)
+        outside[1:-1, 1:-1] = [[(number, r, c) not in best for c in range(10)] for r in range(9)]
+        reached = np.zeros_like(outside)
+        reached[0, 0] = True
+        for _ in range(200):
+            reached |= outside & (
+                np.roll(reached, 1, 0) | np.roll(reached, -1, 0) | np.roll(reached, 1, 1) | np.roll(reached, -1, 1)
+            )
+        np.testing.assert_array_equal(plane, ~reached[1:-1, 1:-1])
+
+
+def test_foreground_needs_a_table_and_replaces_no_masks(tmp_path: Path) -> None:
+    save(tmp_path / "data/v.nii.gz", body_and_table())
+    assert "needs --out" in run("scan", tmp_path / "data", "--foreground-above", "0").error
+    (tmp_path / "m_valid").mkdir()
+    outcome = run("scan", tmp_path / "data", "--foreground-above", "0", "--out", tmp_path / "m.csv")
+    assert "m_valid exists already" in outcome.error
+
+
 # --- intensity ------------------------------------------------------------
 
 
@@ -593,9 +677,8 @@ def test_a_run_writes_the_maps_of_a_volume_as_a_volume(volume_detector: Detector
 def test_how_to_bids_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     bids(tmp_path / "brains", n_healthy=9)
-    assert run_document(HOW_TO / "bids.md") == (4, 1)
-    masked = load_manifest(tmp_path / "brains").samples
-    assert all(s.valid is not None for s in masked)
+    assert run_document(HOW_TO / "bids.md") == (5, 0)
+    assert all(s.valid is not None for s in load_manifest(tmp_path / "masked.csv").samples)
 
 
 @pytest.mark.slow

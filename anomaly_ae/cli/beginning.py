@@ -16,7 +16,7 @@ from anomaly_ae.cli.shared import (
     app,
     listener,
 )
-from anomaly_ae.errors import UsageError
+from anomaly_ae.errors import OutputError, UsageError
 from anomaly_ae.files import refuse_existing_file
 
 
@@ -42,6 +42,10 @@ def scan(
     out: Annotated[Path | None, typer.Option("--out", help="Write the manifest as CSV.")] = None,
     group_regex: GroupOption = None,
     suffix: Annotated[str | None, typer.Option("--suffix", help="Which images of a BIDS folder, e.g. FLAIR.")] = None,
+    foreground_above: Annotated[
+        float | None,
+        typer.Option("--foreground-above", help="Write `valid` masks: the largest piece above this number."),
+    ] = None,
     folds: Annotated[int, typer.Option("--folds", help="Write K manifests by group instead of one.", min=0)] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Of the folds.")] = 0,
     learn_from_patients: Annotated[
@@ -50,19 +54,23 @@ def scan(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Say what is here, and what would make results false. Reads every image once; changes nothing."""
-    from anomaly_ae.manifest import load_manifest, make_folds, write_manifest
+    from anomaly_ae.manifest import load_manifest, make_folds, with_foreground, write_manifest
     from anomaly_ae.manifest import scan as scan_manifest
 
     if folds and out is None:
         raise UsageError("--folds needs --out", "", "e.g. --folds 5 --out parts.csv writes parts_1.csv to parts_5.csv")
     if learn_from_patients and not folds:
         raise UsageError("--learn-from-patients needs --folds", "", "or set `split` in the table that --out writes")
+    if foreground_above is not None and out is None:
+        raise UsageError("--foreground-above needs --out", "", "the masks are written beside that table")
     targets = [] if out is None else [out]
     if folds and out:
         targets = [out.with_name(f"{out.stem}_{number}.csv") for number in range(1, folds + 1)]
     for path in targets:
         refuse_existing_file(path, overwrite)
     manifest = load_manifest(data, group_regex, suffix)
+    if foreground_above is not None and out:
+        manifest = with_foreground(manifest, foreground_above, _new_mask_folder(out, overwrite))
     parts = make_folds(manifest, folds, seed, learn_from_patients) if folds else []
     progress = listener().progress
     report = scan_manifest(manifest, lambda done, total: progress("reading", done, total, ""), parts)
@@ -73,6 +81,14 @@ def scan(
         typer.echo(f"wrote {path}")
     report.raise_if_refused()
     raise typer.Exit(EXIT_SOME_UNREADABLE if report.unreadable else 0)
+
+
+def _new_mask_folder(out: Path, overwrite: bool) -> Path:
+    """Return where the masks of a table are written."""
+    folder = out.with_name(f"{out.stem}_valid")
+    if folder.exists() and not overwrite:
+        raise OutputError(f"{folder} exists already", "masks are not replaced unasked", "another --out, or --overwrite")
+    return folder
 
 
 def _calibration_lines(part: Any) -> list[str]:

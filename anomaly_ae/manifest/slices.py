@@ -85,13 +85,19 @@ def is_slice(sample: Sample) -> bool:
 
 
 def with_slices(samples: Iterable[Sample]) -> tuple[Sample, ...]:
-    """Tell every row that names a volume which slices this volume has."""
+    """Tell every row which slices its volume has, where the file alone cannot tell.
+
+    That is where rows name a volume, and where frames of one file have masks of their own.
+    """
     samples = tuple(samples)
     slices: defaultdict[str, list[Slice]] = defaultdict(list)
     for sample in samples:
-        slices[sample.volume].append(Slice(sample.files, sample.frame, sample.valid))
-    all_of = {name: tuple(own) for name, own in slices.items() if name}
-    return tuple(replace(s, slices=all_of[s.volume]) if s.volume else s for s in samples)
+        slices[sample.volume or sample.path].append(Slice(sample.files, sample.frame, sample.valid))
+    all_of = {name: tuple(own) for name, own in slices.items()}
+    with_own_masks = {name for name, own in all_of.items() if len({one.valid for one in own}) > 1}
+    return tuple(
+        replace(s, slices=all_of[s.volume or s.path]) if s.volume or s.path in with_own_masks else s for s in samples
+    )
 
 
 def spacing_notes(samples: Iterable[Sample]) -> tuple[str, ...]:
