@@ -123,12 +123,14 @@ class Capability:
         """Say in words what was found, and on what."""
         n = max(cell.n for cell in self.cells)
         low = Cell(0, 0, n, n, n).interval[0]
+        few = "more defects than images: they are not independent, and the truth may lie outside of the intervals"
         before = f"{count(self.n_flagged_before, 'image')} left out: flagged before anything was planted"
         return [
             self.sentence,
             f"{n} defects of each grade in {count(self.n_images, 'held-out normal image')}; found: the image is "
             "flagged, and its map reaches the pixel threshold on the defect",
             f"judged by the share found; even {n} of {n} prove no more than {percent(low)} % (95 % confidence)",
+            *([few] if self.n_images < n else []),
             *([before] if self.n_flagged_before else []),
             f"threshold: {self.promise}",
         ]
@@ -198,12 +200,14 @@ def measure_capability(
     Raises
     ------
     DataError
-        More than half of the images were used in `fit`, none is readable, or all are flagged as they are.
+        More than half of the images were used in `fit`, none is readable, all are flagged as they are, or are volumes;
+        or no defect leaves a trace.
     UsageError
         Unknown kind; a size or contrast out of range.
     """
     listener = listener or Listener()
     images, n_flagged = _bases(detector, samples, n_per_grade, seed, listener)
+    _refuse_volumes(images)
     sizes = sorted(sizes_px) or default_sizes(min(min(image.spatial_shape) for image in images))
     grades = [(size, contrast) for contrast in sorted(contrasts) for size in sizes]
     cells, examples = [], []
@@ -213,6 +217,10 @@ def measure_capability(
         cells.append(cell)
         examples += [(cell, *example)] if example else []
         listener.progress("planting", done, len(grades), f"{size:g} px, contrast {contrast:g}")
+    if not examples:
+        raise DataError(
+            f"no {kind} leaves a trace in these images", "there is nothing to find", "choose another --kind"
+        )
     promise = detector.calibrated[1].image.promise
     order = tuple(sorted(contrasts))
     return Capability(kind, tuple(sizes), order, tuple(cells), len(images), n_flagged, promise), examples
@@ -280,6 +288,16 @@ def _bases(
             "look at them with anomaly-ae score",
         )
     return calm, len(images) - len(calm)
+
+
+def _refuse_volumes(images: Sequence[Image]) -> None:
+    for image in images:
+        if len(image.spatial_shape) != 2:
+            raise DataError(
+                f"{image.source} has {len(image.spatial_shape)} axes",
+                "defects are drawn into flat images",
+                "give slices",
+            )
 
 
 def _is_flagged(detector: Detector, image: Image, listener: Listener) -> bool:

@@ -22,6 +22,8 @@ from anomaly_ae.results import FORMAT, Row, read_rows, write_json
 from anomaly_ae.threshold import DEFAULT_RATE, Share, parse_rate, percent_text
 
 SCORE = "score"
+MAX_DRAWN = 2000
+"""Of longer runs, so many evenly spaced images are drawn."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -187,8 +189,9 @@ def find_drift(detector: Detector, runs: Sequence[Path], rate: Share = DEFAULT_R
 
 def write_drift(drift: Drift, folder: Path) -> Path:
     """Write ``drift.json`` and ``drift.html``; return the path of the page."""
-    steps = np.arange(1, len(drift.rows) + 1, dtype=np.float64)
-    shown = [(s.name, steps, s.evidence.clip(-2, drift.limit + 3)) for s in drift.series]
+    n_images = len(drift.rows)
+    drawn = np.unique(np.linspace(0, n_images - 1, min(n_images, MAX_DRAWN)).round().astype(int))
+    shown = [(s.name, drawn + 1.0, s.evidence[drawn].clip(-2, drift.limit + 3)) for s in drift.series]
     plot = line_plot("Evidence of drift", ("image", "evidence (log10)"), shown, ("alarm", drift.limit))
     caption = "2: a bet on change has multiplied its stake by 100; below 0 it has lost. Curves are cut at both ends."
     header = ("", "typical in calibration", "typical in the run", "strongest evidence", "noticed at image")

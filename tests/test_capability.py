@@ -89,7 +89,9 @@ def test_smallest_size_is_the_one_from_which_on_all_larger_are_found_too() -> No
     assert weak.smallest_px(0.1) is None
     assert weak.sentence.endswith("from 8 px at contrast 0.5; not up to 8 px at contrast 0.1")
     assert "found at no grade" in grid({(0.1, 4): 0}).sentence
-    assert any("83 %" in line for line in found.lines()), "20 of 20 prove 1 - 0.025 ** (1 / 20), two-sided"
+    assert any("83 %" in line for line in found.lines()), "20 of 20 prove 0.025 ** (1 / 20), two-sided"
+    assert not any("not independent" in line for line in found.lines())
+    assert any("not independent" in line for line in replace(found, n_images=12).lines())
 
 
 def test_default_sizes_are_for_the_image() -> None:
@@ -161,3 +163,13 @@ def test_example_sheet_shows_every_grade(keen: Detector, normals: Path, tmp_path
 def test_sizes_beyond_the_image_are_refused(keen: Detector, normals: Path) -> None:
     with pytest.raises(UsageError, match="100 px"):
         measure_capability(keen, load_manifest(normals).samples, "spot", [100], [0.5], 3)
+
+
+def test_a_defect_that_leaves_no_trace_is_no_finding(keen: Detector, tmp_path: Path) -> None:
+    for i in range(2):
+        Picture.fromarray(np.full((64, 64), 100 + i, np.uint8)).save(tmp_path / f"{i}.png")
+    calm = keen.with_thresholds(keen.calibrated[0], keen.calibrated[1])
+    limits = keen.calibrated[1]
+    calm.thresholds = replace(limits, image=replace(limits.image, value=1e9))
+    with pytest.raises(DataError, match="no blur leaves a trace"):
+        measure_capability(calm, load_manifest(tmp_path).samples, "blur", [8], [0.5], 2)
