@@ -18,6 +18,7 @@ from command import left_behind
 from PIL import Image as Picture
 
 from anomaly_ae.calibration import Asked, thresholds_from
+from anomaly_ae.config import config_from_dict
 from anomaly_ae.detector import Detector
 from anomaly_ae.errors import DataError, OutputError, UsageError
 from anomaly_ae.evaluation import RunOptions, evaluate, new_folder, refuse_existing, score, test_samples
@@ -160,6 +161,12 @@ def test_decisions_follow_the_threshold_and_the_regions(run: Path) -> None:
         assert (line["decision"] == 2) == (line["score"] >= line["threshold"] == limits["image"])
         assert (line["n_regions"] > 0) == (line["decision"] == 2), "label and regions never disagree"
         assert line["largest_region_px"] == max((region["area_px"] for region in line["regions"]), default=0)
+
+
+def test_a_run_keeps_the_settings_of_its_model(run: Path, smoke_detector: Detector) -> None:
+    """By them `compare` knows runs that differ in their seed alone."""
+    settings = one_json(run / "run.json")["model"]["settings"]
+    assert config_from_dict(settings) == smoke_detector.config
 
 
 def test_failures_stand_in_their_own_table_on_one_line_each(run: Path, manifest: Manifest) -> None:

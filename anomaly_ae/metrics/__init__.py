@@ -14,6 +14,9 @@ something is missing.
 `prevalence`  what the rates at a threshold mean at a given share of defective parts
 `pixels`      ROC-AUC, average precision and AU-PRO over all pixels of a test set
 `overlap`     AUPIMO, Dice and IoU per image
+`paired`      differences of two detectors on the same images: DeLong, McNemar, bootstrap, Holm
+`agreement`   kappa of two raters, and of many
+`gauge`       variance components of a gauge study
 ============  =========================================================================================
 """
 
