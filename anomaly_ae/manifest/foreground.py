@@ -52,12 +52,13 @@ def _masked(own: Sequence[Sample], above: float, folder: Path) -> Iterator[tuple
         except AnomalyAEError:
             image = None  # it becomes a failure when it is read
         if image is not None:
-            by_shape[image.spatial_shape].append((sample, (image.pixels > above).any(axis=0)))
+            plane: BoolArray = np.any(image.pixels > above, axis=0)
+            by_shape[image.spatial_shape].append((sample, plane))
     for pairs in by_shape.values():
-        inside = foreground(np.stack([plane for _, plane in pairs]))
-        for (sample, _), plane in zip(pairs, inside, strict=True):
-            if plane.any():
-                yield sample, replace(sample, valid=_write(plane, folder / f"{_name(sample)}.png"))
+        inside = foreground(np.stack([above_it for _, above_it in pairs]))
+        for (sample, _), own_part in zip(pairs, inside, strict=True):
+            if own_part.any():
+                yield sample, replace(sample, valid=_write(own_part, folder / f"{_name(sample)}.png"))
             elif inside.any() and is_slice(sample):
                 yield sample, None
 
