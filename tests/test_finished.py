@@ -124,8 +124,8 @@ def test_scores_that_mean_something_else_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "day", shadow())
     with pytest.raises(DataError, match="scored by another model"):
         finished_scores(path, "00" * 32)
-    write_json(tmp_path / "day" / "run.json", {"format": 1, "data": {"seen_in_fit": 3}})
-    with pytest.raises(DataError, match=r"3 of the images of .* were used in fit"):
+    write_json(tmp_path / "day" / "run.json", {"format": 1, "data": {"n_learned": 3}})
+    with pytest.raises(DataError, match=r"3 of the images of .* were used in training"):
         finished_scores(path, WEIGHTS)
     with pytest.raises(DataError, match="holds no scores"):
         finished_scores(written(tmp_path / "empty", []), WEIGHTS)

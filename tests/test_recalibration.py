@@ -222,3 +222,17 @@ def test_the_report_says_how_many_are_for_review(finished: Path) -> None:
     assert f"; {n_review} of all 24 are for review." in page
     done("threshold", finished, "--value", "99")
     assert "are for review" not in (finished / "report.html").read_text("utf-8")
+
+
+def test_images_of_a_calibration_may_calibrate_again_and_learned_ones_never(
+    model: Path, finished: Path, part_folder: Path, tmp_path: Path
+) -> None:
+    done("calibrate", model, "--scores", finished)
+    done("score", model, part_folder / "test" / "good", "--out", tmp_path / "day")
+    done("calibrate", model, "--scores", tmp_path / "day")
+    done("score", model, part_folder / "train" / "good", "--out", tmp_path / "learned")
+    before = model.read_bytes()
+    outcome = run("calibrate", model, "--scores", tmp_path / "learned")
+    assert outcome.code == 1
+    assert "were used in training" in outcome.error
+    assert model.read_bytes() == before

@@ -109,6 +109,7 @@ class _Collected:
     failed_utc: list[str] = field(default_factory=list)
     not_reached: Sequence[Sample] = ()
     seen_in_fit: Counter[str] = field(default_factory=Counter)  # by label
+    n_learned: int = 0  # of those: trained or validated on, and not only calibrated
 
     @property
     def aborted(self) -> bool:
@@ -184,7 +185,8 @@ def _score_all(job: _Job, folder: Path, keeper: MapKeeper | None) -> _Collected:
     detector, samples, options = job.detector, job.samples, job.options
     collected = _Collected()
     pictures = PictureWriter(len(samples))
-    known = {h for part in detector.provenance.get("image_hashes", {}).values() for h in part}
+    hashes = detector.provenance.get("image_hashes", {})
+    known, learned = {h for part in hashes.values() for h in part}, _learned_hashes(hashes)
     inspected = zip(samples, detector.inspect_many(samples), strict=True)
     try:
         for done, (sample, (result, image)) in enumerate(inspected, start=1):
@@ -195,7 +197,9 @@ def _score_all(job: _Job, folder: Path, keeper: MapKeeper | None) -> _Collected:
                 continue
             mask = mask_of(sample, image)
             collected.rows.append(_row(detector, sample, result, image, mask))
-            collected.seen_in_fit[sample.label] += not known.isdisjoint((pixel_hash(image), result.image_sha256))
+            own = {pixel_hash(image), result.image_sha256}
+            collected.seen_in_fit[sample.label] += not known.isdisjoint(own)
+            collected.n_learned += not learned.isdisjoint(own)
             if keeper:
                 _refuse_known(collected.seen_in_fit[NORMAL_LABEL], samples)
             keep_pictures(detector, sample, result, image, folder, options.heatmaps, options.maps, pictures, mask)
@@ -206,6 +210,11 @@ def _score_all(job: _Job, folder: Path, keeper: MapKeeper | None) -> _Collected:
         job.listener.say(f"stopped after {len(collected.rows)} of {len(samples)} images: writing what there is")
     pictures.write(folder / "pictures.npz")
     return collected
+
+
+def _learned_hashes(hashes: Mapping[str, Sequence[str]]) -> set[str]:
+    """Return the hashes of the images whose scores are too low, because the model has learned them."""
+    return {*hashes.get("train", ()), *hashes.get("validation", ())}
 
 
 def _row(detector: Detector, sample: Sample, result: Score, image: Image, mask: BoolArray | None) -> dict[str, Any]:
@@ -284,7 +293,7 @@ def _run_info(
         "calibration": {**scores.as_json(), "median": scores.median},
         "data": {
             **facts_of_data(job.data_name, job.manifest, shortcuts, warnings),
-            "seen_in_fit": collected.seen_in_fit.total(),
+            "n_learned": collected.n_learned,
         },
     }
 

@@ -162,12 +162,12 @@ def _scored(path: Path, weights_sha256: str) -> list[Row]:
             f"{path} was scored by another model", "scores of other weights mean something else", "score again with it"
         )
     info = path.parent / "run.json"
-    n_learned = read_json(info).get("data", {}).get("seen_in_fit", 0) if info.exists() else 0
+    n_learned = read_json(info).get("data", {}).get("n_learned", 0) if info.exists() else 0
     if n_learned:
         raise DataError(
-            f"{n_learned} of the images of {path} were used in fit",
-            "their scores are too low, and the false-alarm rate would be broken",
-            "score images that the model has not seen",
+            f"{n_learned} of the images of {path} were used in training",
+            "the model has learned them, so their scores are too low and the false-alarm rate would be broken",
+            "score images that it has not learned",
         )
     return rows
 
