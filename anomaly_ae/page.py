@@ -99,7 +99,8 @@ def line_plot(
     limit : (name, height) or None
         A dashed line across.
     """
-    left, top, width, height = 60.0, 14.0, 674.0, 260.0
+    left, top, width, height = 60.0, 34.0, 674.0, 260.0
+    x_of_name = left
     x_range = _widened(np.concatenate([x for _, x, _ in curves]))
     y_range = _widened(np.concatenate([*(y for _, _, y in curves), [] if limit is None else [limit[1]]]), margin=0.08)
 
@@ -114,14 +115,15 @@ def line_plot(
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(across(x), down(y), strict=True))
         colour = COLOURS[i % len(COLOURS)]
         parts.append(Markup('<polyline class="series" stroke="{}" points="{}"/>').format(colour, points))
-        parts.append(_legend(left + 14, top + 18 + 18 * i, colour, name))
+        parts.append(_legend(x_of_name, top - 16, colour, name))
+        x_of_name += 56 + 6.5 * len(name)
     if limit is not None:
         y_limit = float(down(np.array(limit[1])))
         line = Markup('<line class="limit-line" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>')
         parts.append(line.format(left, left + width, y_limit, y_limit))
         parts.append(_text(left + width - 4, y_limit - 6, limit[0], "label limit", "end"))
     parts += _axis_titles(axes, left + width / 2, top + height + 38, top + height / 2)
-    return _svg(title, 746, 324, parts)
+    return _svg(title, 746, 344, parts)
 
 
 def _axis_titles(axes: tuple[str, str], centre: float, bottom: float, middle: float) -> list[Markup]:
