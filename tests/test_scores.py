@@ -293,8 +293,8 @@ def test_on_the_command_line(tool: Tool, tmp_path: Path) -> None:
 def test_arguments_that_contradict_each_other_are_wrong_usage(tool: Tool, tmp_path: Path) -> None:
     scores, data, out = tool.table(), tmp_path / "data.csv", ("--out", tmp_path / "run")
     wrong = {
-        "DATA are needed here": ("evaluate", "m.safetensors", data, "--scores", scores, *out),
-        "MODEL and DATA are needed here": ("evaluate", data, *out),
+        "needed here: DATA": ("evaluate", "m.safetensors", data, "--scores", scores, *out),
+        "needed here: MODEL and DATA": ("evaluate", data, *out),
         "--maps-from without --scores": ("evaluate", "m.safetensors", data, "--maps-from", tool.maps, *out),
         "there is no model to make them": ("evaluate", data, "--scores", scores, "--maps", *out),
         "0 and 1": ("evaluate", data, "--scores", scores, "--defect-rate", "2", *out),

@@ -63,15 +63,13 @@ def score(
 
 @app.command()
 def evaluate(
-    inputs: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="[MODEL] DATA",
-            help="Model file that fit wrote (not with --scores), and a folder of images or a manifest CSV.",
-            show_default=False,
-        ),
+    model: Annotated[
+        Path, typer.Argument(help="Model file that fit wrote; left out with --scores.", show_default=False)
     ],
     out: RunOption,
+    data: Annotated[
+        Path | None, typer.Argument(help="Folder of images, or a manifest CSV.", show_default=False)
+    ] = None,
     maps: MapsOption = False,
     heatmaps: HeatmapsOption = "none",
     by: Annotated[
@@ -102,26 +100,29 @@ def evaluate(
     from anomaly_ae.manifest import load_manifest
 
     options = _run_options(maps, heatmaps, overwrite, by or [], defect_rate or [])
-    *model, data = _model_and_data(inputs, scores, maps_from, maps or heatmaps != "none")
-    manifest = load_manifest(data, group_regex)
+    inputs = _model_and_data(model, data, scores, maps_from, maps or heatmaps != "none")
+    manifest = load_manifest(inputs[-1], group_regex)
     from anomaly_ae.evaluation import evaluate as evaluate_run
     from anomaly_ae.evaluation import evaluate_scores
 
     if scores is not None:
         _finish(evaluate_scores(scores, manifest, out, options, maps_from, listener()))
-    _finish(evaluate_run(load(model[0], device, threads), manifest, out, options, listener()))
+    _finish(evaluate_run(load(model, device, threads), manifest, out, options, listener()))
 
 
-def _model_and_data(inputs: list[Path], scores: Path | None, maps_from: Path | None, draws: bool) -> list[Path]:
-    """Return the arguments of evaluate, [DATA] with --scores and else [MODEL, DATA]."""
+def _model_and_data(
+    first: Path, second: Path | None, scores: Path | None, maps_from: Path | None, draws: bool
+) -> list[Path]:
+    """Return the arguments of evaluate: [DATA] with --scores, and else [MODEL, DATA]."""
     if scores is None and maps_from is not None:
         raise UsageError("--maps-from without --scores", "a model makes its own maps", "name the table with --scores")
     if scores is not None and draws:
         raise UsageError("--maps or --heatmaps with --scores", "there is no model to make them", "leave them out")
+    inputs = [first] if second is None else [first, second]
     names = ["DATA"] if scores is not None else ["MODEL", "DATA"]
     if len(inputs) != len(names):
         given = " ".join(map(str, inputs))
-        raise UsageError(f"evaluate {given}", f"{' and '.join(names)} are needed here", "see evaluate --help")
+        raise UsageError(f"evaluate {given}", f"needed here: {' and '.join(names)}", "see evaluate --help")
     return inputs
 
 
