@@ -266,6 +266,13 @@ def test_scan_of_volumes_names_masks_on_another_grid_and_spacings(tmp_path: Path
     assert "slices lie 2 to 4 mm apart, differently from volume to volume" in report.notes
 
 
+def test_too_few_patients_are_not_cured_by_cutting_them_up(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save(tmp_path / f"{name}.nii", head(1 if name == "a" else 2))
+    [refusal] = scan(load_manifest(tmp_path)).refusals
+    assert "add volumes of other patients" in refusal.fix
+
+
 def test_empty_slices_of_patients_are_no_copies_of_each_other(tmp_path: Path) -> None:
     """Skull-stripped volumes all begin and end with the same slice: nothing."""
     report = scan(load_manifest(bids(tmp_path, n_healthy=9)))
@@ -495,6 +502,13 @@ def test_a_damaged_salt_is_no_new_beginning(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("ANOMALY_AE_PRIVATE", str(tmp_path))
     (tmp_path / "salt").write_bytes(b"short")
     with pytest.raises(OutputError, match="salt is damaged"):
+        hashed(["c"], "patient")
+
+
+def test_no_place_for_the_salt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ANOMALY_AE_PRIVATE", str(tmp_path / "file"))
+    with pytest.raises(OutputError, match="let ANOMALY_AE_PRIVATE name a folder"):
         hashed(["c"], "patient")
 
 

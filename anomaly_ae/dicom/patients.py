@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from anomaly_ae.errors import OutputError
-from anomaly_ae.files import cannot_write, replacing
+from anomaly_ae.files import replacing
 
 FOLDER_VARIABLE = "ANOMALY_AE_PRIVATE"
 SALT_FILE, KEY_FILE = "salt", "patients.csv"
@@ -78,7 +78,7 @@ def _read_key(path: Path) -> dict[str, str]:
 
 
 def _salt(path: Path) -> bytes:
-    """Read the salt, or make one; two programs that begin at the same time agree on the first."""
+    """Read the salt, or make one; of two programs that begin at the same time the first makes it."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with suppress(FileExistsError):
@@ -87,7 +87,8 @@ def _salt(path: Path) -> bytes:
                 file.write(secrets.token_bytes(_N_SALT_BYTES))
         salt = path.read_bytes()
     except OSError as error:
-        raise cannot_write(path, error) from error
+        why = f"{error.strerror or error}; without it patients have no names"
+        raise OutputError(f"cannot write {path}", why, f"let {FOLDER_VARIABLE} name a folder of your own") from error
     if len(salt) != _N_SALT_BYTES:
         why = f"{len(salt)} bytes instead of {_N_SALT_BYTES}; names of patients would not be those of before"
         raise OutputError(f"{path} is damaged", why, "bring it back from a copy, or delete it to begin anew")

@@ -9,12 +9,14 @@ from typing import NamedTuple
 from anomaly_ae.config import SplitConfig
 from anomaly_ae.errors import DataError
 from anomaly_ae.manifest.facts import Inspected
+from anomaly_ae.manifest.slices import is_slice
 from anomaly_ae.manifest.splits import MIN_NORMALS, lesion_free, roles, split_normals
 from anomaly_ae.manifest.table import FIT_SPLITS, SPLITS
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Sample
 from anomaly_ae.shortcuts import separations
 
 _N_EXAMPLES = 3
+_MORE_PATIENTS = "add volumes of other patients; slices of one patient are not independent, and stay together"
 _FRAMES_APART = (
     "the frames of a file are one group; if they are independent, give each its own `group` and `unit` in the CSV "
     "that `scan --out` writes"
@@ -270,6 +272,7 @@ def _cannot_be_cut(rows: Sequence[Row]) -> list[Refusal]:
     except DataError as error:
         n_rows = Counter(row.one.sample.path for row in rows if row.role in FIT_SPLITS)
         fix = _FRAMES_APART if max(n_rows.values()) > 1 else error.fix
+        fix = _MORE_PATIENTS if all(is_slice(row.one.sample) for row in rows) else fix
         return [Refusal(error.what, error.why, fix)]
     return []
 

@@ -125,7 +125,7 @@ def _volume(image: Image, files: Sequence[str | Path], frame: int, valid: str | 
 def _joined(images: Sequence[Image]) -> Image:
     for image in images[1:]:
         _check_same_grid(images[0], image)
-        problem = mask_grid_problem(images[0].source, image.source)
+        problem = _mask_grid_problem(images[0].source, image.source)
         if problem:
             fix = "resample the files onto one grid"
             raise UnreadableImageError(f"{images[0].source} and {image.source} are no channels", problem, fix)
@@ -197,7 +197,7 @@ def image_from(source: Any, axes: Axes | None = None, frame: int = 0) -> Image:
     )
 
 
-def mask_grid_problem(image: str | Path, mask: str | Path) -> str:
+def _mask_grid_problem(image: str | Path, mask: str | Path) -> str:
     """Say why a mask (or channel) in a NIfTI volume does not lie voxel on voxel on an image; "" where it does.
 
     Flat masks have no place of their own: they serve every slice of their size.
@@ -244,7 +244,7 @@ def read_mask(
         The mask has another shape than `shape`, or lies on another grid than `image_file`.
     """
     path, name = Path(path), str(path)
-    problem = "" if image_file is None else mask_grid_problem(image_file, path)
+    problem = "" if image_file is None else _mask_grid_problem(image_file, path)
     if problem:
         raise DataError(f"{name}: is no mask of {image_file}", problem, "resample it onto the grid of the image")
     kind = _kind(path, name)
