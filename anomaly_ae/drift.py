@@ -169,19 +169,20 @@ def find_drift(detector: Detector, runs: Sequence[Path], rate: Share = DEFAULT_R
     UsageError, CalibrationError
         The rate is no rate.
     """
-    share, generator = parse_rate(rate), np.random.default_rng(seed)
+    share = parse_rate(rate)
     if not runs:
         raise UsageError("no run to test", "", "give folders that score or evaluate wrote")
     rows = _rows_of(runs, detector.weights_sha256)
     reference = _reference(detector)
     tested = {name: values for name, values in reference.items() if all(name in _numbers(row) for row in rows)}
     scores = detector.calibrated[0]
-    places = _one_per_group(range(len(scores.image)) if scores.image_group is None else scores.image_group, generator)
-    chosen = tuple(rows[i] for i in _one_per_group([row["group"] for row in rows], generator))
+    of_calibration = range(len(scores.image)) if scores.image_group is None else scores.image_group
+    places = _one_per_group(of_calibration, np.random.default_rng([seed, 0]))
+    chosen = tuple(rows[i] for i in _one_per_group([row["group"] for row in rows], np.random.default_rng([seed, 1])))
     limit = float(np.log10(len(tested) / float(share)))
-    series = tuple(
-        _series(name, values[places], np.array([_numbers(row)[name] for row in chosen]), limit, generator)
-        for name, values in tested.items()
+    series = tuple(  # each with draws of its own: more images later leave the evidence of these as it is
+        _series(name, values[places], [_numbers(row)[name] for row in chosen], limit, np.random.default_rng([seed, i]))
+        for i, (name, values) in enumerate(tested.items(), start=2)
     )
     notes = _notes(tested, len(rows), len(chosen), scores.image_group is not None)
     return Drift(percent_text(share), limit, len(places), chosen, series, notes)
@@ -212,10 +213,13 @@ def write_drift(drift: Drift, folder: Path) -> Path:
     return page
 
 
-def _series(name: str, reference: Floats, values: Floats, limit: float, generator: np.random.Generator) -> Series:
-    evidence = log10_evidence(online_p_values(reference.tolist(), values.tolist(), generator))
+def _series(
+    name: str, reference: Floats, values: Sequence[float], limit: float, generator: np.random.Generator
+) -> Series:
+    evidence = log10_evidence(online_p_values(reference.tolist(), values, generator))
     reached = np.flatnonzero(evidence >= limit)
-    return Series(name, float(np.median(reference)), values, evidence, int(reached[0]) if len(reached) else None)
+    alarm_at = int(reached[0]) if len(reached) else None
+    return Series(name, float(np.median(reference)), np.array(values), evidence, alarm_at)
 
 
 def _rows_of(runs: Sequence[Path], weights_sha256: str) -> list[Row]:
@@ -240,8 +244,9 @@ def _apart(row: Row, number_of_run: int) -> Row:
 
 def _reference(detector: Detector) -> dict[str, Floats]:
     """Return score and plain numbers of the calibration images; files of older versions hold scores alone."""
-    plain: Mapping[str, Sequence[float]] = detector.provenance.get("calibration_statistics", {})
-    return {SCORE: detector.calibrated[0].image, **{name: np.array(values) for name, values in plain.items()}}
+    scores = detector.calibrated[0].image
+    plain: Mapping[str, Sequence[float]] = detector.provenance.get("calibration_statistics") or {}
+    return {SCORE: scores, **{name: np.array(own) for name, own in plain.items() if len(own) == len(scores)}}
 
 
 def _numbers(row: Row) -> dict[str, float]:
@@ -253,7 +258,7 @@ def _one_per_group(groups: Sequence[Any] | Any, generator: np.random.Generator) 
     members: dict[Any, list[int]] = {}
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)
-    return [own[generator.integers(len(own))] for own in members.values()]
+    return [own[int(generator.random() * len(own))] for own in members.values()]
 
 
 def _notes(tested: Mapping[str, Floats], n_rows: int, n_chosen: int, has_groups: bool) -> tuple[str, ...]:

@@ -161,6 +161,18 @@ def test_images_are_taken_in_the_order_of_time_whatever_the_order_of_runs(
         assert one.series[0].evidence == pytest.approx(found[0].series[0].evidence)
 
 
+def test_later_images_leave_the_evidence_of_earlier_ones_as_it_was(
+    detector: Detector, some_rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """Who looks every day looks at one and the same test, ties and groups included."""
+    tied = [{**row, "score": float(i % 2), "group": f"lot {i // 2}"} for i, row in enumerate(some_rows)]
+    calibrated = with_calibration(detector, [{**row, "score": float(i % 2)} for i, row in enumerate(some_rows)])
+    some, more = write_run(tmp_path / "some", tied[:10]), write_run(tmp_path / "more", tied[10:])
+    first, later = find_drift(calibrated, [some]), find_drift(calibrated, [some, more])
+    for before, after in zip(first.series, later.series, strict=True):
+        assert before.evidence.tolist() == after.evidence[: len(first.rows)].tolist()
+
+
 def test_images_of_one_name_in_two_runs_are_two_images(
     detector: Detector, some_rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
