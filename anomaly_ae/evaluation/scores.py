@@ -147,7 +147,7 @@ def _measure(samples: Sequence[Sample], theirs: TheirScores, limits: _Limits, li
         for one in facts
     ]
     failures = [
-        Failure(s.id, s.path, s.frame, s.unit, s.group, theirs.missing[s.id]) for s in samples if s not in scored
+        Failure(s.id, s.path, s.frame, s.unit, s.group, theirs.missing[s.id]) for s in samples if s.id in theirs.missing
     ]
     incomplete = {failure.unit: failure.group for failure in failures}
     if limits.thresholds and limits.scores:
