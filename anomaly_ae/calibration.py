@@ -166,6 +166,11 @@ class Asked:
         return self == Asked()
 
     @property
+    def review_only(self) -> bool:
+        """Whether nothing but a review band is asked for."""
+        return not self.nothing and replace(self, review_rate=None, review_sensitivity=None).nothing
+
+    @property
     def needs_anomalies(self) -> bool:
         """Whether labelled anomalies are needed."""
         return any(asked is not None for asked in (self.sensitivity, self.cost, self.review_sensitivity))
@@ -185,7 +190,11 @@ def thresholds_from(
 
 
 def thresholds_by(
-    asked: Asked, scores: CalibrationScores, anomalies: CalibrationScores | None = None, chosen_on: str = ""
+    asked: Asked,
+    scores: CalibrationScores,
+    anomalies: CalibrationScores | None = None,
+    chosen_on: str = "",
+    given: Thresholds | None = None,
 ) -> Thresholds:
     """Set the three thresholds by any rule, images and units each with a review band where one is asked for.
 
@@ -199,6 +208,8 @@ def thresholds_by(
         Scores of images and units that are known to be anomalous; "sensitivity" and "cost" need them.
     chosen_on : str
         SHA-256 of the images that ``anomalies``, or whoever set a value by hand, come from.
+    given : Thresholds or None
+        What stays as it is where nothing but a review band is asked for; None takes the default false-alarm rate.
 
     Raises
     ------
@@ -213,9 +224,14 @@ def thresholds_by(
         raise DataError(
             "no anomalous images", "this rule needs labelled ones", "label some, or ask for a false-alarm rate"
         )
-    image = _limit(asked, scores, anomalies, "image", chosen_on)
-    unit = _limit(asked, scores, anomalies, "unit", chosen_on)
-    return Thresholds(image=image, unit=unit, pixel=_pixel_limit(asked, image, scores))
+    if given is None or not asked.review_only:
+        image, unit = (_limit(asked, scores, anomalies, noun, chosen_on) for noun in ("image", "unit"))
+        given = Thresholds(image=image, unit=unit, pixel=_pixel_limit(asked, image, scores))
+    if asked.review_rate is None and asked.review_sensitivity is None:
+        return given
+    second = Asked(rate=asked.review_rate, sensitivity=asked.review_sensitivity, confidence=asked.confidence)
+    image, unit = (_limit(second, scores, anomalies, noun, chosen_on) for noun in ("image", "unit"))
+    return replace(given, image=replace(given.image, review=image), unit=replace(given.unit, review=unit))
 
 
 def few_normals_advice(thresholds: Thresholds, scores: CalibrationScores, model: str) -> str:
@@ -240,24 +256,19 @@ def few_normals_advice(thresholds: Thresholds, scores: CalibrationScores, model:
 def _limit(
     asked: Asked, normal: CalibrationScores, anomalous: CalibrationScores | None, noun: str, chosen_on: str
 ) -> Threshold:
-    """Return the limit of images or of units by the asked rule, with its review limit."""
+    """Return the limit of images or of units by the asked rule."""
     scores, groups = normal.of(noun)
     if asked.value is not None:
-        found = replace(manual_threshold(asked.value), chosen_on=chosen_on)
-    elif asked.sensitivity is not None and anomalous:
+        return replace(manual_threshold(asked.value), chosen_on=chosen_on)
+    if asked.sensitivity is not None and anomalous:
         values, among = anomalous.of(noun)
         found = sensitivity_threshold(values, asked.sensitivity, among, asked.confidence, noun)
-        found = replace(found, chosen_on=chosen_on)
-    elif asked.cost is not None and anomalous:
+        return replace(found, chosen_on=chosen_on)
+    if asked.cost is not None and anomalous:
         values, among = anomalous.of(noun)
-        found = replace(cost_threshold(scores, values, asked.cost, groups, among, noun), chosen_on=chosen_on)
-    else:
-        rate = default_rate(len(scores), _n_groups(groups), asked.confidence) if asked.rate is None else asked.rate
-        found = conformal_threshold(scores, rate, groups, asked.confidence, noun)
-    if asked.review_rate is None and asked.review_sensitivity is None:
-        return found
-    second = Asked(rate=asked.review_rate, sensitivity=asked.review_sensitivity, confidence=asked.confidence)
-    return replace(found, review=_limit(second, normal, anomalous, noun, chosen_on))
+        return replace(cost_threshold(scores, values, asked.cost, groups, among, noun), chosen_on=chosen_on)
+    rate = default_rate(len(scores), _n_groups(groups), asked.confidence) if asked.rate is None else asked.rate
+    return conformal_threshold(scores, rate, groups, asked.confidence, noun)
 
 
 def _pixel_limit(asked: Asked, image: Threshold, scores: CalibrationScores) -> Threshold:

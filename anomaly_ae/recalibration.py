@@ -14,7 +14,8 @@ def recalibrated(detector: Detector, asked: Asked, finished: FinishedScores | No
     Parameters
     ----------
     asked : Asked
-        The rule, and perhaps a review band.
+        The rule, and perhaps a review band. A review band alone leaves the thresholds as they are, unless the
+        normal images are new.
     finished : FinishedScores or None
         Its normal images, if there are any, take the place of the calibration images; its anomalous ones are what
         "sensitivity" and "cost" are set on. None keeps the calibration scores of the model.
@@ -24,9 +25,9 @@ def recalibrated(detector: Detector, asked: Asked, finished: FinishedScores | No
     CalibrationError, DataError, UsageError
         As `thresholds_by`; a finished run of a model whose score is not the largest pixel.
     """
-    scores = detector.calibrated[0]
+    scores, given = detector.calibrated
     if finished is None:
-        changed = detector.with_thresholds(scores, thresholds_by(asked, scores))
+        changed = detector.with_thresholds(scores, thresholds_by(asked, scores, given=given))
         return _described(changed, "labelled", None)
     if detector.config.scoring.pooling != "max":
         raise UsageError(
@@ -34,8 +35,9 @@ def recalibrated(detector: Detector, asked: Asked, finished: FinishedScores | No
             "a finished run does not hold the largest pixel of each map, which its pixel threshold needs",
             "calibrate with the images",
         )
-    new = finished.normal or scores
-    changed = detector.with_thresholds(new, thresholds_by(asked, new, finished.anomalous, finished.images_sha256))
+    new, kept = (finished.normal, None) if finished.normal else (scores, given)
+    thresholds = thresholds_by(asked, new, finished.anomalous, finished.images_sha256, kept)
+    changed = detector.with_thresholds(new, thresholds)
     _described(changed, "labelled", finished.hashes["labelled"] if asked.needs_anomalies else None)
     return changed if finished.normal is None else _counted(changed, finished)
 

@@ -185,6 +185,18 @@ def test_a_review_band_leaves_the_threshold_alone() -> None:
     assert sum("review of" in line for line in found.describe()) == 2
 
 
+def test_a_review_band_alone_keeps_what_is_given() -> None:
+    normal = peaked()
+    given = thresholds_by(Asked(value=3.0), normal, chosen_on="ab")
+    found = thresholds_by(Asked(review_rate="20%"), normal, given=given)
+    assert found.image.value == found.pixel.value == 3.0
+    assert found.image.review == thresholds_from(normal, "20%").image
+    again = thresholds_by(Asked(review_rate="30%"), normal, given=found)
+    assert again.image.review == thresholds_from(normal, "30%").image
+    assert thresholds_by(Asked(rate="10%"), normal, given=found) == thresholds_from(normal, "10%")
+    assert thresholds_by(Asked(confidence="0.9"), normal, given=found) == thresholds_from(normal, None, "0.9")
+
+
 def test_what_cannot_be_meant_is_refused() -> None:
     for asked in (
         {"rate": "1%", "value": 1.0},

@@ -169,6 +169,7 @@ def test_overruled_rejects_change_nothing(model: Path, finished: Path) -> None:
         (("--false-alarm-rate", "0.1", "--value", "3"), "two rules"),
         (("--verdicts", "v.csv", "--value", "3"), "--verdicts needs --scores"),
         (("images", "--scores", "scores.csv"), "DATA and --scores"),
+        (("--value", "3", "--group-regex", "(a)"), "--group-regex needs DATA"),
         (("--value", "nan"), "must be a finite number"),
         (("--cost", "9"), "is no cost"),
         (("--review-false-alarm-rate", "50%", "--value", "-99"), "is not below the threshold"),

@@ -545,3 +545,12 @@ def test_what_is_no_run_is_said_to_be_none(run: Path, name: str, content: bytes 
     with pytest.raises(DataError, match=message):
         redecide(run, Asked(rate="5%"))
     assert contents(run) == before
+
+
+def test_a_review_band_alone_leaves_the_threshold_of_the_model(run: Path) -> None:
+    first = read_json(run / "run.json")["threshold"]
+    redecide(run, Asked(rate="5%"))
+    redecide(run, Asked(review_rate="50%"))
+    now = read_json(run / "run.json")["threshold"]
+    assert now["image"].pop("review")["rate"] == now["unit"].pop("review")["rate"] == "1/2"
+    assert now == first

@@ -141,7 +141,7 @@ def calibrate(
     appended to MODEL.journal.jsonl.
     """
     asked = asked_of(rate, confidence, sensitivity, cost, value, review_rate, review_sensitivity)
-    _check_sources(data, scores, verdicts, asked)
+    _check_sources(data, scores, verdicts, group_regex, asked)
     from anomaly_ae.journal import State, change, journal, journal_of
 
     old = load(model, device, threads)
@@ -181,12 +181,16 @@ def _check_model_name(out: Path, overwrite: bool) -> None:
     refuse_existing_file(out, overwrite)
 
 
-def _check_sources(data: Path | None, scores: Path | None, verdicts: Path | None, asked: Asked) -> None:
+def _check_sources(
+    data: Path | None, scores: Path | None, verdicts: Path | None, group_regex: str | None, asked: Asked
+) -> None:
     """Refuse sources that contradict each other, or that cannot give what a rule needs: before anything is read."""
     if data is not None and scores is not None:
         raise UsageError("DATA and --scores", "both say where the scores come from", "give one of them")
     if verdicts is not None and scores is None:
         raise UsageError("--verdicts needs --scores", "", "e.g. --scores run/scores.csv --verdicts verdicts.csv")
+    if group_regex is not None and data is None:
+        raise UsageError("--group-regex needs DATA", "a finished run and a model have their groups already")
     if asked.needs_anomalies and scores is None:
         raise UsageError(
             "this rule needs labelled anomalies",

@@ -56,7 +56,7 @@ def redecide(run: Path, asked: Asked, listener: Listener | None = None) -> Redec
 
     Tables, ``metrics.json`` and ``run.json`` are written again. Scores, maps, pictures and regions stay; the listener
     is told where regions and decisions follow different thresholds then. Where nothing is asked, the thresholds of the
-    model come back.
+    model come back; a review band alone is put below these.
 
     Raises
     ------
@@ -75,12 +75,12 @@ def redecide(run: Path, asked: Asked, listener: Listener | None = None) -> Redec
         raise DataError(f"{run} has no calibration scores", why, "evaluate again with such rows in --scores and DATA")
     with reading(run / "run.json"):
         scores = CalibrationScores.from_json(info["calibration"])
-    incomplete = {unit["unit"]: unit["group"] for unit in old_units if unit["decision"] == NOT_INSPECTED}
-    of_model = info.get("model_threshold", info["threshold"])
-    if asked.nothing:
+        of_model = info.get("model_threshold", info["threshold"])
         thresholds = Thresholds.from_json(of_model)
-    else:
-        thresholds = thresholds_by(asked, scores, anomalous_scores(rows, incomplete), images_sha256(rows))
+    incomplete = {unit["unit"]: unit["group"] for unit in old_units if unit["decision"] == NOT_INSPECTED}
+    if not asked.nothing:
+        anomalies = anomalous_scores(rows, incomplete)
+        thresholds = thresholds_by(asked, scores, anomalies, images_sha256(rows), thresholds)
     rows = decide_rows(rows, scores, thresholds)
     units = unit_rows(rows, incomplete, scores, thresholds)
     now = thresholds.as_json()
