@@ -433,7 +433,7 @@ def test_further_figures_stand_in_the_fold(tmp_path: Path) -> None:
     assert "0.610" in text[text.index("oracle Dice") :]
     assert "Oracle: the best that any threshold could do" in text
     for share, metric in metrics["image"]["pg"].items():
-        assert f"PG: normals passed, {percent(float(share))} % of anomalous missed" in text
+        assert f"PG {float(share):.0%}".replace("%", " %") in text
         assert f"{percent(metric['value'])} %" in text
     stream = metrics["image"]["at_defect_rate"][0]["escapes_per_million"]
     assert f"{stream['value']:,.0f}" in text

@@ -27,9 +27,8 @@ def normals_passed(counts: ScoreCounts, missed: Fraction) -> float:
 
     Baitieva et al. 2025 ("Beyond Academic Benchmarks", CVPR workshop VAND): normal parts that can be passed unseen.
     """
-    n_false, n_hits = _from_the_top(counts)
-    n_needed = n_hits[-1] - math.floor(int(n_hits[-1]) * missed)
-    return float(1.0 - n_false[np.searchsorted(n_hits, n_needed)] / n_false[-1])
+    n_false, n_normal = _fewest_flagged(counts, missed)
+    return (n_normal - n_false) / n_normal
 
 
 def anomalous_caught(counts: ScoreCounts, flagged: Fraction) -> float:
@@ -41,7 +40,15 @@ def anomalous_caught(counts: ScoreCounts, flagged: Fraction) -> float:
 
 def fpr_at_95_sensitivity(counts: ScoreCounts) -> float:
     """Smallest share of normals flagged by a threshold that finds at least 95 % of the anomalous: 1 - PG at 5 %."""
-    return 1.0 - normals_passed(counts, Fraction(5, 100))
+    n_false, n_normal = _fewest_flagged(counts, Fraction(5, 100))
+    return n_false / n_normal
+
+
+def _fewest_flagged(counts: ScoreCounts, missed: Fraction) -> tuple[float, float]:
+    """Return how many normals the highest threshold flags that misses at most this share, and how many there are."""
+    n_false, n_hits = _from_the_top(counts)
+    n_needed = n_hits[-1] - math.floor(int(n_hits[-1]) * missed)
+    return float(n_false[np.searchsorted(n_hits, n_needed)]), float(n_false[-1])
 
 
 def sorting_figures(

@@ -283,7 +283,9 @@ def _threshold_warnings(run: Run) -> Iterator[str]:
 
 def _limit_words(thresholds: Mapping[str, Any]) -> str:
     limit = thresholds["image"]
-    return f"{number(limit['value'])} (asked rate {asked_rate(limit['rate'])})"
+    asked = f"asked rate {asked_rate(limit['rate'])}" if limit.get("rate") else f"rule {limit.get('rule', 'manual')}"
+    band = f", review from {number(limit['review']['value'])}" if limit.get("review") else ""
+    return f"{number(limit['value'])} ({asked}{band})"
 
 
 def _metric_warnings(run: Run) -> Iterator[str]:
