@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -237,3 +238,11 @@ def test_images_of_a_calibration_may_calibrate_again_and_learned_ones_never(
     assert outcome.code == 1
     assert "were used in training" in outcome.error
     assert model.read_bytes() == before
+
+
+def test_the_report_of_a_what_if_names_both_rules(finished: Path) -> None:
+    done("threshold", finished, "--value", "99", "--review-sensitivity", "0.8")
+    page = (finished / "report.html").read_text("utf-8")
+    assert re.search(
+        r"the image threshold is 99 \(rule manual, review from [\d.]+\) here and [\d.]+ \(asked rate", page
+    )
