@@ -322,6 +322,17 @@ def test_the_agreement_of_every_map_with_its_mask(run: Path, manifest: Manifest)
     assert sizes == {row["id"]: int(row["mask_px"]) for row in rows}
 
 
+def test_every_key_and_column_is_documented(run: Path) -> None:
+    document = (Path(__file__).resolve().parent.parent / "docs" / "reference" / "results.md").read_text("utf-8")
+    sections = {part.split("\n")[0].strip("`"): part for part in document.split("\n## ")}
+    metrics, info = one_json(run / "metrics.json"), one_json(run / "run.json")
+    keys = {*metrics, *metrics["image"], *metrics["pixel"], *metrics["pixel"]["at_threshold"][0]}
+    keys |= {*metrics["image"]["at_threshold"][0], *metrics["image"]["at_defect_rate"][0]}
+    assert not [key for key in keys if f"`{key}`" not in sections["metrics.json"]]
+    assert not [key for key in info if f"`{key}`" not in sections["run.json"]]
+    assert set(table(run / "pixels.csv")[0]) <= set(re.findall(r"`(\w+)`", sections["pixels.csv"]))
+
+
 def test_sensitivity_by_size_covers_every_defect_once(run: Path) -> None:
     classes, lines = one_json(run / "metrics.json")["image"]["by_defect_size"], lines_of(run)
     sizes = {line["id"]: line["mask_px"] for line in lines if line["label"] == "anomalous"}
