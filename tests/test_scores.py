@@ -16,7 +16,7 @@ from PIL import Image as Picture
 
 from anomaly_ae.calibration import Asked, thresholds_from
 from anomaly_ae.detector import Detector
-from anomaly_ae.errors import DataError, UsageError
+from anomaly_ae.errors import DataError, OutputError, UsageError
 from anomaly_ae.evaluation import RunOptions, RunResult, evaluate, evaluate_scores
 from anomaly_ae.evaluation.theirs import TheirMaps, read_scores
 from anomaly_ae.manifest import Manifest, load_manifest
@@ -227,6 +227,9 @@ def test_tables_that_say_nothing_certain_are_refused(tool: Tool) -> None:
     with pytest.raises(DataError, match="is no folder"):
         evaluate_scores(tool.table(), tool.manifest, tool.folder / "run", RunOptions(), tool.folder / "nowhere")
     assert not (tool.folder / "run").exists()
+    tool.evaluate("run")
+    with pytest.raises(OutputError, match="exists already"):
+        tool.evaluate("run")
 
 
 def test_images_that_are_gone_are_measured_all_the_same(tool: Tool) -> None:
