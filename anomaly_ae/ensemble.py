@@ -32,7 +32,7 @@ class Ensemble(nn.Module):
         Whether to average over the mirror images, too, and what a coarse look weighs.
     """
 
-    def __init__(self, members: Sequence[AnomalyMapper], scoring: ScoringConfig = ScoringConfig()) -> None:
+    def __init__(self, members: Sequence[AnomalyMapper], scoring: ScoringConfig) -> None:
         super().__init__()
         self._members = nn.ModuleList(members)
         self.flips = scoring.test_time_flips

@@ -27,7 +27,7 @@ from anomaly_ae.readers import image_from
 from anomaly_ae.scoring import AnomalyMapper
 
 N_STEPS = 4
-FLIPS = ScoringConfig(test_time_flips=True)
+PLAIN, FLIPS = ScoringConfig(), ScoringConfig(test_time_flips=True)
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +90,7 @@ def test_the_map_is_the_mean_of_the_maps_of_the_members(standardise: str) -> Non
     members, arguments = mappers(3, standardise), image(64, 96)
     alone = [mapped(member, *arguments) for member in members]
     assert all((alone[0] - other).abs().max() > 0.1 for other in alone[1:])
-    assert torch.allclose(mapped(Ensemble(members), *arguments), torch.stack(alone).mean(dim=0), atol=1e-5)
+    assert torch.allclose(mapped(Ensemble(members, PLAIN), *arguments), torch.stack(alone).mean(dim=0), atol=1e-5)
 
 
 @pytest.mark.parametrize("coarse_weight", [0.0, 0.25])
@@ -103,13 +103,13 @@ def test_a_look_at_a_shrunk_image_has_its_own_weight(coarse_weight: float) -> No
     ensemble = Ensemble(members, ScoringConfig(coarse_weight=coarse_weight))
     assert torch.allclose(mapped(ensemble, *arguments), expected, atol=1e-5)
     assert f"{coarse_weight:g} of the weight" in " ".join(ensemble.describe())
-    assert "of the weight" not in " ".join(Ensemble(members).describe())
+    assert "of the weight" not in " ".join(Ensemble(members, PLAIN).describe())
 
 
 @pytest.mark.parametrize("standardise", ["position", "column", "context", "global"])
 def test_one_member_alone_is_exactly_the_mapper(standardise: str) -> None:
     (mapper,) = mappers(1, standardise)
-    ensemble, arguments = Ensemble([mapper]), image(64, 96)
+    ensemble, arguments = Ensemble([mapper], PLAIN), image(64, 96)
     assert torch.equal(mapped(ensemble, *arguments), mapped(mapper, *arguments))
     with torch.inference_mode():
         for found, expected in zip(ensemble.reconstruct(*arguments), mapper.reconstruct(*arguments), strict=True):
@@ -123,7 +123,7 @@ def test_the_reconstruction_is_the_mean_of_those_of_the_members() -> None:
     members, arguments = mappers(2), image(64, 96)
     (x, one), (_, two) = (member.reconstruct(*arguments) for member in members)
     assert not torch.allclose(one, two, atol=1e-3)
-    found = Ensemble(members).reconstruct(*arguments)
+    found = Ensemble(members, PLAIN).reconstruct(*arguments)
     assert torch.equal(found[0], x)
     assert torch.allclose(found[1], (one + two) / 2, atol=1e-6)
 
@@ -263,7 +263,7 @@ def test_saved_and_loaded_it_is_the_same(manifest: Manifest, tmp_path: Path) -> 
     first, again = detector.score(pixels), loaded.score(pixels)
     assert (first.score, first.p_value) == (again.score, again.p_value)
     prepared = detector.prepare(image_from(pixels))
-    alone = [Ensemble([member]) for member in loaded.ensemble.members]
+    alone = [Ensemble([member], PLAIN) for member in loaded.ensemble.members]
     maps = [mapped(member, *loaded._tensors(prepared)) for member in alone]
     assert first.anomaly_map == pytest.approx(torch.stack(maps).mean(dim=0)[0, 0].numpy(), abs=1e-4)
     assert any(line.startswith("members: 2") for line in loaded.describe())

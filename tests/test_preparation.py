@@ -131,7 +131,14 @@ def with_plain_errors(detector: Detector) -> Detector:
     mapper.standardise.get_buffer("sd").fill_(1)
     d = detector
     return Detector(
-        Ensemble([mapper]), d.config, d.geometry, d.provenance, d.device, d.baseline, d.scores, d.thresholds
+        Ensemble([mapper], d.config.scoring),
+        d.config,
+        d.geometry,
+        d.provenance,
+        d.device,
+        d.baseline,
+        d.scores,
+        d.thresholds,
     )
 
 
