@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 
 from anomaly_ae.detector import Detector
+from anomaly_ae.dicom import DicomWriter
 from anomaly_ae.errors import AnomalyAEError
 from anomaly_ae.files import write_bytes
 from anomaly_ae.metrics import PixelMap
 from anomaly_ae.nifti import is_nifti_file, write_slice
 from anomaly_ae.readers import read_mask
 from anomaly_ae.records import ANOMALOUS_LABEL, BoolArray, Decision, FloatArray, Image, Sample, Score
-from anomaly_ae.report import PictureWriter, write_heatmap
+from anomaly_ae.regions import at_or_above
+from anomaly_ae.report import PictureWriter, overlay, write_heatmap
 from anomaly_ae.results import no_pixel_figures, pixel_figures
 
 MIN_FREE_BYTES = 2**30
@@ -52,6 +54,17 @@ def keep_pictures(
         write_heatmap(_free_path(folder / "heatmaps", sample, ".png"), shown, display_map, mask)
     if maps:
         _write_map(folder / "maps", sample, result.anomaly_map)
+
+
+def keep_dicom(
+    detector: Detector, sample: Sample, result: Score, image: Image, number: int, writer: DicomWriter
+) -> None:
+    """Hand the overlay and the regions of an image to the writer of DICOM objects; of several channels the first."""
+    if result.anomaly_map is None or result.anomaly_map.ndim != 2:
+        return
+    shown = overlay(detector.in_unit_range(image), detector.display(result.anomaly_map))
+    inside = at_or_above(result.anomaly_map, detector.calibrated[1].pixel.value, image.valid)
+    writer.add(number, sample.id, sample.files[0], sample.frame, shown, inside)
 
 
 def mask_of(sample: Sample, image: Image) -> BoolArray | None:

@@ -46,7 +46,7 @@ def find_regions(
 
     _check(anomaly_map, pixel_threshold, valid, spacing_mm, max_regions)
     labels, n_regions = ndimage.label(
-        _at_or_above(anomaly_map, pixel_threshold, valid), structure=np.ones((3,) * anomaly_map.ndim)
+        at_or_above(anomaly_map, pixel_threshold, valid), structure=np.ones((3,) * anomaly_map.ndim)
     )
     if n_regions == 0:
         return ()
@@ -66,7 +66,8 @@ def find_regions(
     )
 
 
-def _at_or_above(anomaly_map: FloatArray, pixel_threshold: float, valid: BoolArray | None) -> BoolArray:
+def at_or_above(anomaly_map: FloatArray, pixel_threshold: float, valid: BoolArray | None) -> BoolArray:
+    """Return the pixels that regions are made of: at or above the threshold, and valid; bool, as the map."""
     # Compared as float64, as image scores are: a threshold rounded to the map's float32 could mark a region
     # on an image whose maximum is below the threshold.
     above: BoolArray = np.greater_equal(anomaly_map, pixel_threshold, signature="dd->?")

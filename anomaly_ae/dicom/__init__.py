@@ -1,4 +1,4 @@
-"""DICOM images in. The only user of pydicom, which is imported on first use.
+"""DICOM images in, results out. The only user of pydicom and highdicom, which are imported on first use.
 
 `shared` lies here because this is the first reader in the order of modules; the other readers import it too.
 """
@@ -6,13 +6,16 @@
 from anomaly_ae.dicom.patients import hashed, remember
 from anomaly_ae.dicom.read import count_dicom_frames, is_dicom, read_dicom
 from anomaly_ae.dicom.series import SliceHeader, Stack, slice_header, stacks
+from anomaly_ae.dicom.write import DicomWriter, parse_kinds
 
 __all__ = [
+    "DicomWriter",
     "SliceHeader",
     "Stack",
     "count_dicom_frames",
     "hashed",
     "is_dicom",
+    "parse_kinds",
     "read_dicom",
     "remember",
     "slice_header",

@@ -66,8 +66,8 @@ def _look_up(stored: PixelArray, header: Dataset) -> tuple[PixelArray, tuple[flo
 
 def _rescale(stored: PixelArray, header: Dataset, frame: int) -> tuple[PixelArray, tuple[float, float]]:
     """Return the rescaled values, and the two ends of the stored range rescaled likewise."""
-    slope = _of_frame(header, frame, "PixelValueTransformationSequence", "RescaleSlope")
-    intercept = _of_frame(header, frame, "PixelValueTransformationSequence", "RescaleIntercept")
+    slope = of_frame(header, frame, "PixelValueTransformationSequence", "RescaleSlope")
+    intercept = of_frame(header, frame, "PixelValueTransformationSequence", "RescaleIntercept")
     slope, intercept = float(1 if slope is None else slope), float(0 if intercept is None else intercept)
     low, high = (end * slope + intercept for end in _stored_range(header))
     if slope == 1 and intercept == 0:
@@ -126,7 +126,7 @@ def _as_stored(value: int, header: Dataset) -> int:
 
 
 def _spacing_mm(header: Dataset, frame: int) -> tuple[float, float] | None:
-    spacing = _of_frame(header, frame, "PixelMeasuresSequence", "PixelSpacing") or header.get("ImagerPixelSpacing")
+    spacing = of_frame(header, frame, "PixelMeasuresSequence", "PixelSpacing") or header.get("ImagerPixelSpacing")
     if not spacing or len(spacing) != 2:
         return None
     row_mm, column_mm = (float(length) for length in spacing)
@@ -134,7 +134,7 @@ def _spacing_mm(header: Dataset, frame: int) -> tuple[float, float] | None:
     return (row_mm, column_mm) if is_length else None
 
 
-def _of_frame(header: Dataset, frame: int, sequence: str, attribute: str) -> Any:
+def of_frame(header: Dataset, frame: int, sequence: str, attribute: str) -> Any:
     """Attribute of this frame, else of all frames (functional groups, PS3.3 C.7.6.16), else of the image."""
     for groups, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
         items = header.get(groups) or []

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_ae.detector import Detector
+from anomaly_ae.dicom import DicomWriter
 from anomaly_ae.errors import DataError
 from anomaly_ae.evaluation.facts import counts, facts_of_data, facts_of_model, facts_of_run, name_of
 from anomaly_ae.evaluation.folder import new_folder
 from anomaly_ae.evaluation.result import RunResult
 from anomaly_ae.evaluation.samples import refuse_unknown_columns, test_samples
-from anomaly_ae.keeping import MapKeeper, keep_pictures, mask_of
+from anomaly_ae.keeping import MapKeeper, keep_dicom, keep_pictures, mask_of
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, check_groups
 from anomaly_ae.records import (
@@ -68,6 +69,8 @@ class RunOptions:
         Replace an existing RUN.
     defect_rates : tuple of float
         Shares of defective parts at which rejects, predictive value and escapes are stated.
+    dicom : tuple of {"sc", "seg"}
+        Objects for the archive that are made of images from DICOM files.
     """
 
     maps: bool = False
@@ -75,6 +78,7 @@ class RunOptions:
     by: tuple[str, ...] = ()
     overwrite: bool = False
     defect_rates: tuple[float, ...] = DEFECT_RATES
+    dicom: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +158,18 @@ def _run(job: _Job, out: Path) -> RunResult:
     """Score every image, decide, measure where asked for, describe, and draw the report."""
     with new_folder(out, job.options.overwrite) as folder:
         keeper = MapKeeper(folder, job.samples) if job.command == "evaluate" else None
-        collected = _score_all(job, folder, keeper)
+        archive = DicomWriter(folder / "dicom", job.options.dicom, job.detector.weights_sha256)
+        collected = _score_all(job, folder, keeper, archive)
         _refuse_nothing(collected, len(job.samples))
         units = _write_tables(job.detector, collected, folder)
         metrics = _write_metrics(job, collected, units, folder, keeper) if keeper else None
         shortcuts = shortcut_figures(collected.rows)
-        warnings = (*_warnings(collected, shortcuts), *(keeper.warnings() if keeper else ()))
+        archive.finish()
+        warnings = (*_warnings(collected, shortcuts), *(keeper.warnings() if keeper else ()), *archive.warnings())
         write_json(folder / "run.json", _run_info(job, collected, shortcuts, warnings))
         write_report(folder)
+    for line in archive.lines():
+        job.listener.say(line)
     n_of, n_rows = Counter(row["decision"] for row in collected.rows), len(collected.rows)
     n_review = n_of[Decision.REVIEW] if job.detector.calibrated[1].image.review else None
     n_anomalous = n_of[Decision.ANOMALOUS]
@@ -180,7 +188,7 @@ def _refuse_nothing(collected: _Collected, n_samples: int) -> None:
     )
 
 
-def _score_all(job: _Job, folder: Path, keeper: MapKeeper | None) -> _Collected:
+def _score_all(job: _Job, folder: Path, keeper: MapKeeper | None, archive: DicomWriter) -> _Collected:
     """Take every image through the detector; a first Ctrl-C ends the run with what there is."""
     detector, samples, options = job.detector, job.samples, job.options
     collected = _Collected()
@@ -205,6 +213,8 @@ def _score_all(job: _Job, folder: Path, keeper: MapKeeper | None) -> _Collected:
             keep_pictures(detector, sample, result, image, folder, options.heatmaps, options.maps, pictures, mask)
             if keeper:
                 keeper.keep(sample, result, image, mask)
+            if archive.kinds:
+                keep_dicom(detector, sample, result, image, len(collected.rows), archive)
     except KeyboardInterrupt:
         collected.not_reached = samples[len(collected.rows) + len(collected.failures) :]
         job.listener.say(f"stopped after {len(collected.rows)} of {len(samples)} images: writing what there is")

@@ -13,7 +13,7 @@
 """
 
 from anomaly_ae.report.colour import colormap, decode_display, encode_display, overlay_lut
-from anomaly_ae.report.heatmap import write_heatmap
+from anomaly_ae.report.heatmap import overlay, write_heatmap
 from anomaly_ae.report.html import write_report
 from anomaly_ae.report.pictures import (
     MAX_GALLERY_IMAGES,
@@ -29,6 +29,7 @@ __all__ = [
     "colormap",
     "decode_display",
     "encode_display",
+    "overlay",
     "overlay_lut",
     "thumbnail",
     "thumbnail_map",

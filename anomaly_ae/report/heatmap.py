@@ -49,16 +49,17 @@ def write_heatmap(
     """
     height, width = display_map.shape
     page = Image.new("RGB", (max(width, _MIN_WIDTH_PX), height + _strip_height(width)), _PAPER_RGB)
-    page.paste(Image.fromarray(_overlay(pixels01, display_map, mask)), (0, 0))
+    page.paste(Image.fromarray(overlay(pixels01, display_map, mask)), (0, 0))
     _draw_colour_bar(page, top=height)
     buffer = io.BytesIO()
     page.save(buffer, format="PNG")
     write_bytes(path, buffer.getvalue())
 
 
-def _overlay(
-    pixels01: npt.NDArray[Any], display_map: npt.NDArray[Any], mask: npt.NDArray[Any] | None
+def overlay(
+    pixels01: npt.NDArray[Any], display_map: npt.NDArray[Any], mask: npt.NDArray[Any] | None = None
 ) -> npt.NDArray[np.uint8]:
+    """Return what `write_heatmap` shows above its colour bar: uint8 RGB, (H, W, 3)."""
     base = picture(pixels01, max(display_map.shape)).astype(np.float64)  # (H, W) or (H, W, 3)
     base = base if base.ndim == 3 else np.repeat(base[..., None], 3, axis=2)  # (H, W, 3)
     colour = overlay_lut()[encode_display(display_map)].astype(np.float64)  # (H, W, 4)
