@@ -50,9 +50,9 @@ def write_page(path: Path, title: str, sentence: str, notes: Sequence[str], body
     top = Markup('<body>\n<main>\n<header><p class="kicker">{}</p>\n<h1>{}</h1></header>\n').format(title, sentence)
     paragraphs = Markup("").join(Markup('<p class="note">{}</p>\n').format(note) for note in notes)
     content = Markup("\n").join(body)
-    write_text(
-        path, f"{head}{style_element}{top}<section>\n{paragraphs}{content}\n</section>\n</main>\n</body>\n</html>\n"
-    )
+    foot = Markup("<footer><p>anomaly_ae {}. Research use; not a medical device.</p></footer>").format(__version__)
+    section = f"<section>\n{paragraphs}{content}\n</section>"
+    write_text(path, f"{head}{style_element}{top}{section}\n</main>\n{foot}\n</body>\n</html>\n")
 
 
 def refuse_folder(out: Path, overwrite: bool) -> None:

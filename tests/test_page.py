@@ -47,6 +47,7 @@ def test_page_is_escaped_and_loads_nothing(tmp_path: Path) -> None:
     assert {"svg", "polyline", "rect", "table"} <= set(tags.names)
     assert all(address.startswith("data:") for address in tags.addresses)
     assert "default-src &#39;none&#39;" in text
+    assert "Research use; not a medical device." in text
 
 
 def test_line_plot_puts_higher_values_higher_and_the_limit_between() -> None:

@@ -476,6 +476,7 @@ def test_methods_name_counts_choices_seed_and_versions(tmp_path: Path) -> None:
     assert info["threshold"]["image"]["promise"] in text
     assert "seed 0" in text or f"seed {info['seed']}" in text
     assert "python 3.11.7" in text
+    assert "not a medical device" in text
     assert "torch" not in text
     assert info["model"]["weights_sha256"] in text
     for name in ("image ROC-AUC", "image sensitivity", "image PG at 0.01", "AUPIMO", "oracle Dice"):

@@ -144,6 +144,7 @@ def _repeat(run: Run) -> Iterator[str]:
     yield f"- Versions: anomaly_ae {info['version']}{', ' + versions if versions else ''}."
     hashes = {"file": model.get("sha256"), "weights": model.get("weights_sha256")}
     yield "- SHA-256: " + (", ".join(f"{name} {text}" for name, text in hashes.items() if text) or "none") + "."
+    yield "- Research use; not a medical device."
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Iterator[str]:
