@@ -161,7 +161,7 @@ def held_out_normals(manifest: Manifest) -> tuple[Sample, ...]:
     chosen = [s for s in normals if s.split == "test"] or [s for s in normals if not s.split]
     if not chosen:
         raise DataError(
-            f"no held-out normal images in {manifest.root}",
+            f"no held-out normal images in {manifest.place}",
             "defects are planted into normal images that nothing was learned from",
             "give a folder of new normal images, or a CSV with split = test",
         )

@@ -24,7 +24,7 @@ from anomaly_ae.device import choose_device
 from anomaly_ae.ensemble import Ensemble
 from anomaly_ae.errors import AnomalyAEError, ModelFileError, UsageError
 from anomaly_ae.loading import ImageStore, in_order, read_sample, torch_pixels
-from anomaly_ae.manifest import manifest_from_paths
+from anomaly_ae.manifest import manifest_from_paths, renamed
 from anomaly_ae.modelfile import read_tensors, tensors_below, tensors_sha256, write_tensors
 from anomaly_ae.preparation import Preparation
 from anomaly_ae.prepare import Geometry, Prepared, check_size, to_image_grid, to_working_grid
@@ -178,7 +178,7 @@ class Detector:
             try:
                 yield sample, self._measure(image)
             except AnomalyAEError as error:
-                yield sample, error
+                yield sample, renamed(error, sample)
 
     def store(self, samples: Sequence[Sample]) -> ImageStore:
         """Decode samples into a store for training, whatever their size; close it after use."""
@@ -392,6 +392,6 @@ def _all_or_raise(results: Iterable[tuple[Sample, Prepared | AnomalyAEError]]) -
 
 def _failure(source: Source, error: AnomalyAEError) -> Failure:
     if isinstance(source, Sample):
-        return Failure(source.id, source.path, source.frame, source.unit, source.group, str(error))
+        return Failure(source.id, source.path, source.frame, source.unit, source.group, str(renamed(error, source)))
     name = str(source) if isinstance(source, (str, Path)) else getattr(source, "source", "array")
     return Failure(name, name, 0, name, name, str(error))

@@ -190,7 +190,7 @@ def calibration_samples(manifest: Manifest) -> tuple[Sample, ...]:
     samples = marked or tuple(s for s in manifest.samples if s.split != "test" and s.label != ANOMALOUS_LABEL)
     if not samples or any(s.label == ANOMALOUS_LABEL for s in samples):
         raise DataError(
-            f"no calibration images in {manifest.root}",
+            f"no calibration images in {manifest.place}",
             "thresholds come from normal images that were used for nothing else",
             "give a folder of normal images, or a CSV with split = calibration",
         )

@@ -21,6 +21,7 @@ from torch import Generator, Tensor
 
 from anomaly_ae.errors import AnomalyAEError
 from anomaly_ae.files import cannot_write
+from anomaly_ae.manifest import renamed
 from anomaly_ae.prepare import Prepared
 from anomaly_ae.readers import read_channels
 from anomaly_ae.records import FloatArray, Image, PixelArray, Sample
@@ -71,8 +72,12 @@ def read_sample(sample: Sample) -> Image:
     Raises
     ------
     UnreadableImageError, DataError
+        In words without paths where the sample has a public name.
     """
-    image = read_channels(sample.files, sample.frame, sample.valid)
+    try:
+        image = read_channels(sample.files, sample.frame, sample.valid)
+    except AnomalyAEError as error:
+        raise renamed(error, sample) from None
     return replace(image, source=sample.id, volume=sample.slices or image.volume)
 
 

@@ -9,6 +9,7 @@ import os
 import stat
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import nibabel
@@ -42,6 +43,8 @@ from anomaly_ae.manifest import (
 from anomaly_ae.manifest.foreground import foreground
 from anomaly_ae.readers import volume_percentiles
 from anomaly_ae.records import Sample, Score, Slice
+
+named_manifest = partial(load_manifest, identified=True)
 
 HOW_TO = Path(__file__).resolve().parent.parent / "docs" / "how-to"
 SHAPE = (32, 34, 4)
@@ -98,7 +101,7 @@ def test_a_mask_labels_the_slices_of_its_volume(tmp_path: Path) -> None:
     save(tmp_path / "anomalous/stroke/c.nii.gz", head(2))
     save(tmp_path / "ground_truth/stroke/c_mask.nii.gz", marked([2]))
     save(tmp_path / "anomalous/stroke/d.nii.gz", head(3))
-    samples = load_manifest(tmp_path).samples
+    samples = named_manifest(tmp_path).samples
     assert len(samples) == 16
     assert of(samples, "normal/a.nii.gz") == dict.fromkeys(range(4), "normal")
     labels = {0: "normal", 1: "normal", 2: "anomalous", 3: "normal"}
@@ -126,11 +129,11 @@ def test_a_mask_that_says_nothing_leaves_no_slice_labels(damage: str, tmp_path: 
 
 def test_a_volume_that_shows_nothing_is_not_lost(tmp_path: Path) -> None:
     save(tmp_path / "v.nii.gz", np.zeros(SHAPE, np.int16))
-    assert [s.id for s in load_manifest(tmp_path).samples] == ["v.nii.gz"]
+    assert [s.id for s in named_manifest(tmp_path).samples] == ["v.nii.gz"]
 
 
 def test_nothing_is_learned_from_a_patient_with_a_lesion_unasked(tmp_path: Path) -> None:
-    manifest = load_manifest(bids(tmp_path))
+    manifest = named_manifest(bids(tmp_path))
     used = dict(zip([s.id for s in manifest.samples], roles(manifest.samples), strict=True))
     assert {role for id_, role in used.items() if "sub-ill" in id_} == {"test"}
     assert {role for id_, role in used.items() if "sub-ill" not in id_} == {"train"}
@@ -181,7 +184,7 @@ def test_an_anomalous_volume_without_a_mask_is_never_learned(tmp_path: Path) -> 
     for number in range(4):
         save(tmp_path / f"normal/{number}.nii", head(number))
     save(tmp_path / "anomalous/ill.nii", head(9))
-    manifest = load_manifest(tmp_path)
+    manifest = named_manifest(tmp_path)
     assert {s.extra.get("volume_label", "") for s in manifest.samples if "ill" in s.path} == {"anomalous"}
     for fold in make_folds(manifest, 2, seed=0):
         assert {s.split for s in fold.samples if "ill" in s.path} == {"test"}
@@ -214,7 +217,7 @@ def test_a_row_without_a_frame_is_the_whole_volume(tmp_path: Path) -> None:
         "b.nii.gz,2,normal,,p2,,50\n"
         "missing.nii.gz,,,,,,\n"
     )
-    samples = load_manifest(tmp_path / "m.csv").samples
+    samples = named_manifest(tmp_path / "m.csv").samples
     assert [s.id for s in samples] == ["x#0", "x#1", "x#2", "x#3", "b.nii.gz#2", "missing.nii.gz"]
     assert [s.label for s in samples] == ["anomalous", "normal", "normal", "normal", "normal", ""]
     assert {(s.unit, s.group, s.extra["age"]) for s in samples[:4]} == {("p1", "p1", "70")}
@@ -238,22 +241,22 @@ def test_a_written_table_reads_the_same(tmp_path: Path) -> None:
 def test_a_mask_beside_its_volume_is_no_image(tmp_path: Path) -> None:
     save(tmp_path / "a.nii.gz", head(1))
     save(tmp_path / "a_mask.nii.gz", marked([3]))
-    assert of(load_manifest(tmp_path).samples, "a.nii.gz") == {0: "normal", 1: "normal", 2: "normal", 3: "anomalous"}
+    assert of(named_manifest(tmp_path).samples, "a.nii.gz") == {0: "normal", 1: "normal", 2: "normal", 3: "anomalous"}
 
 
 def test_a_pattern_names_the_patient_as_group_and_unit(tmp_path: Path) -> None:
     for name in ("p1_T1", "p1_T2", "p2_T1"):
         save(tmp_path / f"{name}.nii.gz", head(1))
-    samples = load_manifest(tmp_path, r"(p\d)").samples
+    samples = named_manifest(tmp_path, r"(p\d)").samples
     assert {(s.unit, s.group) for s in samples} == {("p1", "p1"), ("p2", "p2")}
 
 
 def test_volumes_that_cannot_be_read_are_listed(tmp_path: Path) -> None:
     save(tmp_path / "a.nii.gz", head(1))
     (tmp_path / "b.nii.gz").write_bytes((tmp_path / "a.nii.gz").read_bytes()[:200])
-    samples = load_manifest(tmp_path).samples
+    samples = named_manifest(tmp_path).samples
     assert [s.path for s in samples if s.path.startswith("b")] == ["b.nii.gz"]
-    report = scan(load_manifest(tmp_path))
+    report = scan(named_manifest(tmp_path))
     assert [name for name, _ in report.unreadable] == ["b.nii.gz"]
 
 
@@ -284,7 +287,7 @@ def test_empty_slices_of_patients_are_no_copies_of_each_other(tmp_path: Path) ->
 
 
 def test_bids(tmp_path: Path) -> None:
-    manifest = load_manifest(bids(tmp_path))
+    manifest = named_manifest(bids(tmp_path))
     assert manifest.layout == "bids"
     assert {s.unit for s in manifest.samples} == {"sub-01", "sub-02", "sub-03", "sub-ill"}
     assert all(s.unit == s.group for s in manifest.samples)
@@ -301,7 +304,7 @@ def test_bids_labels_and_splits_of_subjects(tmp_path: Path) -> None:
     (tmp_path / "participants.tsv").write_text(
         "participant_id\tlabel\tsplit\nsub-01\tnormal\ttrain\nsub-02\tnormal\ttest\nsub-03\tanomalous\tn/a\n"
     )
-    manifest = load_manifest(tmp_path)
+    manifest = named_manifest(tmp_path)
     found = {(s.unit, s.label, s.split) for s in manifest.samples}
     assert ("sub-01", "normal", "train") in found
     assert ("sub-02", "normal", "test") in found
@@ -313,7 +316,7 @@ def test_bids_brain_masks_are_valid(tmp_path: Path) -> None:
     bids(tmp_path)
     inside = marked([0, 1], (*SHAPE[:2], SHAPE[2] + 1))
     save(tmp_path / "derivatives/hd-bet/sub-01/anat/sub-01_desc-brain_mask.nii.gz", inside)
-    samples = [s for s in load_manifest(tmp_path).samples if s.unit == "sub-01"]
+    samples = [s for s in named_manifest(tmp_path).samples if s.unit == "sub-01"]
     assert [s.frame for s in samples] == [0, 1]
     assert {s.valid.name for s in samples if s.valid} == {"sub-01_desc-brain_mask.nii.gz"}
     assert {s.mask for s in samples} == {None}
@@ -558,7 +561,7 @@ def test_foreground_of_a_series_and_of_flat_images(tmp_path: Path) -> None:
     grey[2:7, 2:7] = 200
     PIL.Image.fromarray(grey).save(tmp_path / "data/flat.png")
     PIL.Image.fromarray(0 * grey).save(tmp_path / "data/dark.png")
-    manifest = with_foreground(load_manifest(tmp_path / "data"), 100, tmp_path / "masks")
+    manifest = with_foreground(named_manifest(tmp_path / "data"), 100, tmp_path / "masks")
     assert [s.id for s in manifest.samples] == ["dark.png", "flat.png", "0.dcm", "1.dcm", "2.dcm"]
     assert [s.valid is None for s in manifest.samples] == [True, False, False, False, False]
     assert "images with nothing above 100, taken whole: 1" in manifest.notes

@@ -11,10 +11,12 @@ from anomaly_ae.cli.shared import (
     EXIT_SOME_UNREADABLE,
     DataArgument,
     GroupOption,
+    IdentifiedOption,
     OverwriteOption,
     ThreadsOption,
     app,
     listener,
+    warn_identified,
 )
 from anomaly_ae.errors import OutputError, UsageError
 from anomaly_ae.files import refuse_existing_file
@@ -51,6 +53,7 @@ def scan(
     learn_from_patients: Annotated[
         bool, typer.Option("--learn-from-patients", help="In the folds, lesion-free slices of patients train, too.")
     ] = False,
+    identified: IdentifiedOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Say what is here, and what would make results false. Reads every image once; changes nothing."""
@@ -68,7 +71,8 @@ def scan(
         targets = [out.with_name(f"{out.stem}_{number}.csv") for number in range(1, folds + 1)]
     for path in targets:
         refuse_existing_file(path, overwrite)
-    manifest = load_manifest(data, group_regex, suffix)
+    warn_identified(identified)
+    manifest = load_manifest(data, group_regex, suffix, identified)
     if foreground_above is not None and out:
         manifest = with_foreground(manifest, foreground_above, _new_mask_folder(out, overwrite))
     parts = make_folds(manifest, folds, seed, learn_from_patients) if folds else []
@@ -78,7 +82,8 @@ def scan(
         typer.echo(line)
     for path, one in zip(targets, parts or [manifest], strict=False):  # before a refusal: its cure may be to edit it
         write_manifest(one, path, overwrite)
-        typer.echo(f"wrote {path}")
+        warning = "; it holds original paths: keep it with the images" if manifest.is_private else ""
+        typer.echo(f"wrote {path}{warning}")
     report.raise_if_refused()
     raise typer.Exit(EXIT_SOME_UNREADABLE if report.unreadable else 0)
 

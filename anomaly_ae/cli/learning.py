@@ -16,6 +16,7 @@ from anomaly_ae.cli.shared import (
     DataArgument,
     DeviceOption,
     GroupOption,
+    IdentifiedOption,
     MembersOption,
     ModelArgument,
     OverwriteOption,
@@ -29,6 +30,7 @@ from anomaly_ae.cli.shared import (
     asked_of,
     listener,
     load,
+    warn_identified,
 )
 from anomaly_ae.errors import UsageError
 from anomaly_ae.files import refuse_existing_file
@@ -63,6 +65,7 @@ def fit(
     rate: RateOption = None,
     confidence: ConfidenceOption = None,
     group_regex: GroupOption = None,
+    identified: IdentifiedOption = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -81,7 +84,8 @@ def fit(
     changes = [*(f"{key}={value}" for key, value in given.items() if value is not None), *(settings or [])]
     named = config or preset
     chosen = load_config(named or "default", changes)  # a misspelt --set fails here, not after the images were read
-    manifest = load_manifest(data, group_regex)
+    warn_identified(identified)
+    manifest = load_manifest(data, group_regex, identified=identified)
     from anomaly_ae.fitting import fit as fit_detector
     from anomaly_ae.learning import checkpoint_of, remove_checkpoints
     from anomaly_ae.loading import use_threads

@@ -74,6 +74,9 @@ GroupOption = Annotated[
     str | None,
     typer.Option("--group-regex", help="Group = first bracketed part of this pattern in the path, e.g. '(lot\\d+)'."),
 ]
+IdentifiedOption = Annotated[
+    bool, typer.Option("--identified", help="Show patients and paths of DICOM and NIfTI data as they are, not hashes.")
+]
 MembersOption = Annotated[
     int | None, typer.Option("--members", help="K networks, in K times the time: docs/benchmarks.", min=1, max=16)
 ]
@@ -96,6 +99,13 @@ def asked_of(
 
     costs = None if cost is None else Cost.parse(cost)
     return Asked(rate, confidence, sensitivity, costs, value, review_rate, review_sensitivity)
+
+
+def warn_identified(identified: bool) -> None:
+    """Say what --identified does, where it is given."""
+    if identified:
+        what = "patients, file names and paths of DICOM and NIfTI data stand as they are in all that is written"
+        typer.echo(f"warning: --identified: {what}", err=True)
 
 
 def load(model: Path, device: str, threads: int | None) -> Detector:

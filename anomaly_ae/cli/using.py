@@ -17,6 +17,7 @@ from anomaly_ae.cli.shared import (
     DeviceOption,
     GroupOption,
     HeatmapsOption,
+    IdentifiedOption,
     MapsOption,
     ModelArgument,
     OverwriteOption,
@@ -32,6 +33,7 @@ from anomaly_ae.cli.shared import (
     asked_of,
     listener,
     load,
+    warn_identified,
 )
 from anomaly_ae.errors import UsageError
 
@@ -46,6 +48,7 @@ def score(
     out: RunOption,
     maps: MapsOption = False,
     heatmaps: HeatmapsOption = "anomalous",
+    identified: IdentifiedOption = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     overwrite: OverwriteOption = False,
@@ -55,7 +58,10 @@ def score(
 
     options = _run_options(maps, heatmaps, overwrite)
     is_table = len(inputs) == 1 and inputs[0].suffix.lower() in {".csv", ".tsv"}
-    manifest = load_manifest(inputs[0]) if is_table else manifest_from_paths(inputs)
+    warn_identified(identified)
+    manifest = (
+        load_manifest(inputs[0], identified=identified) if is_table else manifest_from_paths(inputs, identified)
+    )
     from anomaly_ae.evaluation import score as score_run
 
     _finish(score_run(load(model, device, threads), manifest, out, options, listener()))
@@ -92,6 +98,7 @@ def evaluate(
         Path | None, typer.Option("--maps-from", help="With --scores: folder of that tool's anomaly maps.")
     ] = None,
     group_regex: GroupOption = None,
+    identified: IdentifiedOption = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     overwrite: OverwriteOption = False,
@@ -101,7 +108,8 @@ def evaluate(
 
     options = _run_options(maps, heatmaps, overwrite, by or [], defect_rate or [])
     inputs = _model_and_data(model, data, scores, maps_from, maps or heatmaps != "none")
-    manifest = load_manifest(inputs[-1], group_regex)
+    warn_identified(identified)
+    manifest = load_manifest(inputs[-1], group_regex, identified=identified)
     from anomaly_ae.evaluation import evaluate as evaluate_run
     from anomaly_ae.evaluation import evaluate_scores
 

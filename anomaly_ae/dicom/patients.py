@@ -45,21 +45,21 @@ def hashed(texts: Iterable[str], kind: str) -> dict[str, str]:
     return {text: f"{kind}-{hmac.new(salt, text.encode(), 'sha256').hexdigest()[:_N_DIGITS]}" for text in set(texts)}
 
 
-def remember(names: Mapping[str, str]) -> None:
-    """Add identifiers and their names to the key file, which only its owner may read.
+def remember(names: Mapping[str, str], file: str = KEY_FILE) -> None:
+    """Add identifiers and their names to a key file, which only its owner may read.
 
     Raises
     ------
     OutputError
         The key file cannot be read or written.
     """
-    path = private_folder() / KEY_FILE
+    path = private_folder() / file
     known = _read_key(path)
     if {name: text for text, name in names.items()}.items() <= known.items():
         return
     lines = io.StringIO(newline="")
     table = csv.writer(lines, lineterminator="\n")
-    table.writerow(("name", "patient_id"))
+    table.writerow(("name", "patient_id" if file == KEY_FILE else "original"))
     table.writerows(sorted({**known, **{name: text for text, name in names.items()}}.items()))
     with replacing(path) as temporary:
         temporary.touch(_OWNER_ONLY)

@@ -130,7 +130,7 @@ def file_head(path: Path, name: str, n_bytes: int = 512) -> bytes:
             f"{name}: may not be read", "permission denied", "change the file's permissions"
         ) from error
     except (OSError, ValueError) as error:
-        raise UnreadableImageError(f"{name}: cannot be opened", one_line(error)) from error
+        raise UnreadableImageError(f"{name}: cannot be opened", one_line(error, without=name)) from error
     if not head:
         raise UnreadableImageError(f"{name}: is empty", "0 bytes", COPY_AGAIN)
     return head
@@ -165,8 +165,9 @@ def decoding(name: str, kind: str, quote: bool = True) -> Iterator[None]:
             f"{name}: not enough memory to decode this {kind}", "", "free memory or reduce the image"
         ) from error
     except Exception as error:
-        is_for_people = quote and not isinstance(error, _PYTHON_ERRORS)
-        why = one_line(error) if is_for_people else f"its parts contradict each other, {type(error).__name__}"
+        why = f"its parts contradict each other, {type(error).__name__}"
+        if quote and not isinstance(error, _PYTHON_ERRORS):  # words for people
+            why = one_line(error, without=name)
         what = f"{name}: damaged or unsupported {kind}"
         raise UnreadableImageError(what, why, COPY_AGAIN) from (error if quote else None)
 
@@ -176,13 +177,14 @@ def native(pixels: PixelArray) -> PixelArray:
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
-def one_line(error: BaseException, n_characters: int = 200) -> str:
-    """Return an exception's message on one line of limited length, the same in every run.
+def one_line(error: BaseException, n_characters: int = 200, without: str = "") -> str:
+    """Return an exception's message on one line of limited length, the same in every run, `without` a file's path.
 
     >>> one_line(OSError("cannot\\n  identify <_io.BytesIO object at 0x7f0a12>"))
     'cannot identify <_io.BytesIO object>'
     """
-    text = " ".join(re.sub(r" at 0x[0-9a-fA-F]+", "", str(error)).split()) or type(error).__name__
+    said = str(error).replace(without, "the file") if without else str(error)
+    text = " ".join(re.sub(r" at 0x[0-9a-fA-F]+", "", said).split()) or type(error).__name__
     return text if len(text) <= n_characters else text[: n_characters - 3] + "..."
 
 

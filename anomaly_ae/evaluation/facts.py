@@ -90,7 +90,12 @@ def _counts_of(samples: Sequence[Sample]) -> dict[str, int]:
 
 
 def name_of(manifest: Manifest) -> str:
-    """Return the name of the folder of a manifest; "" for images named one by one, which no one folder holds."""
+    """Return the name of the folder of a manifest.
+
+    "" for images named one by one, which no one folder holds, and where paths are not shown.
+    """
+    if manifest.is_private:
+        return ""
     root, layout = manifest.root, manifest.layout
     if root.name not in ("", ".."):
         return root.name

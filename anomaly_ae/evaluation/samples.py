@@ -16,7 +16,7 @@ def test_samples(manifest: Manifest) -> tuple[Sample, ...]:
     samples = tuple(s for s in labelled if s.split == "test" or not has_splits)
     if not samples:
         raise DataError(
-            f"no labelled test images in {manifest.root}",
+            f"no labelled test images in {manifest.place}",
             "figures need images that are known to be normal or anomalous",
             "give a folder with test/good and test/<defect>, or a CSV with label and split; or use score",
         )

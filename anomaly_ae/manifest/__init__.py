@@ -7,6 +7,7 @@
 from anomaly_ae.manifest.checks import Refusal, check_groups
 from anomaly_ae.manifest.discover import load_manifest, manifest_from_paths
 from anomaly_ae.manifest.foreground import with_foreground
+from anomaly_ae.manifest.naming import renamed
 from anomaly_ae.manifest.scanning import Count, ScanReport, scan
 from anomaly_ae.manifest.splits import MIN_NORMALS, lesion_free, make_folds, roles, split_normals
 from anomaly_ae.manifest.table import FIT_SPLITS, Manifest, write_manifest
@@ -23,6 +24,7 @@ __all__ = [
     "load_manifest",
     "make_folds",
     "manifest_from_paths",
+    "renamed",
     "roles",
     "scan",
     "split_normals",

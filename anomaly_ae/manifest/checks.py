@@ -9,6 +9,7 @@ from typing import NamedTuple
 from anomaly_ae.config import SplitConfig
 from anomaly_ae.errors import DataError
 from anomaly_ae.manifest.facts import Inspected
+from anomaly_ae.manifest.naming import shown
 from anomaly_ae.manifest.slices import is_slice
 from anomaly_ae.manifest.splits import MIN_NORMALS, lesion_free, roles, split_normals
 from anomaly_ae.manifest.table import FIT_SPLITS, SPLITS
@@ -196,11 +197,11 @@ def _bad_masks(rows: Sequence[Row]) -> list[Refusal]:
 def mask_problems(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Return (mask path, problem) of masks that are missing, unreadable or of the wrong size."""
     checked = [
-        (path, facts)
+        (shown(row.one.sample, path), facts)
         for row in rows
         for path, facts in ((row.one.sample.mask, row.one.mask), (row.one.sample.valid, row.one.valid))
     ]
-    return [(str(path), facts.problem) for path, facts in checked if facts is not None and facts.problem]
+    return [(name, facts.problem) for name, facts in checked if facts is not None and facts.problem]
 
 
 def empty_masks(rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -208,9 +209,9 @@ def empty_masks(rows: Sequence[Row]) -> list[tuple[str, str]]:
     found = []
     for row in rows:
         if _has_empty_mask(row):
-            found.append((str(row.one.sample.mask), "is empty, but its image is anomalous"))
+            found.append((shown(row.one.sample, row.one.sample.mask), "is empty, but its image is anomalous"))
         if _has_no_valid_pixel(row):
-            found.append((str(row.one.sample.valid), "has no valid pixel"))
+            found.append((shown(row.one.sample, row.one.sample.valid), "has no valid pixel"))
     return found
 
 

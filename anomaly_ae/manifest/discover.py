@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -12,15 +10,16 @@ from typing import NamedTuple
 
 from anomaly_ae.errors import DataError, UnreadableImageError, UsageError
 from anomaly_ae.manifest.bids import bids_manifest, is_bids
+from anomaly_ae.manifest.grouping import GROUP_FILES, group_by_regex, with_group_file, with_group_note
+from anomaly_ae.manifest.naming import hiding_names, with_public_names
 from anomaly_ae.manifest.series import with_series
-from anomaly_ae.manifest.slices import is_slice, slices_of, spacing_notes, with_slices
+from anomaly_ae.manifest.slices import slices_of, spacing_notes, with_slices
 from anomaly_ae.manifest.table import (
     CHANNEL_SEPARATOR,
     TABLE_SUFFIXES,
     Manifest,
     make_sample,
     read_manifest_csv,
-    read_table,
 )
 from anomaly_ae.nifti import is_nifti_file
 from anomaly_ae.readers import count_frames, looks_like_image
@@ -37,9 +36,6 @@ SPLIT_FOLDERS = {
     "test": "test",
 }
 MASK_FOLDER = "ground_truth"
-GROUP_FILES = ("groups.tsv", "groups.csv")
-
-_N_EXAMPLES = 3
 
 
 class _Place(NamedTuple):
@@ -58,7 +54,9 @@ class _Listing(NamedTuple):
     n_others: int
 
 
-def load_manifest(data: Path, group_regex: str | None = None, suffix: str | None = None) -> Manifest:
+def load_manifest(
+    data: Path, group_regex: str | None = None, suffix: str | None = None, identified: bool = False
+) -> Manifest:
     """Turn a folder, a manifest CSV or one image file into a manifest.
 
     Parameters
@@ -71,6 +69,8 @@ def load_manifest(data: Path, group_regex: str | None = None, suffix: str | None
         of a volume also the unit.
     suffix : str, optional
         Which images of a BIDS folder: "T1w", "FLAIR".
+    identified : bool
+        Leave the names of patients and files as they are; otherwise DICOM and NIfTI data get hashes (`naming`).
 
     Returns
     -------
@@ -84,25 +84,32 @@ def load_manifest(data: Path, group_regex: str | None = None, suffix: str | None
     UsageError
         `group_regex` is no regular expression, or `suffix` does not fit.
     """
+    with hiding_names([data], identified):
+        manifest = _read(data, suffix, identified)
+        manifest = replace(manifest, notes=manifest.notes + spacing_notes(manifest.samples))
+        manifest = manifest if group_regex is None else group_by_regex(manifest, group_regex)
+        manifest = manifest if identified else with_public_names(manifest)
+    return manifest if group_regex is None else with_group_note(manifest, group_regex)
+
+
+def _read(data: Path, suffix: str | None, identified: bool) -> Manifest:
     if data.is_dir() and is_bids(data):
-        manifest = bids_manifest(data, suffix)
-    elif suffix is not None:
+        return bids_manifest(data, suffix)
+    if suffix is not None:
         raise UsageError(f"--suffix {suffix} for {data}", "it chooses images of a BIDS folder, and this is none")
-    elif data.is_dir():
-        manifest = _from_folder(data)
-    elif data.suffix.lower() in TABLE_SUFFIXES and data.exists():
-        manifest = read_manifest_csv(data)
-    else:
-        manifest = manifest_from_paths([data])
-    manifest = replace(manifest, notes=manifest.notes + spacing_notes(manifest.samples))
-    return manifest if group_regex is None else _group_by_regex(manifest, group_regex)
+    if data.is_dir():
+        return _from_folder(data, identified)
+    if data.suffix.lower() in TABLE_SUFFIXES and data.exists():
+        return read_manifest_csv(data)
+    return _from_paths([data], identified)
 
 
-def manifest_from_paths(paths: Sequence[Path]) -> Manifest:
+def manifest_from_paths(paths: Sequence[Path], identified: bool = False) -> Manifest:
     """List images to be scored: files as given, folders with everything below them.
 
     A file that is named is always listed, image or not: what cannot be read becomes a failure, not a gap.
     Where one folder is given it is the root, which names the data; paths start where one stands all the same.
+    `identified` as for `load_manifest`.
 
     Raises
     ------
@@ -111,6 +118,12 @@ def manifest_from_paths(paths: Sequence[Path]) -> Manifest:
     UsageError
         A path is a table.
     """
+    with hiding_names(paths, identified):
+        manifest = _from_paths(paths, identified)
+        return manifest if identified else with_public_names(manifest)
+
+
+def _from_paths(paths: Sequence[Path], identified: bool) -> Manifest:
     if len(paths) == 1 and is_bids(paths[0]):
         return bids_manifest(paths[0])
     names: set[str] = set()
@@ -130,7 +143,7 @@ def manifest_from_paths(paths: Sequence[Path]) -> Manifest:
     samples = tuple(sample for name in sorted(names) for sample in _samples(Path(), name, _Place(), None))
     notes = _ignored_notes(n_others, n_masks, "masks")
     root = paths[0].resolve() if len(paths) == 1 and paths[0].is_dir() else Path()
-    return _volumes(Manifest(root, samples, notes, "flat"))
+    return _volumes(Manifest(root, samples, notes, "flat"), identified)
 
 
 def _refuse_table(path: Path) -> None:
@@ -139,7 +152,7 @@ def _refuse_table(path: Path) -> None:
         raise UsageError(what, "it is a manifest, or no input at all", "give one manifest alone, or leave it out")
 
 
-def _from_folder(root: Path) -> Manifest:
+def _from_folder(root: Path, identified: bool) -> Manifest:
     listing = _list_folder(root)
     if not listing.images:
         raise _no_images(str(root), listing.n_others)
@@ -155,11 +168,11 @@ def _from_folder(root: Path) -> Manifest:
         raise _no_images(f"the folders of {root} that the layout {layout} knows", listing.n_others)
     notes = _ignored_notes(listing.n_others, len(listing.masks) - len({s.mask for s in samples if s.mask}))
     notes += _outside_notes([image for image, place in places.items() if place is None])
-    return _with_group_file(_volumes(Manifest(root, tuple(samples), notes, layout)))
+    return with_group_file(_volumes(Manifest(root, tuple(samples), notes, layout), identified))
 
 
-def _volumes(manifest: Manifest) -> Manifest:
-    manifest = with_series(manifest)
+def _volumes(manifest: Manifest, identified: bool) -> Manifest:
+    manifest = with_series(manifest, identified)
     return replace(manifest, samples=with_slices(manifest.samples))
 
 
@@ -326,57 +339,3 @@ def _outside_notes(outside: Sequence[PurePosixPath]) -> tuple[str, ...]:
         return ()
     folders = sorted({f"{image.parts[0]}/" if len(image.parts) > 1 else "the top folder" for image in outside})
     return (f"ignored images in {', '.join(folders)}, names that say neither split nor label: {len(outside)}",)
-
-
-def _with_group_file(manifest: Manifest) -> Manifest:
-    """Take the groups from ``groups.tsv`` or ``groups.csv`` (columns path, group), when there is one."""
-    file = next((manifest.root / name for name in GROUP_FILES if (manifest.root / name).is_file()), None)
-    if file is None:
-        return manifest
-    groups = _read_groups(file)
-    paths = {sample.path for sample in manifest.samples}
-    samples = tuple(replace(s, group=groups.get(s.path, s.group)) for s in manifest.samples)
-    counts = (
-        (len(groups.keys() - paths), "rows without an image"),
-        (len(paths - groups.keys()), "images without a row (each its own group)"),
-    )
-    notes = tuple(f"{file.name}: {what}: {n}" for n, what in counts if n)
-    return replace(manifest, samples=samples, notes=manifest.notes + notes)
-
-
-def _read_groups(file: Path) -> dict[str, str]:
-    groups: dict[str, str] = {}
-    for number, cells in read_table(file, ("path", "file")):
-        path = PurePosixPath((cells.get("path") or cells.get("file", "")).replace("\\", "/")).as_posix()
-        group = cells.get("group", "")
-        if not group:
-            raise DataError(f"{file}, row {number} names no group", "columns: path, group", "fill the cell")
-        if groups.setdefault(path, group) != group:
-            what = f"{file}, row {number} puts {path} in group {group!r}"
-            raise DataError(what, f"an earlier row says {groups[path]!r}", "keep one of the rows")
-    return groups
-
-
-def _group_by_regex(manifest: Manifest, group_regex: str) -> Manifest:
-    try:
-        pattern = re.compile(group_regex)
-    except re.error as error:
-        raise UsageError(f"'{group_regex}' is no regular expression", str(error), "example: 'part(\\d+)'") from error
-    samples = tuple(_of_group(s, _match(pattern, s.path)) for s in manifest.samples)
-    sizes = Counter(sample.group for sample in samples)
-    examples = ", ".join(repr(group) for group in sorted(sizes)[:_N_EXAMPLES])
-    note = f"group from '{group_regex}': {len(sizes)} groups, such as {examples}"
-    return replace(manifest, samples=samples, notes=(*manifest.notes, note))
-
-
-def _of_group(sample: Sample, group: str) -> Sample:
-    return replace(sample, group=group, unit=group if is_slice(sample) else sample.unit)
-
-
-def _match(pattern: re.Pattern[str], path: str) -> str:
-    found = pattern.search(path)
-    group = found.group(1 if pattern.groups else 0) if found else None
-    if not group:
-        what = f"the group pattern '{pattern.pattern}' finds nothing in {path!r}"
-        raise DataError(what, "every image needs a group", "widen the pattern, or use groups.tsv")
-    return group

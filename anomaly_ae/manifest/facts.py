@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from anomaly_ae.errors import AnomalyAEError
+from anomaly_ae.errors import AnomalyAEError, UnreadableImageError
+from anomaly_ae.manifest.naming import renamed, shown
 from anomaly_ae.readers import pixel_sha256, read_channels, read_mask
 from anomaly_ae.records import Image, Sample
 from anomaly_ae.shortcuts import Properties, properties
@@ -87,7 +88,7 @@ def inspect(sample: Sample) -> Inspected:
         image = _read(sample)
         facts = _facts(image, sum(file.stat().st_size for file in sample.files))
     except (AnomalyAEError, OSError) as error:
-        return Inspected(sample, reason=_reason(error, sample.files[0]))
+        return Inspected(sample, reason=_reason(error, sample, sample.files[0]))
     mask, valid = (_inspect_mask(path, sample, image.spatial_shape) for path in (sample.mask, sample.valid))
     return Inspected(sample, facts, mask=mask, valid=valid)
 
@@ -123,16 +124,21 @@ def _inspect_mask(path: Path | None, sample: Sample, shape: tuple[int, ...]) -> 
     try:
         mask = read_mask(path, frame=sample.frame, image_file=sample.files[0])
     except (AnomalyAEError, OSError) as error:
-        return MaskFacts(f"cannot be read: {_reason(error, path)}")
+        return MaskFacts(f"cannot be read: {_reason(error, sample, path)}")
     if mask.shape != shape:
         return MaskFacts(f"is {_text(mask.shape)} px, its image {_text(shape)} px")
     return MaskFacts(is_empty=not mask.any())
 
 
-def _reason(error: Exception, file: Path) -> str:
+def _reason(error: AnomalyAEError | OSError, sample: Sample, file: Path) -> str:
     """Say why, without the name that the report shows anyway."""
-    text = f"{error.what}: {error.why}" if isinstance(error, AnomalyAEError) else str(error)
-    return " ".join(text.removeprefix(f"{file}: ").removesuffix(": ").split())
+    if isinstance(error, OSError):
+        error = UnreadableImageError(f"{file}: cannot be opened", error.strerror or type(error).__name__)
+    error = renamed(error, sample)
+    text = f"{error.what}: {error.why}"
+    for name in (str(file), sample.id, shown(sample, file)):
+        text = text.removeprefix(f"{name}: ")
+    return " ".join(text.removesuffix(": ").split())
 
 
 def _text(shape: tuple[int, ...]) -> str:

@@ -16,10 +16,11 @@ from anomaly_ae.readers import DICOM_SUFFIXES
 from anomaly_ae.records import Sample
 
 
-def with_series(manifest: Manifest) -> Manifest:
+def with_series(manifest: Manifest, identified: bool = False) -> Manifest:
     """Name the patient of every DICOM file as its unit and group, and put the slices of a series in their order.
 
     Which hash stands for which patient goes to the private key file. Files of other kinds stay as they are.
+    `identified`: patients and series go by their own identifiers instead.
 
     Raises
     ------
@@ -30,14 +31,16 @@ def with_series(manifest: Manifest) -> Manifest:
     headers = {path: header for path, header in found.items() if header is not None}
     if not headers:
         return manifest
-    patients = hashed((header.patient for header in headers.values() if header.patient), "patient")
-    remember(patients)
+    patients = {header.patient: header.patient for header in headers.values() if header.patient}
+    if not identified:
+        patients = hashed(patients, "patient")
+        remember(patients)
     of_patient = {path: patients[header.patient] for path, header in headers.items() if header.patient}
     named = [
         replace(s, unit=of_patient[s.path], group=of_patient[s.path]) if s.path in of_patient else s
         for s in manifest.samples
     ]
-    samples, notes = _in_order(named, headers)
+    samples, notes = _in_order(named, headers, identified)
     return replace(manifest, samples=tuple(samples), notes=(*manifest.notes, *notes))
 
 
@@ -49,7 +52,9 @@ def _header(file: Path, name: str) -> SliceHeader | None:
         return None
 
 
-def _in_order(samples: Sequence[Sample], headers: Mapping[str, SliceHeader]) -> tuple[list[Sample], list[str]]:
+def _in_order(
+    samples: Sequence[Sample], headers: Mapping[str, SliceHeader], identified: bool
+) -> tuple[list[Sample], list[str]]:
     """Return the samples with the slices of each series by position, and what is odd about the series."""
     by_series: defaultdict[str, list[Sample]] = defaultdict(list)
     n_frames = Counter(sample.path for sample in samples)
@@ -57,7 +62,7 @@ def _in_order(samples: Sequence[Sample], headers: Mapping[str, SliceHeader]) -> 
         is_one = sample.path in headers and n_frames[sample.path] == 1  # a file of many frames is a volume by itself
         by_series[headers[sample.path].series if is_one else ""].append(sample)
     ordered = by_series.pop("", [])
-    names = hashed(by_series, "series")
+    names = {series: series for series in by_series} if identified else hashed(by_series, "series")
     found: dict[str, list[Stack]] = {}
     for series, own in by_series.items():
         parts = stacks([headers[sample.path] for sample in own])

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from anomaly_ae.errors import ConfigError, DataError
+from anomaly_ae.manifest.naming import is_public, order_of
 from anomaly_ae.manifest.slices import VOLUME_LABEL_COLUMN, is_slice
 from anomaly_ae.manifest.table import FIT_SPLITS, Manifest
 from anomaly_ae.records import ANOMALOUS_LABEL, Sample
@@ -73,10 +74,10 @@ def split_normals(
     n_wanted = {name: share * n_normals for name, share in shares.items() if not parts[name]}
     pool = _by_group(parts["train"])
     _refuse_few_groups(pool, n_needed=1 + len(n_wanted))
-    sizes = np.array([len(pool[group]) for group in sorted(pool)])
+    sizes = np.array([len(own) for own in pool.values()])
     assigned = _assign(sizes, n_wanted, np.random.default_rng(seed))
     cut = {name: [*part] for name, part in parts.items() if name != "train"} | {"train": []}
-    for group, name in zip(sorted(pool), assigned, strict=True):
+    for group, name in zip(pool, assigned, strict=True):
         cut[name] += pool[group]
     return {name: _by_id(cut[name]) for name in FIT_SPLITS}
 
@@ -179,7 +180,7 @@ def make_folds(manifest: Manifest, k: int, seed: int, learn_from_patients: bool 
         raise DataError(f"{k} folds", "a fold trains on some groups and tests on others", "ask for 2 or more")
     groups = _by_group(manifest.samples)
     always_test = set() if learn_from_patients else _with_an_anomaly(manifest.samples)
-    rotating = sorted(groups.keys() - always_test)
+    rotating = [group for group in groups if group not in always_test]
     if len(rotating) < k:
         what = f"{k} folds from {len(rotating)} groups of normal images"
         raise DataError(what, "each fold tests at least one group", f"ask for fewer, or {_FINER_GROUPS}")
@@ -209,11 +210,12 @@ def _fold(manifest: Manifest, number: int, k: int, always_test: set[str], fold_o
 
 
 def _by_group(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
+    """Return the samples of each group, the groups by name; by their first file where the name is a hash."""
     groups: defaultdict[str, list[Sample]] = defaultdict(list)
     for sample in _by_id(samples):
         groups[sample.group].append(sample)
-    return dict(groups)
+    return dict(sorted(groups.items(), key=lambda item: order_of(item[1][0]) if is_public(item[0]) else item[0]))
 
 
 def _by_id(samples: Iterable[Sample]) -> tuple[Sample, ...]:
-    return tuple(sorted(samples, key=lambda sample: sample.id))
+    return tuple(sorted(samples, key=order_of))

@@ -42,12 +42,20 @@ class Manifest:
         What was ignored or assumed on the way, for people.
     layout : str
         "mvtec", "normal/anomalous", "normal/<defect>", "bids", "flat" or "csv".
+    is_private : bool
+        There are DICOM or NIfTI files, and the samples have public names: see `naming`.
     """
 
     root: Path
     samples: tuple[Sample, ...]
     notes: tuple[str, ...] = ()
     layout: str = "csv"
+    is_private: bool = False
+
+    @property
+    def place(self) -> str:
+        """What messages call the folder."""
+        return "this data" if self.is_private else str(self.root)
 
     def select(self, split: str | None = None, label: str | None = None) -> tuple[Sample, ...]:
         """Return the samples of one split, of one label, or of both; None means any."""
@@ -280,7 +288,7 @@ def write_manifest(manifest: Manifest, path: Path, overwrite: bool = False) -> N
     n_known = len(COLUMNS) if any(sample.volume for sample in manifest.samples) else COLUMNS.index("volume")
     writer.writerow([*COLUMNS[:n_known], *extra_names])
     for sample in manifest.samples:
-        known = _known_cells(sample, path.parent)[:n_known]
+        known = _known_cells(sample, path.parent, manifest.is_private)[:n_known]
         writer.writerow([*known, *(sample.extra.get(n, "") for n in extra_names)])
     try:
         write_text(path, buffer.getvalue())
@@ -288,9 +296,9 @@ def write_manifest(manifest: Manifest, path: Path, overwrite: bool = False) -> N
         raise OutputError(f"{path} cannot be written", "a file name is no text", "rename it") from error
 
 
-def _known_cells(sample: Sample, folder: Path) -> list[str]:
-    """The cells of `COLUMNS`, in their order."""
-    written = sample.path.split(CHANNEL_SEPARATOR)
+def _known_cells(sample: Sample, folder: Path, is_private: bool) -> list[str]:
+    """The cells of `COLUMNS`, in their order; the paths are real, also where they are shown nowhere else."""
+    written = [str(file) for file in sample.files] if is_private else sample.path.split(CHANNEL_SEPARATOR)
     if len(written) != len(sample.files):
         what, why = (
             f"{sample.path!r} cannot stand in a manifest",
@@ -298,7 +306,8 @@ def _known_cells(sample: Sample, folder: Path) -> list[str]:
         )
         raise OutputError(what, why, "rename the file")
     pairs = zip(written, sample.files, strict=True)
-    paths = [part if Path(part).is_absolute() else _relative(file, folder) for part, file in pairs]
+    keeps = [not is_private and Path(part).is_absolute() for part in written]
+    paths = [part if keep else _relative(file, folder) for keep, (part, file) in zip(keeps, pairs, strict=True)]
     mask, valid = (_relative(file, folder) if file else "" for file in (sample.mask, sample.valid))
     joined = CHANNEL_SEPARATOR.join(paths)
     known = (sample.unit, sample.group, sample.split, sample.defect, sample.id, sample.volume)

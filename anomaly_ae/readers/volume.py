@@ -42,7 +42,7 @@ def _percentiles(volume: tuple[Slice, ...], low: float, high: float) -> FloatArr
     parts = list(_some_voxels(volume))
     if len({len(part) for part in parts}) != 1:
         why = "no slice can be read" if not parts else "its slices have different numbers of channels"
-        raise DataError(f"{volume[0].files[0]}: no intensity limits of this volume", why, "mend it, or leave it out")
+        raise DataError("a volume has no intensity limits", why, "mend it, or leave it out")  # its path may be private
     limits: FloatArray = np.percentile(np.concatenate(parts, axis=1).astype(np.float64), (low, high), axis=1).T
     return limits
 

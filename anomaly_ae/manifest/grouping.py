@@ -1,0 +1,83 @@
+"""Groups that the user names: in a table beside the images, or by a pattern in their paths."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from anomaly_ae.errors import DataError, UsageError
+from anomaly_ae.manifest.slices import is_slice
+from anomaly_ae.manifest.table import Manifest, read_table
+from anomaly_ae.records import Sample
+
+GROUP_FILES = ("groups.tsv", "groups.csv")
+
+_N_EXAMPLES = 3
+
+
+def with_group_file(manifest: Manifest) -> Manifest:
+    """Take the groups from ``groups.tsv`` or ``groups.csv`` (columns path, group), when there is one."""
+    file = next((manifest.root / name for name in GROUP_FILES if (manifest.root / name).is_file()), None)
+    if file is None:
+        return manifest
+    groups = _read_groups(file)
+    paths = {sample.path for sample in manifest.samples}
+    samples = tuple(replace(s, group=groups.get(s.path, s.group)) for s in manifest.samples)
+    counts = (
+        (len(groups.keys() - paths), "rows without an image"),
+        (len(paths - groups.keys()), "images without a row (each its own group)"),
+    )
+    notes = tuple(f"{file.name}: {what}: {n}" for n, what in counts if n)
+    return replace(manifest, samples=samples, notes=manifest.notes + notes)
+
+
+def _read_groups(file: Path) -> dict[str, str]:
+    groups: dict[str, str] = {}
+    for number, cells in read_table(file, ("path", "file")):
+        path = PurePosixPath((cells.get("path") or cells.get("file", "")).replace("\\", "/")).as_posix()
+        group = cells.get("group", "")
+        if not group:
+            raise DataError(f"{file}, row {number} names no group", "columns: path, group", "fill the cell")
+        if groups.setdefault(path, group) != group:
+            what = f"{file}, row {number} puts {path} in group {group!r}"
+            raise DataError(what, f"an earlier row says {groups[path]!r}", "keep one of the rows")
+    return groups
+
+
+def group_by_regex(manifest: Manifest, group_regex: str) -> Manifest:
+    """Take the groups from the paths; of slices the units, too.
+
+    Raises
+    ------
+    UsageError
+        `group_regex` is no regular expression.
+    DataError
+        It finds nothing in a path.
+    """
+    try:
+        pattern = re.compile(group_regex)
+    except re.error as error:
+        raise UsageError(f"'{group_regex}' is no regular expression", str(error), "example: 'part(\\d+)'") from error
+    return replace(manifest, samples=tuple(_of_group(s, _match(pattern, s.path)) for s in manifest.samples))
+
+
+def with_group_note(manifest: Manifest, group_regex: str) -> Manifest:
+    """Say which groups a pattern found."""
+    groups = sorted({sample.group for sample in manifest.samples})
+    examples = ", ".join(repr(group) for group in groups[:_N_EXAMPLES])
+    note = f"group from '{group_regex}': {len(groups)} groups, such as {examples}"
+    return replace(manifest, notes=(*manifest.notes, note))
+
+
+def _of_group(sample: Sample, group: str) -> Sample:
+    return replace(sample, group=group, unit=group if is_slice(sample) else sample.unit)
+
+
+def _match(pattern: re.Pattern[str], path: str) -> str:
+    found = pattern.search(path)
+    group = found.group(1 if pattern.groups else 0) if found else None
+    if not group:
+        what = f"the group pattern '{pattern.pattern}' finds nothing in {path!r}"
+        raise DataError(what, "every image needs a group", "widen the pattern, or use groups.tsv")
+    return group
