@@ -28,9 +28,10 @@ _NAME = "anomaly_ae"
 _SERIES_NUMBERS = {"sc": 9001, "seg": 9002}  # behind those of a scanner
 _SERIES_DESCRIPTIONS = {"sc": f"Anomaly overlay - {RESEARCH_USE}", "seg": f"Anomaly regions - {RESEARCH_USE}"}
 _MAY_BE_EMPTY = (  # highdicom asks for these; PS3.5 7.4.3: type 2
-    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime"),
-    *("AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator", "SliceThickness"),
+    *("PatientName", "PatientID", "StudyID", "AccessionNumber"),
+    *("ReferringPhysicianName", "PositionReferenceIndicator", "SliceThickness"),
 )
+_OF_ANY_FORM = ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime")  # highdicom refuses "14:04:38"
 _OF_FRAME = {
     "ImagePositionPatient": "PlanePositionSequence",
     "ImageOrientationPatient": "PlaneOrientationSequence",
@@ -40,7 +41,7 @@ _OF_FRAME = {
 _PLACE = ("FrameOfReferenceUID", *_OF_FRAME)
 _OF_PICTURE = (  # what stays true of a picture of the same pixels
     *("FrameOfReferenceUID", "PositionReferenceIndicator", "ImagePositionPatient", "ImageOrientationPatient"),
-    *("PixelSpacing", "PixelAspectRatio", "PatientOrientation", "ImageLaterality", "BodyPartExamined"),
+    *("PixelSpacing", "PixelAspectRatio", "PatientOrientation", "ImageLaterality"),
     *("BurnedInAnnotation", "RecognizableVisualFeatures"),
     *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
 )
@@ -60,6 +61,8 @@ def one_frame(header: Dataset, frame: int) -> Dataset:
     for key in _MAY_BE_EMPTY:
         if key not in single:
             _put(single, key, None)
+    for key in _OF_ANY_FORM:
+        _put(single, key, None)
     for key, sequence in _OF_FRAME.items():
         _put(single, key, of_frame(header, frame, sequence, key))
     for key in _OF_PICTURE:
@@ -94,7 +97,8 @@ def secondary_capture(source: Dataset, picture: npt.NDArray[np.uint8], identity:
     )
     capture.copy_patient_and_study_information(source)
     _put(capture, "PatientOrientation", None)
-    _put(capture, "Laterality", source.get("Laterality"))
+    if not source.get("ImageLaterality"):
+        _put(capture, "Laterality", source.get("Laterality"))
     for key in _OF_PICTURE:
         if source.get(key) not in (None, ""):
             capture[key] = source[key]
@@ -206,11 +210,14 @@ def _equipment(model_sha256: str) -> Any:
 
 
 def refer(found: Dataset, sources: Sequence[Source]) -> None:
-    """Name the images that an object was made from: General Reference and Common Instance Reference (C.12.2)."""
+    """Name the images that an object was made from (PS3.3 C.12.2), and repeat what they say of patient and study."""
     from highdicom.sr import CodedConcept
     from pydicom.dataset import Dataset
     from pydicom.sr.codedict import codes
 
+    for key in _OF_ANY_FORM:
+        if key in sources[0][0]:
+            found[key] = sources[0][0][key]
     images: dict[str, Dataset] = {}
     frames: dict[str, list[int]] = {}
     for header, frame in sources:

@@ -145,11 +145,10 @@ class DicomWriter:
 
     def lines(self) -> list[str]:
         """Say what was written."""
-        names = {"sc": "Secondary Capture images", "seg": "Segmentations"}
-        lines = [f"DICOM: {self.n_written[kind]} {names[kind]} in dicom/{kind}" for kind in self.kinds]
-        if "seg" in self.kinds:
-            lines[-1] += "; a series without regions gets none"
-        return lines
+        if not self.kinds:
+            return []
+        counts = ", ".join(f"{self.n_written[kind]} in dicom/{kind}" for kind in self.kinds)
+        return [f"DICOM objects: {counts}" + (" (a series without regions gets none)" if "seg" in self.kinds else "")]
 
     def warnings(self) -> list[str]:
         """Say what is missing."""
