@@ -705,7 +705,7 @@ def test_how_to_dicom_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         for number in range(2):
             path = tmp_path / f"scans/{patient}/{number}"
             dicom(path, 2.0 * number + 0.01 * patient, patient=f"ID-{patient}", series=f"1.{patient + 1}")
-    assert run_document(HOW_TO / "dicom.md") == (3, 0)
+    assert run_document(HOW_TO / "dicom.md") == (4, 0)
     units = (tmp_path / "scores/units.csv").read_text(encoding="utf-8")
     assert units.count("patient-") == 2 * 9, "unit and group"
     for file in (tmp_path / "scores").rglob("*.*"):

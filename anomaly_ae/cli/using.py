@@ -38,7 +38,7 @@ from anomaly_ae.cli.shared import (
 from anomaly_ae.errors import UsageError
 
 if TYPE_CHECKING:
-    from anomaly_ae.evaluation import RunResult
+    from anomaly_ae.evaluation import RunOptions, RunResult
 
 
 @app.command()
@@ -48,6 +48,9 @@ def score(
     out: RunOption,
     maps: MapsOption = False,
     heatmaps: HeatmapsOption = "anomalous",
+    dicom: Annotated[
+        str | None, typer.Option("--dicom", help="Also write DICOM objects: sc (overlays), seg (regions), or sc,seg.")
+    ] = None,
     identified: IdentifiedOption = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
@@ -56,7 +59,7 @@ def score(
     """Score images: a table with decisions and regions, heatmaps, a report. Needs no labels."""
     from anomaly_ae.manifest import load_manifest, manifest_from_paths
 
-    options = _run_options(maps, heatmaps, overwrite)
+    options = _with_dicom(_run_options(maps, heatmaps, overwrite), dicom)
     is_table = len(inputs) == 1 and inputs[0].suffix.lower() in {".csv", ".tsv"}
     warn_identified(identified)
     manifest = (
@@ -177,6 +180,12 @@ def _run_options(
     options = RunOptions(maps=maps, heatmaps=heatmaps, by=tuple(by), overwrite=overwrite)
     rates = tuple(float(parse_rate(rate)) for rate in defect_rates)
     return replace(options, defect_rates=rates) if rates else options
+
+
+def _with_dicom(options: RunOptions, kinds: str | None) -> RunOptions:
+    from anomaly_ae.dicom import parse_kinds
+
+    return options if kinds is None else replace(options, dicom=parse_kinds(kinds))
 
 
 def _finish(result: RunResult) -> None:

@@ -218,3 +218,6 @@ def _enter_silence() -> None:
         logger = logging.getLogger(name)
         _undo.callback(setattr, logger, "disabled", logger.disabled)
         logger.disabled = True
+    written = logging.getLogger("highdicom")  # warns of a name that it finds odd, with the name
+    _undo.callback(written.setLevel, written.level)
+    written.setLevel(logging.CRITICAL + 1)
