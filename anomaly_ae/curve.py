@@ -19,6 +19,7 @@ from anomaly_ae.files import write_text
 from anomaly_ae.fitting import fit
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import FIT_SPLITS, MIN_NORMALS, Manifest, make_folds, roles
+from anomaly_ae.manifest.splits import by_group
 from anomaly_ae.metrics import roc_auc
 from anomaly_ae.metrics.paired import Difference, delong_difference, placements
 from anomaly_ae.page import figure, line_plot, table, write_page
@@ -169,10 +170,8 @@ def _train_and_test(manifest: Manifest, seed: int, work: Path) -> tuple[list[Sam
 
 def _parts(train: Sequence[Sample], shares: Sequence[float], seed: int) -> list[list[Sample]]:
     """Return rising parts of whole groups, in one random order, that are large enough to fit on."""
-    members: dict[str, list[Sample]] = {}
-    for sample in train:
-        members.setdefault(sample.group, []).append(sample)
-    names = sorted(members)
+    members = by_group(train)
+    names = list(members)
     order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
     sizes = np.cumsum([len(members[name]) for name in order])
     n_groups = sorted({int(np.searchsorted(sizes, share * len(train) - 1e-9)) + 1 for share in shares})

@@ -62,9 +62,7 @@ def score(
     options = _with_dicom(_run_options(maps, heatmaps, overwrite), dicom)
     is_table = len(inputs) == 1 and inputs[0].suffix.lower() in {".csv", ".tsv"}
     warn_identified(identified)
-    manifest = (
-        load_manifest(inputs[0], identified=identified) if is_table else manifest_from_paths(inputs, identified)
-    )
+    manifest = load_manifest(inputs[0], identified=identified) if is_table else manifest_from_paths(inputs, identified)
     from anomaly_ae.evaluation import score as score_run
 
     _finish(score_run(load(model, device, threads), manifest, out, options, listener()))

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from anomaly_ae.errors import AnomalyAEError, DataError, UnreadableImageError
 from anomaly_ae.keeping import file_stem, why_left_out
+from anomaly_ae.manifest.naming import is_public
 from anomaly_ae.manifest.table import read_table
 from anomaly_ae.metrics import PixelMap
 from anomaly_ae.readers import read_image, read_mask
@@ -69,13 +70,19 @@ def read_scores(path: Path, samples: Sequence[Sample]) -> TheirScores:
             raise DataError(what, "which one counts is unclear", "delete one row; frames are told apart by `id`")
         found[sample] = row.cells[names["score"]]
     if not found:
-        example = rows[0].cells["path"] if rows else "nothing"
-        fix = f"paths like {samples[0].path!r} are needed, or an `id` column"
-        raise DataError(f"{path} has no row of this data", f"it names {example!r}", fix)
+        raise _no_row(path, rows[0].cells["path"] if rows else "nothing", samples[0])
     numbers = {name: _number(text) for name, text in found.items()}
     missing = {s.id: f"no row in {path.name}" for s in samples if s.id not in found}
     missing |= {name: f"its score is {found[name]!r}" for name, value in numbers.items() if not math.isfinite(value)}
     return TheirScores({n: v for n, v in numbers.items() if math.isfinite(v)}, missing, n_unknown)
+
+
+def _no_row(table: Path, example: str, sample: Sample) -> DataError:
+    if is_public(sample.path):
+        why, fix = "its paths lead to no file of it", "--identified lets it name images as their manifest does"
+    else:
+        why, fix = f"it names {example!r}", f"paths like {sample.path!r} are needed, or an `id` column"
+    return DataError(f"{table} has no row of this data", why, fix)
 
 
 def _places(samples: Sequence[Sample]) -> dict[str, str]:

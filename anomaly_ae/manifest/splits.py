@@ -72,7 +72,7 @@ def split_normals(
     n_normals = sum(len(part) for part in parts.values())
     shares = {"calibration": calibration_share, "validation": validation_share}
     n_wanted = {name: share * n_normals for name, share in shares.items() if not parts[name]}
-    pool = _by_group(parts["train"])
+    pool = by_group(parts["train"])
     _refuse_few_groups(pool, n_needed=1 + len(n_wanted))
     sizes = np.array([len(own) for own in pool.values()])
     assigned = _assign(sizes, n_wanted, np.random.default_rng(seed))
@@ -178,7 +178,7 @@ def make_folds(manifest: Manifest, k: int, seed: int, learn_from_patients: bool 
     """
     if k < 2:
         raise DataError(f"{k} folds", "a fold trains on some groups and tests on others", "ask for 2 or more")
-    groups = _by_group(manifest.samples)
+    groups = by_group(manifest.samples)
     always_test = set() if learn_from_patients else _with_an_anomaly(manifest.samples)
     rotating = [group for group in groups if group not in always_test]
     if len(rotating) < k:
@@ -209,7 +209,7 @@ def _fold(manifest: Manifest, number: int, k: int, always_test: set[str], fold_o
     return replace(manifest, samples=samples, notes=(*manifest.notes, f"fold {number + 1} of {k}, by group"))
 
 
-def _by_group(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
+def by_group(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
     """Return the samples of each group, the groups by name; by their first file where the name is a hash."""
     groups: defaultdict[str, list[Sample]] = defaultdict(list)
     for sample in _by_id(samples):
