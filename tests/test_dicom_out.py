@@ -43,7 +43,7 @@ from anomaly_ae.version import __version__
 
 STUDY, SERIES, PLACE = generate_uid(), generate_uid(), generate_uid()
 NAME, PATIENT = "Müller^Änne", "ID-4711"
-SHAPE = (12, 10)
+SHAPE = (11, 9)
 AXIAL, CORONAL_TURNED = (1, 0, 0, 0, 1, 0), (0, 0, -1, 0.8, 0.6, 0)
 CORNERS = {"top left": (0, 0), "top right": (0, -1), "bottom left": (-1, 0), "bottom right": (-1, -1)}
 DCIODVFY = shutil.which("dciodvfy")
@@ -329,7 +329,7 @@ def test_a_series_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypa
     for number, path in enumerate(series(tmp_path, [0, 3], marked=[0]), start=1):
         add(writer, number, path)
     writer.finish()
-    assert "2 x 12 x 10 pixels" in writer.refused[0]
+    assert "2 x 11 x 9 pixels" in writer.refused[0]
     assert not (tmp_path / "out").exists()
 
 
@@ -348,6 +348,16 @@ def test_what_cannot_be_referred_to_is_refused_by_name_and_stops_nothing(tmp_pat
     assert "bare.dcm: no DICOM objects of it: StudyInstanceUID missing" in refused
     assert "Secret" not in refused
     assert writer.n_written == {"sc": 1, "seg": 1}
+
+
+def test_a_file_that_goes_while_others_are_scored_is_named(tmp_path: Path) -> None:
+    first, second = series(tmp_path, [0, 3], marked=[0])
+    writer = DicomWriter(tmp_path / "out", ("seg",), "ab" * 32)
+    for number, path in enumerate((first, second), start=1):
+        writer.add(number, f"image-{number}", path, 0, np.zeros((*SHAPE, 3), np.uint8), np.ones(SHAPE, bool))
+    first.unlink()
+    writer.finish()
+    assert writer.refused == ["image-1: no such file (check the path; paths in a CSV are relative to it)"]
 
 
 def test_a_file_without_the_attributes_that_may_be_empty_is_enough(tmp_path: Path) -> None:
@@ -374,8 +384,10 @@ def test_unknown_kinds_and_a_missing_package_are_said_first(monkeypatch: pytest.
         parse_kinds("sc,rtstruct")
     assert parse_kinds("seg, sc,seg") == ("seg", "sc")
     monkeypatch.setattr(dicom_write, "find_spec", lambda name: None)
-    with pytest.raises(OutputError, match=r"highdicom is not installed .*anomaly-ae\[medical\]"):
-        parse_kinds("sc")
+    for begin in (lambda: parse_kinds("sc"), lambda: DicomWriter(Path("out"), ("sc",), "ab")):
+        with pytest.raises(OutputError, match=r"highdicom is not installed .*anomaly-ae\[medical\]"):
+            begin()
+    assert DicomWriter(Path("out"), (), "ab").lines() == []
 
 
 # --- a run ------------------------------------------------------------

@@ -57,12 +57,17 @@ def parse_kinds(text: str) -> tuple[str, ...]:
         highdicom is not installed.
     """
     kinds = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    if not set(kinds) <= set(KINDS):
-        raise UsageError(f"--dicom {text}", "unknown", "one of: sc, seg, or both as sc,seg")
-    if find_spec("highdicom") is None:
-        why = "the package highdicom is not installed"
-        raise OutputError(f"--dicom {text}: cannot write DICOM", why, "pip install 'anomaly-ae[medical]'")
+    _check_kinds(kinds)
     return kinds
+
+
+def _check_kinds(kinds: tuple[str, ...]) -> None:
+    asked = ",".join(kinds)
+    if not set(kinds) <= set(KINDS):
+        raise UsageError(f"--dicom {asked}", "unknown", "one of: sc, seg, or both as sc,seg")
+    if kinds and find_spec("highdicom") is None:
+        why = "the package highdicom is not installed"
+        raise OutputError(f"--dicom {asked}: cannot write DICOM", why, "pip install 'anomaly-ae[medical]'")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,6 +92,11 @@ class DicomWriter:
     kinds : tuple of {"sc", "seg"}
     model_sha256 : str
         Says in every object which model it is from, as the serial number of the device.
+
+    Raises
+    ------
+    UsageError, OutputError
+        As `parse_kinds`.
     """
 
     folder: Path
@@ -100,6 +110,9 @@ class DicomWriter:
     _series: dict[Hashable, str] = field(default_factory=dict)
     _instances: Counter[str] = field(default_factory=Counter)
     _last: tuple[Path, Dataset] | None = None  # a multi-frame file has one header for all its frames
+
+    def __post_init__(self) -> None:
+        _check_kinds(self.kinds)
 
     def add(
         self, number: int, name: str, path: Path, frame: int, picture: npt.NDArray[np.uint8], inside: BoolArray
@@ -122,7 +135,7 @@ class DicomWriter:
             True in regions.
         """
         try:
-            header = self._header(path)
+            header = self._header(path, name)
         except UnreadableImageError:  # it was scored, so it is an image of another kind
             self.n_foreign += 1
             return
@@ -160,10 +173,10 @@ class DicomWriter:
             found.append(f"{len(self.refused)} DICOM objects could not be written; the first: {self.refused[0]}")
         return found
 
-    def _header(self, path: Path) -> Dataset:
+    def _header(self, path: Path, name: str) -> Dataset:
         if self._last is None or self._last[0] != path:
-            with decoding("", "DICOM file", quote=False):  # no message of it is shown
-                self._last = path, read_header(path, "")[0]
+            with decoding(name, "DICOM file", quote=False):
+                self._last = path, read_header(path, name)[0]
         return self._last[1]
 
     def _add(self, header: Dataset, piece: _Slice, picture: npt.NDArray[np.uint8]) -> None:
@@ -191,7 +204,7 @@ class DicomWriter:
         return stack, self._places[place]
 
     def _write_segmentation(self, stack: Sequence[_Slice]) -> None:
-        sources = [(self._header(piece.path), piece.frame) for piece in stack]
+        sources = [(self._header(piece.path, piece.name), piece.frame) for piece in stack]
         frames = [one_frame(*source) for source in sources]
         shape = frames[0].Rows, frames[0].Columns
         if len(stack) * shape[0] * shape[1] > MAX_STACK_PIXELS:
