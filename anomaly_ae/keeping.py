@@ -153,6 +153,8 @@ class MapKeeper:
 def why_left_out(sample: Sample, mask: BoolArray | None) -> str:
     """Say why nobody knows which pixels of an image are anomalous; "" where it is known."""
     is_anomalous = sample.label == ANOMALOUS_LABEL
+    if not sample.label:
+        return "images without a label"
     if mask is None:
         return "images without a readable mask" if sample.mask or is_anomalous else ""
     return "anomalous images with an empty mask" if is_anomalous and not mask.any() else ""

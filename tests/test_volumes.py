@@ -26,7 +26,7 @@ from anomaly_ae.config import load_config
 from anomaly_ae.detector import Detector
 from anomaly_ae.dicom import SliceHeader, hashed, remember, stacks
 from anomaly_ae.errors import DataError, OutputError, UsageError
-from anomaly_ae.evaluation import RunOptions, score
+from anomaly_ae.evaluation import RunOptions, evaluate, score
 from anomaly_ae.fitting import fit
 from anomaly_ae.listener import Listener
 from anomaly_ae.loading import read_sample
@@ -685,6 +685,48 @@ def test_a_run_writes_the_maps_of_a_volume_as_a_volume(volume_detector: Detector
     assert not maps[..., 4:].any(), "slices of air are not scored"
     [want] = [r for r in volume_detector.score_many(manifest.samples[1:2]) if isinstance(r, Score)]
     assert maps[..., 1].max() == pytest.approx(want.score, rel=1e-5)
+
+
+def test_patients_without_slice_labels_count_as_patients(volume_detector: Detector, tmp_path: Path) -> None:
+    """Their slices are in no figure of images or pixels, and the warning says that they are left out of these."""
+    lines = ["path,label,mask,unit,split"]
+    for number in range(6):
+        kind = "normal" if number < 3 else "anomalous"
+        data = head(40 + number)
+        data[marked([1]) > 0] += 0 if number < 3 else 900
+        save(tmp_path / f"{number}.nii", data)
+        mask = save(tmp_path / "5_mask.nii", marked([1])).name if number == 5 else ""
+        lines.append(f"{number}.nii,{kind},{mask},p{number},test")
+    (tmp_path / "m.csv").write_text("\n".join(lines) + "\n")
+    found = evaluate(volume_detector, load_manifest(tmp_path / "m.csv"), tmp_path / "run", RunOptions())
+    metrics = found.metrics or {}
+    assert {name: metrics["counts"][name] for name in ("normal", "anomalous", "unlabelled", "units")} == {
+        **{"normal": 3 * 4 + 3, "anomalous": 1, "unlabelled": 2 * 4, "units": 6}
+    }
+    assert (metrics["unit"]["roc_auc"]["n_normal"], metrics["unit"]["roc_auc"]["n_anomalous"]) == (3, 3)
+    assert (metrics["image"]["roc_auc"]["n_normal"], metrics["image"]["roc_auc"]["n_anomalous"]) == (15, 1)
+    assert "8 images without a label are left out of the pixel figures" in found.warnings
+    with (tmp_path / "run/units.csv").open(encoding="utf-8", newline="") as file:
+        labels = [row["label"] for row in csv.DictReader(file)]
+    assert sorted(labels) == ["anomalous"] * 3 + ["normal"] * 3
+    text = (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    assert "8 without a label, of anomalous volumes" in text
+    assert "Learned from patients" not in text
+    assert "Further 8 slices of anomalous volumes" in (tmp_path / "run/methods.md").read_text(encoding="utf-8")
+
+
+def test_only_patients_without_slice_labels(volume_detector: Detector, tmp_path: Path) -> None:
+    for number in range(2):
+        save(tmp_path / f"{number}.nii", head(50 + number))
+    (tmp_path / "m.csv").write_text("path,label,unit\n0.nii,anomalous,p0\n1.nii,anomalous,p1\n")
+    volume_detector.provenance["n_lesion_free"] = 7
+    metrics = evaluate(volume_detector, load_manifest(tmp_path / "m.csv"), tmp_path / "run", RunOptions()).metrics or {}
+    volume_detector.provenance["n_lesion_free"] = 0
+    assert metrics["unit"]["at_threshold"][0]["sensitivity"]["n_anomalous"] == 2
+    assert metrics["image"]["roc_auc"]["value"] is None
+    for name in ("report.html", "methods.md"):
+        text = (tmp_path / "run" / name).read_text(encoding="utf-8")
+        assert "Learned from patients: 7 of these images are slices of people with a lesion elsewhere" in text
 
 
 # --- documents ------------------------------------------------------------

@@ -16,7 +16,7 @@ from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Sample
 from anomaly_ae.results import FORMAT
 from anomaly_ae.version import __version__
 
-FACTS_OF_MAKING = ("preset", "preset_reason", "n_parameters", "steps", "trained_utc", "working_scale")
+FACTS_OF_MAKING = ("preset", "preset_reason", "n_parameters", "steps", "trained_utc", "working_scale", "n_lesion_free")
 PACKAGES = ("numpy", "scipy", "torch", "monai", "pillow")
 
 
@@ -108,6 +108,7 @@ def counts(rows: Sequence[Mapping[str, Any]], units: Sequence[Mapping[str, Any]]
     return {
         "normal": labels[NORMAL_LABEL],
         "anomalous": labels[ANOMALOUS_LABEL],
+        "unlabelled": labels[""],
         "failed": n_failed,
         "groups": len({row["group"] for row in rows}),
         "units": len(units),

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 
 from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.manifest import Manifest
-from anomaly_ae.records import Sample
+from anomaly_ae.manifest.slices import VOLUME_LABEL_COLUMN
+from anomaly_ae.records import ANOMALOUS_LABEL, Sample
 
 
 def test_samples(manifest: Manifest) -> tuple[Sample, ...]:
-    """Return the rows that figures are computed on."""
-    labelled = [s for s in manifest.samples if s.label]
+    """Return the rows that figures are computed on.
+
+    Slices without a label of an anomalous volume are among them: nobody knows which show it, but the patient counts.
+    """
+    labelled = [s for s in manifest.samples if s.label or s.extra.get(VOLUME_LABEL_COLUMN) == ANOMALOUS_LABEL]
     has_splits = any(s.split for s in labelled)
     samples = tuple(s for s in labelled if s.split == "test" or not has_splits)
     if not samples:

@@ -33,6 +33,7 @@ from anomaly_ae.results import (
     pixel_figures,
     run_metrics,
     shortcut_figures,
+    unit_label,
     unit_rows,
     write_json,
     write_pixels,
@@ -190,11 +191,10 @@ def _undecided_units(rows: Sequence[Mapping[str, Any]], incomplete: Mapping[str,
     found: list[dict[str, Any]] = []
     for unit in sorted({*images, *incomplete}):
         own, is_whole = images.get(unit, []), unit not in incomplete
-        labels = {row["label"] for row in own}
         decision = "" if is_whole else int(Decision.NOT_INSPECTED)
         found.append({
             **_UNKNOWN, "format": FORMAT, "unit": unit, "group": own[0]["group"] if own else incomplete[unit],
-            "label": ANOMALOUS_LABEL if ANOMALOUS_LABEL in labels else min(labels, default=""), "decision": decision,
+            "label": unit_label(own), "decision": decision,
             "score": max(row["score"] for row in own) if is_whole else None, "n_images": len(own), "baselines": {},
         })  # fmt: skip
     return found

@@ -70,6 +70,7 @@ def render(run: Run) -> str:
         ratio=words.ratio,
         count=words.count,
         whole=words.whole,
+        lesion_free=words.lesion_free,
         asked_rate=words.asked_rate,
         interval=words.interval,
         interval_notes=words.interval_notes,

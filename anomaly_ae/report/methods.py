@@ -36,11 +36,14 @@ def _data(run: Run) -> Iterator[str]:
     n = run.metrics["counts"]
     independent = "every image is a group of its own: images are taken as independent"
     grouped = f"{words.count(n.get('groups'), 'group')}; intervals over groups come first"
-    one_each = n.get("groups") == n["normal"] + n["anomalous"]
+    n_unlabelled = n.get("unlabelled", 0)
+    one_each = n.get("groups") == n["normal"] + n["anomalous"] + n_unlabelled
     yield (
         f"\nMeasured: {words.count(n['normal'], 'normal image')} and {words.whole(n['anomalous'])} anomalous, "
         f"{independent if one_each else grouped}. Not inspected: {n.get('failed', 0)}."
     )
+    if n_unlabelled:
+        yield f"Further {words.count(n_unlabelled, 'slice')} of anomalous volumes have no label; their units have one."
     defects = {name: part["roc_auc"]["n_anomalous"] for name, part in run.metrics.get("per_defect", {}).items()}
     if defects:
         yield "Kinds of defect: " + ", ".join(f"{name or '(empty)'} {n}" for name, n in defects.items()) + "."
@@ -62,6 +65,8 @@ def _detector(run: Run) -> Iterator[str]:
         f"validation and {words.whole(model['n_calibration'])} for calibration. "
         f"Working scale: {model['working_scale']}."
     )
+    if model.get("n_lesion_free"):
+        yield words.lesion_free(model["n_lesion_free"])
 
 
 def _choices(run: Run) -> Iterator[str]:

@@ -96,6 +96,16 @@ def count(n: int | None, noun: str) -> str:
     return f"{whole(n)} {noun}" if n == 1 else f"{whole(n)} {noun}s"
 
 
+def lesion_free(n: int) -> str:
+    """Say that slices of patients were taken as normal images.
+
+    >>> lesion_free(12)
+    'Learned from patients: 12 of these images are slices of people with a lesion elsewhere, and may hide one.'
+    """
+    what = "of these images are slices of people with a lesion elsewhere, and may hide one"
+    return f"Learned from patients: {whole(n)} {what}."
+
+
 def interval(metric: Metric, form: Any) -> str:
     """Return the metric's first interval as "[low, high]", or nothing."""
     for limits in metric.get("intervals") or ():

@@ -9,7 +9,7 @@ from anomaly_ae.results.figures import baseline_figures, figures, groups_if_any,
 from anomaly_ae.results.finished import FinishedScores, anomalous_scores, finished_scores
 from anomaly_ae.results.pixels import no_pixel_figures, pixel_figures, write_pixels
 from anomaly_ae.results.review import chosen_on_these, images_sha256, limit_lines
-from anomaly_ae.results.rows import decide_rows, score_row, unit_rows
+from anomaly_ae.results.rows import decide_rows, score_row, unit_label, unit_rows
 from anomaly_ae.results.tables import (
     FAILURE_COLUMNS,
     FORMAT,
@@ -49,6 +49,7 @@ __all__ = [
     "run_metrics",
     "score_row",
     "shortcut_figures",
+    "unit_label",
     "unit_rows",
     "write_json",
     "write_pixels",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from anomaly_ae.calibration import CalibrationScores, Thresholds
+from anomaly_ae.manifest.slices import VOLUME_LABEL_COLUMN
 from anomaly_ae.records import ANOMALOUS_LABEL, Decision, Sample, Score
 from anomaly_ae.results.tables import BASELINES, FORMAT, Row
 from anomaly_ae.threshold import Threshold, decide, display_value, p_values
@@ -93,14 +94,24 @@ def unit_rows(
     return found
 
 
-def _not_inspected(unit: str, group: str, own: Sequence[Row], limit: Threshold) -> dict[str, Any]:
+def unit_label(own: Sequence[Row]) -> str:
+    """Return the label of a unit: anomalous if one of its images or volumes is; "" where its images are not all normal.
+
+    >>> unit_label([{"label": "normal", "extra": {}}, {"label": "", "extra": {"volume_label": "anomalous"}}])
+    'anomalous'
+    """
     labels = {row["label"] for row in own}
-    label = ANOMALOUS_LABEL if ANOMALOUS_LABEL in labels else (labels.pop() if len(labels) == 1 else "")
+    if ANOMALOUS_LABEL in labels | {row["extra"].get(VOLUME_LABEL_COLUMN) for row in own}:
+        return ANOMALOUS_LABEL
+    return str(labels.pop()) if len(labels) == 1 else ""
+
+
+def _not_inspected(unit: str, group: str, own: Sequence[Row], limit: Threshold) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "unit": unit,
         "group": group,
-        "label": label,
+        "label": unit_label(own),
         "decision": int(Decision.NOT_INSPECTED),
         "score": None,
         "threshold": limit.value,
