@@ -83,6 +83,7 @@ def scans(root: Path) -> Path:
         cut.write_bytes(whole[:-2000])
         cut.with_name(f"{FILE}_8.dcm").write_bytes(whole[:300])
         cut.with_name(f"{FILE}_7.dcm").write_bytes(b"")
+    slice_of(root / f"{PERSON}/{FILE}_0.dcm", 20)  # no layout knows this folder
     for number in (13, 14):
         mask = root / f"ground_truth/lesion/{PERSON}_{number}/{FILE}_0_mask.png"
         mask.parent.mkdir(parents=True)
@@ -102,6 +103,22 @@ def volumes(root: Path) -> Path:
         nibabel.save(image, root / f"Bjornson_{PERSON}_{number}.nii.gz")
     cut = root / f"Bjornson_{PERSON}_2.nii.gz"
     cut.write_bytes(cut.read_bytes()[:2000])
+    return root
+
+
+def subjects(root: Path) -> Path:
+    """A BIDS folder whose subjects are called by name and its sessions by dates; one has two masks."""
+    root.mkdir()
+    (root / "dataset_description.json").write_text(json.dumps({"Name": PERSON, "BIDSVersion": "1.10.0"}))
+    (root / "participants.tsv").write_text(f"participant_id\tage\nsub-{PERSON}0\t70\n")
+    for number in range(2):
+        name = f"sub-{PERSON}{number}_ses-{IN_HEADERS['StudyDate']}"
+        for place in ("", "derivatives/a/", "derivatives/b/")[: 1 + 2 * number]:
+            file = root / f"{place}sub-{PERSON}{number}/ses-{IN_HEADERS['StudyDate']}/anat/{name}_T1w.nii"
+            file = file.with_name(f"{name}_label-lesion_mask.nii") if place else file
+            file.parent.mkdir(parents=True)
+            pixels = np.random.default_rng(number).normal(500, 50, (SIDE_PX, SIDE_PX, 3)).astype(np.float32)
+            nibabel.save(nibabel.Nifti1Image(pixels, np.eye(4)), file)
     return root
 
 
@@ -161,6 +178,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("w")
     scans(folder / "in" / ROOT)
     volumes(folder / "in" / "Bjornson_volumes")
+    subjects(folder / "in" / "Bjornson_subjects")
+    slice_of(folder / f"in/Bjornson_groups/{FILE}_0.dcm", 55)
+    (folder / "in/Bjornson_groups/groups.tsv").write_text(f"path\tgroup\n{FILE}_0.dcm\t{PERSON}\n{FILE}_0.dcm\tx\n")
     (folder / "out").mkdir()
     return folder
 
@@ -169,6 +189,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def said(world: Path) -> list[tuple[tuple[str, ...], Outcome]]:
     """Every command that writes, and every way to fail that names a file, with what was said."""
     root, nifti, out = world / "in" / ROOT, world / "in" / "Bjornson_volumes", world / "out"
+    people = world / "in/Bjornson_subjects"
     model, cut = out / "m.safetensors", root / f"test/good/{PERSON}_x/{FILE}_8.dcm"
     small = ("--preset", "smoke", "--set", "training.steps=2", "--false-alarm-rate", "0.5")
     (world / "in/hand.csv").write_text(
@@ -192,7 +213,8 @@ def said(world: Path) -> list[tuple[tuple[str, ...], Outcome]]:
         ("preview", root, "--out", out / "preview.png"),
         ("info", model),
         ("compare", out / "run", out / "run2", "--out", out / "compared"),
-        ("scan", nifti, "--out", out / "nifti_scanned.csv"),
+        ("score", model, root / "test/lesion", "--out", out / "archive", "--dicom", "sc,seg"),
+        ("scan", nifti, "--foreground-above", "500", "--out", out / "nifti_scanned.csv"),
         ("score", model, nifti, "--out", out / "nifti", "--maps", "--heatmaps", "all"),
         # errors
         ("score", model, cut, "--out", out / "none"),
@@ -204,6 +226,9 @@ def said(world: Path) -> list[tuple[tuple[str, ...], Outcome]]:
         ("calibrate", model, root / "train"),
         ("scan", root, "--group-regex", "nowhere"),
         ("scan", root, "--suffix", "T1w"),
+        ("scan", people, "--suffix", "T1w"),
+        ("scan", people, "--suffix", "FLAIR"),
+        ("scan", world / "in/Bjornson_groups"),
         ("scan", world / "in/twice.csv"),
         ("fit", nifti, "--out", out / "none.safetensors", "--preset", "smoke"),
     ]
@@ -212,9 +237,10 @@ def said(world: Path) -> list[tuple[tuple[str, ...], Outcome]]:
 
 def test_every_command_did_what_the_test_is_about(said: list[tuple[tuple[str, ...], Outcome]], world: Path) -> None:
     codes = [(command[0], outcome.code) for command, outcome in said]
-    n_errors = 11
+    n_errors = 14
     assert {code for _, code in codes[:-n_errors]} <= {0, 1, 3}, codes
     assert [code for _, code in codes[-n_errors:]].count(0) == 0
+    assert "ignored images in folders whose names say neither split nor label: 1" in said[0][1].out
     written = {path.relative_to(world / "out").parts[0] for path in (world / "out").rglob("*") if path.is_file()}
     assert written >= {"scanned.csv", "m.safetensors", "scores", "by_hand", "run", "run2", "compared", "nifti"}
     assert any((world / "out/run/heatmaps").iterdir())
@@ -233,7 +259,10 @@ def test_nothing_that_is_written_shows_the_identity(
 ) -> None:
     found = found_in(world / "out")
     manifests = {"scanned.csv", "nifti_scanned.csv", "folds_1.csv", "folds_2.csv"}
-    assert {name: shown for name, shown in found.items() if name not in manifests} == {}
+    to_archive = {name for name in found if name.startswith(f"archive{os.sep}dicom{os.sep}")}
+    assert {name: shown for name, shown in found.items() if name not in manifests | to_archive} == {}
+    assert to_archive, "what goes back to the archive says whose it is"
+    assert leaks("".join(to_archive).encode()) == []
     assert "scanned.csv" in found, "it holds the paths, and the test would find them"
     for name in manifests:
         with (world / "out" / name).open(encoding="utf-8", newline="") as file:
@@ -252,9 +281,11 @@ def test_the_owner_finds_the_way_back(
             keys |= {row["name"]: row[column] for row in csv.DictReader(file)}
         if os.name != "nt":
             assert stat.S_IMODE((private_folder / name).stat().st_mode) == 0o600
-    with (world / "out/run/scores.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert rows
+    rows: list[dict[str, str]] = []
+    for name in ("run", "run2", "scores"):
+        with (world / "out" / name / "scores.csv").open(encoding="utf-8", newline="") as file:
+            rows += csv.DictReader(file)
+    assert len(rows) == 3 * 12
     for row in rows:
         patient = keys[row["unit"]].rsplit("-", 1)
         assert patient[0] == PATIENT_ID
@@ -270,7 +301,7 @@ def test_names_are_the_same_by_folder_and_by_table(said: list[tuple[tuple[str, .
     folder = load_manifest(world / "in" / ROOT).samples
     table = load_manifest(world / "out/scanned.csv").samples
     paths = manifest_from_paths([world / "in" / ROOT]).samples
-    assert {s.id for s in folder} == {s.id for s in table} <= {s.id for s in paths}
+    assert {s.id for s in folder} == {s.id for s in table} < {s.id for s in paths}
     assert {s.path for s in folder} == {s.path for s in table}
     assert all(is_public(s.id) and is_public(s.path) for s in folder)
     assert {f for s in folder for f in s.files} == {f.parent.resolve() / f.name for s in table for f in s.files}
@@ -314,6 +345,19 @@ def test_images_of_other_kinds_keep_their_paths(tmp_path: Path) -> None:
     mixed = load_manifest(tmp_path)
     assert mixed.is_private, "one DICOM file, and the folders are those of patients"
     assert all(is_public(s.id) for s in mixed.samples)
+
+
+def test_subjects_and_sessions_of_bids(tmp_path: Path) -> None:
+    (tmp_path / "lesions").mkdir()
+    folder = subjects(tmp_path / "people")
+    for file in (folder / "derivatives/b").rglob("*.nii"):
+        file.unlink()
+    manifest = load_manifest(folder)
+    assert leaks(json.dumps([[s.id, s.path, s.unit, s.group, dict(s.extra)] for s in manifest.samples]).encode()) == []
+    assert len({s.unit for s in manifest.samples}) == 2
+    assert {s.extra.get("age") for s in manifest.samples} == {"70", None}
+    assert len({s.extra["session"] for s in manifest.samples}) == 1
+    assert manifest.notes == ("subjects that participants.tsv does not name: 1",)
 
 
 def test_two_paths_to_one_image_are_refused(tmp_path: Path) -> None:

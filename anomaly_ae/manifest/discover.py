@@ -11,7 +11,7 @@ from typing import NamedTuple
 from anomaly_ae.errors import DataError, UnreadableImageError, UsageError
 from anomaly_ae.manifest.bids import bids_manifest, is_bids
 from anomaly_ae.manifest.grouping import GROUP_FILES, group_by_regex, with_group_file, with_group_note
-from anomaly_ae.manifest.naming import hiding_names, with_public_names
+from anomaly_ae.manifest.naming import hiding_names, is_medical, with_public_names
 from anomaly_ae.manifest.series import with_series
 from anomaly_ae.manifest.slices import slices_of, spacing_notes, with_slices
 from anomaly_ae.manifest.table import (
@@ -167,7 +167,9 @@ def _from_folder(root: Path, identified: bool) -> Manifest:
     if not samples:
         raise _no_images(f"the folders of {root} that the layout {layout} knows", listing.n_others)
     notes = _ignored_notes(listing.n_others, len(listing.masks) - len({s.mask for s in samples if s.mask}))
-    notes += _outside_notes([image for image, place in places.items() if place is None])
+    outside = [image for image, place in places.items() if place is None]
+    is_private = bool(outside) and not identified and any(is_medical(root / image) for image in places)
+    notes += _outside_notes(outside, is_private)
     return with_group_file(_volumes(Manifest(root, tuple(samples), notes, layout), identified))
 
 
@@ -334,8 +336,10 @@ def _ignored_notes(n_others: int, n_masks: int, masks: str = "masks without an i
     return tuple(f"ignored {what}: {n}" for n, what in counts if n)
 
 
-def _outside_notes(outside: Sequence[PurePosixPath]) -> tuple[str, ...]:
+def _outside_notes(outside: Sequence[PurePosixPath], is_private: bool) -> tuple[str, ...]:
     if not outside:
         return ()
+    if is_private:
+        return (f"ignored images in folders whose names say neither split nor label: {len(outside)}",)
     folders = sorted({f"{image.parts[0]}/" if len(image.parts) > 1 else "the top folder" for image in outside})
     return (f"ignored images in {', '.join(folders)}, names that say neither split nor label: {len(outside)}",)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from anomaly_ae.dicom import hashed, is_dicom, remember
 from anomaly_ae.dicom.shared import file_head
 from anomaly_ae.errors import AnomalyAEError, DataError, UnreadableImageError
+from anomaly_ae.manifest.grouping import GROUP_FILES
 from anomaly_ae.manifest.table import CHANNEL_SEPARATOR, TABLE_SUFFIXES, Manifest, read_table
 from anomaly_ae.nifti import is_nifti
 from anomaly_ae.readers import DICOM_SUFFIXES
@@ -33,7 +34,7 @@ _LAYOUT_WORDS = frozenset({
     *("train", "val", "validation", "calibration", "test", "normal", "good", "ok", "anomalous", "ground_truth", "anat"),
     *("derivatives", "groups.tsv", "groups.csv", "participants.tsv", "dataset_description.json"),
 })  # fmt: skip
-_NAMING_COLUMNS = ("path", "mask", "valid", "unit", "group", "id")
+_NAMING_COLUMNS = ("path", "file", "mask", "valid", "unit", "group", "id")
 
 
 def is_medical(file: Path) -> bool:
@@ -85,9 +86,7 @@ def with_public_names(manifest: Manifest) -> Manifest:
     if len({sample.id for sample in named}) < len(named):
         raise DataError("two rows name the same image", "by different paths", "keep one, or tell them apart with `id`")
     _remember(samples, named, names)
-    hidden = names_below(manifest.root) if manifest.notes else set()
-    notes = tuple(_hide(note, hidden) for note in manifest.notes)
-    return replace(manifest, samples=named, notes=notes, is_private=True)
+    return replace(manifest, samples=named, is_private=True)
 
 
 class _Names(NamedTuple):
@@ -105,7 +104,8 @@ class _Names(NamedTuple):
         path = f"{unit}/{image}" if unit.startswith("patient-") else image
         text, frame = _text_and_frame(sample.id)
         name = path if text == sample.path else self.images[text]
-        group = self.unit(sample.group) if sample.group in {*self.units, *self.places} else self.groups[sample.group]
+        is_unit = sample.group in self.units or sample.group in self.places
+        group = self.unit(sample.group) if is_unit else self.groups[sample.group]
         session = sample.extra.get(SESSION)
         extra = {**sample.extra, SESSION: self.sessions[session]} if session else sample.extra
         return replace(sample, id=name + frame, path=path, unit=unit, group=group, extra=extra)
@@ -133,12 +133,11 @@ def _text_and_frame(name: str) -> tuple[str, str]:
 def _remember(samples: Sequence[Sample], named: Sequence[Sample], names: _Names) -> None:
     """Write what leads back from public names: to paths and ids of images, and to patients, groups and sessions."""
     pairs = list(zip(samples, named, strict=True))
-    images = {_text_and_frame(old.id)[0]: _text_and_frame(new.id)[0] for old, new in pairs}
-    images |= {names.places[old.path]: new.path for old, new in pairs}
-    images = {text: name for text, name in images.items() if text not in names.places}
+    ids = {_text_and_frame(old.id)[0]: _text_and_frame(new.id)[0] for old, new in pairs}
     others = {**names.sessions, **names.groups, **names.units}
-    remember({text: name for text, name in others.items() if text not in {"", name, *names.places}})
-    remember({text: name for text, name in images.items() if text != name}, IMAGES_FILE)
+    remember({text: name for text, name in others.items() if text not in ("", name) and text not in names.places})
+    own_ids = {text: name for text, name in ids.items() if text != name and text not in names.places}
+    remember(own_ids | {names.places[old.path]: new.path for old, new in pairs}, IMAGES_FILE)
 
 
 def order_of(sample: Sample) -> str:
@@ -181,7 +180,7 @@ def names_below(data: Path) -> set[str]:
     folder = data
     if data.is_dir():
         files = _files_below(data)
-        texts = {file.relative_to(data).as_posix() for file in files}
+        texts = {file.relative_to(data).as_posix() for file in files}.union(*(_texts_of(data / n) for n in GROUP_FILES))
     elif data.suffix.lower() in TABLE_SUFFIXES:
         folder = data.parent  # the table is the user's own: it keeps its name
         texts = _texts_of(data)
@@ -205,7 +204,7 @@ def _files_below(folder: Path) -> list[Path]:
 
 def _texts_of(table: Path) -> set[str]:
     try:
-        rows = read_table(table)
+        rows = read_table(table, ("path", "file"))
     except AnomalyAEError:
         return set()
     return {text for _, cells in rows for column in _NAMING_COLUMNS if (text := cells.get(column, ""))}
