@@ -360,6 +360,17 @@ def test_subjects_and_sessions_of_bids(tmp_path: Path) -> None:
     assert manifest.notes == ("subjects that participants.tsv does not name: 1",)
 
 
+def test_a_mask_on_another_grid_is_told_of_without_its_path(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).normal(500, 50, (16, 16, 3)).astype(np.float32)
+    for place, ending, spacing in (("anomalous", "", 1), ("ground_truth", "_mask", 2)):
+        (tmp_path / place).mkdir()
+        nibabel.save(nibabel.Nifti1Image(pixels, spacing * np.eye(4)), tmp_path / f"{place}/{PERSON}{ending}.nii")
+    outcome = run("scan", tmp_path)
+    assert "mask: the mask of image-" in outcome.out
+    assert "is no mask of image-" in outcome.out
+    assert leaks(f"{outcome.out}{outcome.err}".encode()) == []
+
+
 def test_two_paths_to_one_image_are_refused(tmp_path: Path) -> None:
     slice_of(tmp_path / "a0.dcm", 1)
     (tmp_path / "m.csv").write_text("path\na0.dcm\n./a0.dcm\n")
