@@ -1,6 +1,6 @@
-"""Patients under other names: a salted hash, and a private file that leads back from it.
+"""Patients and images under other names: a salted hash, and private files that lead back from it.
 
-Salt and key file lie in a folder of the user, not beside the images or the results: `ANOMALY_AE_PRIVATE` names it, or
+Salt and key files lie in a folder of the user, not beside the images or the results: `ANOMALY_AE_PRIVATE` names it, or
 it is ``.anomaly_ae`` in the home folder. Whoever has neither cannot tell which patient a hash stands for; the same
 patient has the same hash in all data sets of this user.
 """
