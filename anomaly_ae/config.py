@@ -96,11 +96,6 @@ class ModelConfig:
     n_scales: int = _number(
         3, 1, MAX_SCALES, "resolutions looked at, each half of the one before and with a network of its own", before=1
     )
-    gate: bool = _switch(
-        False,
-        "the unet may also gate the image: shut it out where it is damaged, so that a crisp defect goes as a whole",
-        before=False,
-    )
     latent_channels: int = _number(16, 1, 1024, "latent size per position (bottleneck only)")
     head_width: int = _number(
         0,

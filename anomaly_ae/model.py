@@ -131,22 +131,14 @@ class RepairUNet(UNet):
 
     The last convolution starts at zero: before training the reconstruction *is* the input, and training
     only teaches which structures to remove (the identity-anchored view of arXiv 2511.07233).
-
-    With ``gate`` it also predicts which share of the image to shut out. A network that works on blocks of pixels
-    subtracts a blurred copy of a thin scratch; with a gate it can close the place and put in what belongs there.
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config, config.n_channels, config.n_channels + config.gate, config.width)
-        self.gate = config.gate
+        super().__init__(config, config.n_channels, config.n_channels, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the repaired image; ``(B, C, *spatial)`` in and out."""
-        answer = super().forward(x)
-        if not self.gate:
-            return x - answer
-        excess, shut_out = answer[:, :-1], answer[:, -1:]
-        return x * (1 - shut_out) - excess
+        return x - super().forward(x)
 
 
 class DamageHead(UNet):
