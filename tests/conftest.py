@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run, and no complaint where a machine is busy.
+settings.register_profile("steady", derandomize=True, deadline=None, database=None)
+settings.load_profile("steady")
 
 # On images of 64 px a second thread costs more than it gains. Also for subprocesses; before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -134,7 +134,8 @@ def _outcome(gate: _Gate, items: list[Item], noun: str, sure: Fraction | None) -
         return Outcome(gate.name, False, f"no {gate.label} {noun}s to measure it on")
     is_anomalous = gate.label == ANOMALOUS_LABEL
     wrong = np.array([(item.decision == Decision.ANOMALOUS) != is_anomalous for item in items])
-    n_wrong, errors = int(wrong.sum()), "missed" if is_anomalous else "false alarms"
+    n_wrong = int(wrong.sum())
+    errors = "missed" if is_anomalous else f"false alarm{'' if n_wrong == 1 else 's'}"
     text = f"{n_wrong} {errors} in {len(items)} {gate.label} {noun}s"
     if sure is None:
         return Outcome(gate.name, Fraction(n_wrong, len(items)) <= gate.limit, f"{text}, {_shown(gate, wrong.mean())}")
