@@ -68,6 +68,16 @@ def refuse_existing_file(path: Path, overwrite: bool) -> None:
         raise OutputError(f"{path} exists already", "it is not replaced unasked", "choose another name, or --overwrite")
 
 
+def refuse_folder(out: Path, overwrite: bool) -> None:
+    """Refuse to write into a folder that holds something, unless its files of the same names may be replaced."""
+    if out.is_file():
+        raise OutputError(f"{out} is a file", "a folder is written here", "choose another --out")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise OutputError(
+            f"{out} exists already", "results are not replaced unasked", "choose another --out, or --overwrite"
+        )
+
+
 def remove_file(path: Path) -> None:
     """Remove a file, if there is one."""
     try:

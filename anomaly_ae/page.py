@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,11 @@ import numpy.typing as npt
 from markupsafe import Markup
 
 from anomaly_ae import report
-from anomaly_ae.errors import OutputError
 from anomaly_ae.files import write_text
+from anomaly_ae.report import plot
 from anomaly_ae.version import __version__
 
 Floats = npt.NDArray[np.float64]
-Scale = Callable[[Floats], Floats]
 
 _OWN_CSS = """
 .plot { max-width: 860px; }
@@ -55,16 +53,6 @@ def write_page(path: Path, title: str, sentence: str, notes: Sequence[str], body
     write_text(path, f"{head}{style_element}{top}{section}\n</main>\n{foot}\n</body>\n</html>\n")
 
 
-def refuse_folder(out: Path, overwrite: bool) -> None:
-    """Refuse to write into a folder that holds something, unless its files of the same names may be replaced."""
-    if out.is_file():
-        raise OutputError(f"{out} is a file", "a folder is written here", "choose another --out")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise OutputError(
-            f"{out} exists already", "results are not replaced unasked", "choose another --out, or --overwrite"
-        )
-
-
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Markup:
     """Return a table; the first column names the row."""
     names = Markup("").join(Markup('<th scope="col">{}</th>').format(name) for name in header)
@@ -78,9 +66,9 @@ def _table_row(row: Sequence[str]) -> Markup:
     return Markup('<tr><th scope="row">{}</th>{}</tr>').format(row[0], cells)
 
 
-def figure(plot: Markup, caption: str) -> Markup:
-    """Return a plot with the words below it."""
-    return Markup("<figure>{}<figcaption>{}</figcaption></figure>").format(plot, caption)
+def figure(picture: Markup, caption: str) -> Markup:
+    """Return a plot or picture with the words below it."""
+    return Markup("<figure>{}<figcaption>{}</figcaption></figure>").format(picture, caption)
 
 
 def line_plot(
@@ -99,39 +87,23 @@ def line_plot(
     limit : (name, height) or None
         A dashed line across.
     """
-    left, top, width, height = 60.0, 34.0, 674.0, 260.0
-    x_of_name = left
-    x_range = _widened(np.concatenate([x for _, x, _ in curves]))
-    y_range = _widened(np.concatenate([*(y for _, _, y in curves), [] if limit is None else [limit[1]]]), margin=0.08)
-
-    def across(x: Floats) -> Floats:
-        return np.asarray(left + (x - x_range[0]) / (x_range[1] - x_range[0]) * width)
-
-    def down(y: Floats) -> Floats:
-        return np.asarray(top + (y_range[1] - y) / (y_range[1] - y_range[0]) * height)
-
-    parts = [_grid(across, down, x_range, y_range)]
+    x_low, x_high = _widened(np.concatenate([x for _, x, _ in curves]))
+    y_low, y_high = _widened(np.concatenate([*(y for _, _, y in curves), [] if limit is None else [limit[1]]]), 0.08)
+    frame = plot.Axes(x_low, x_high, y_high, left=60, top=34, width=674, height=260, y_low=y_low)
+    parts = [plot.grid(frame, plot.ticks(x_low, x_high), plot.ticks(y_low, y_high)), plot.axis_titles(frame, *axes)]
+    x_of_name = frame.left
     for i, (name, x, y) in enumerate(curves):
-        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(across(x), down(y), strict=True))
+        points = " ".join(f"{frame.x(a):.1f},{frame.y(b):.1f}" for a, b in zip(x, y, strict=True))
         colour = COLOURS[i % len(COLOURS)]
-        parts.append(Markup('<polyline class="series" stroke="{}" points="{}"/>').format(colour, points))
-        parts.append(_legend(x_of_name, top - 16, colour, name))
+        parts.append(f'<polyline class="series" stroke="{colour}" points="{points}"/>')
+        parts.append(_legend(x_of_name, frame.top - 16, colour, name))
         x_of_name += 56 + 6.5 * len(name)
     if limit is not None:
-        y_limit = float(down(np.array(limit[1])))
-        line = Markup('<line class="limit-line" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>')
-        parts.append(line.format(left, left + width, y_limit, y_limit))
-        parts.append(_text(left + width - 4, y_limit - 6, limit[0], "label limit", "end"))
-    parts += _axis_titles(axes, left + width / 2, top + height + 38, top + height / 2)
-    return _svg(title, 746, 344, parts)
-
-
-def _axis_titles(axes: tuple[str, str], centre: float, bottom: float, middle: float) -> list[Markup]:
-    turned = Markup('<g transform="translate(14 {:.1f}) rotate(-90)">{}</g>')
-    return [
-        _text(centre, bottom, axes[0], "axis", "middle"),
-        turned.format(middle, _text(0, 0, axes[1], "axis", "middle")),
-    ]
+        right, height = frame.left + frame.width, frame.y(limit[1])
+        ends = f'x1="{frame.left}" x2="{right}" y1="{height:.1f}" y2="{height:.1f}"'
+        parts.append(f'<line class="limit-line" {ends}/>')
+        parts.append(plot.text(right - 4, height - 6, limit[0], "label limit", "end"))
+    return plot.svg(title, 746, 344, parts)
 
 
 def heat_map(
@@ -149,27 +121,25 @@ def heat_map(
         Names; the first row stands at the bottom.
     cells : per row, per column (share in [0, 1], text, note)
     """
-    left, top, width, height = 76.0, 6.0, min(100.0, 660.0 / len(columns)), 52.0
-    parts = []
-    for i, (name, line) in enumerate(zip(rows[::-1], cells[::-1], strict=True)):
-        y = top + i * height
-        parts.append(_text(left - 8, y + height / 2 + 4, name, "axis", "end"))
-        parts += [_cell(left + k * width, y, width, height, cell) for k, cell in enumerate(line)]
-    bottom = top + len(rows) * height
-    for k, name in enumerate(columns):
-        parts.append(_text(left + (k + 0.5) * width, bottom + 18, name, "axis", "middle"))
-    parts += _axis_titles(axes, left + len(columns) * width / 2, bottom + 40, (top + bottom) / 2)
-    return _svg(title, int(left + len(columns) * width + 10), int(bottom + 50), parts)
+    width, height = min(100.0, 660.0 / len(columns)), 52.0
+    frame = plot.Axes(0, len(columns), len(rows), left=76, top=6, width=width * len(columns), height=height * len(rows))
+    bottom = frame.top + frame.height
+    parts = [plot.axis_titles(frame, *axes)]
+    for i, (name, line) in enumerate(zip(rows, cells, strict=True)):
+        parts.append(plot.text(frame.left - 8, frame.y(i + 0.5) + 4, name, "axis", "end"))
+        parts += [_cell(frame.x(k), frame.y(i + 1), width, height, cell) for k, cell in enumerate(line)]
+    parts += [plot.text(frame.x(k + 0.5), bottom + 18, name, "axis", "middle") for k, name in enumerate(columns)]
+    return plot.svg(title, int(frame.left + frame.width + 10), int(bottom + 50), parts)
 
 
-def _cell(x: float, y: float, width: float, height: float, cell: tuple[float, str, str]) -> Markup:
-    share, text, note = cell
+def _cell(left: float, top: float, width: float, height: float, cell: tuple[float, str, str]) -> str:
+    share, words, note = cell
     red, green, blue = np.rint(_LOW_RGB + share * (_HIGH_RGB - _LOW_RGB)).astype(int).tolist()
-    form = Markup('<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill="rgb({},{},{})"/>')
-    box = form.format(x + 1, y + 1, width - 2, height - 2, red, green, blue)
-    ink, middle = "on-dark" if share > 0.55 else "on-light", x + width / 2
-    words = _text(middle, y + height / 2 - 2, text, f"cell-text {ink}", "middle")
-    return box + words + _text(middle, y + height / 2 + 15, note, f"cell-note {ink}", "middle")
+    place = f'x="{left + 1:.1f}" y="{top + 1:.1f}" width="{width - 2:.1f}" height="{height - 2:.1f}"'
+    box = f'<rect {place} fill="rgb({red},{green},{blue})"/>'
+    ink, middle = "on-dark" if share > 0.55 else "on-light", left + width / 2
+    large = plot.text(middle, top + height / 2 - 2, words, f"cell-text {ink}", "middle")
+    return box + large + plot.text(middle, top + height / 2 + 15, note, f"cell-note {ink}", "middle")
 
 
 def _widened(values: Floats, margin: float = 0.0) -> tuple[float, float]:
@@ -178,43 +148,6 @@ def _widened(values: Floats, margin: float = 0.0) -> tuple[float, float]:
     return low - extra, high + extra
 
 
-def _grid(across: Scale, down: Scale, x_range: tuple[float, float], y_range: tuple[float, float]) -> Markup:
-    """Draw lines and numbers at round values, from edge to edge."""
-    (left, right), (top, bottom) = across(np.array(x_range)), down(np.array(y_range))[::-1]
-    line = Markup('<line class="grid" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>')
-    parts = []
-    for tick in _round_numbers(*x_range):
-        x = float(across(np.array(tick)))
-        parts += [line.format(x, x, top, bottom), _text(x, bottom + 17, f"{tick:g}", "tick", "middle")]
-    for tick in _round_numbers(*y_range):
-        y = float(down(np.array(tick)))
-        parts += [line.format(left, right, y, y), _text(left - 7, y + 4, f"{tick:g}", "tick", "end")]
-    return Markup("").join(parts)
-
-
-def _round_numbers(low: float, high: float, n: int = 6) -> list[float]:
-    """Return about ``n`` round numbers from low to high.
-
-    >>> _round_numbers(-0.4, 1)
-    [-0.4, -0.2, 0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    """
-    raw = (high - low) / n
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = min((power * factor for factor in (1, 2, 5, 10)), key=lambda size: abs(size - raw))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(i * step, 12) + 0.0 for i in range(first, last + 1)]
-
-
-def _legend(x: float, y: float, colour: str, name: str) -> Markup:
-    line = Markup('<line class="series" stroke="{}" x1="{}" x2="{}" y1="{}" y2="{}"/>')
-    return line.format(colour, x, x + 22, y - 4, y - 4) + _text(x + 28, y, name, "legend", "start")
-
-
-def _text(x: float, y: float, text: str, css: str, anchor: str) -> Markup:
-    form = Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>')
-    return form.format(css, x, y, anchor, text)
-
-
-def _svg(title: str, width: int, height: int, parts: Iterable[Markup]) -> Markup:
-    opening = Markup('<svg class="plot" role="img" aria-label="{}" viewBox="0 0 {} {}">').format(title, width, height)
-    return opening + Markup("").join(parts) + Markup("</svg>")
+def _legend(x: float, y: float, colour: str, name: str) -> str:
+    line = f'<line class="series" stroke="{colour}" x1="{x}" x2="{x + 22}" y1="{y - 4}" y2="{y - 4}"/>'
+    return line + plot.text(x + 28, y, name, "legend", "start")

@@ -11,7 +11,8 @@ import pytest
 from markupsafe import Markup
 
 from anomaly_ae.errors import OutputError
-from anomaly_ae.page import figure, heat_map, line_plot, refuse_folder, table, write_page
+from anomaly_ae.files import refuse_folder
+from anomaly_ae.page import figure, heat_map, line_plot, table, write_page
 
 EVIL = "<script>alert('x')</script>&\""
 

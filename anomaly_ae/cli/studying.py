@@ -21,6 +21,7 @@ from anomaly_ae.cli.shared import (
     load,
 )
 from anomaly_ae.errors import UsageError
+from anomaly_ae.files import refuse_folder
 
 StudyFolder = Annotated[Path, typer.Option("--out", help="Folder to write the findings into.", show_default=False)]
 StudyOption = Annotated[Path | None, typer.Option("--out", help="Folder to write the findings into.")]
@@ -43,7 +44,6 @@ def drift(
 ) -> None:
     """Say whether the images of RUNS still look like the calibration images of MODEL. Exit code 4: they do not."""
     from anomaly_ae.drift import find_drift, write_drift
-    from anomaly_ae.page import refuse_folder
 
     if out is not None:
         refuse_folder(out, overwrite)
@@ -80,7 +80,6 @@ def capability(
     """Say how small and weak a defect MODEL finds at its threshold, by planting synthetic ones into NORMALS."""
     from anomaly_ae.capability import held_out_normals, measure_capability, write_capability
     from anomaly_ae.manifest import load_manifest
-    from anomaly_ae.page import refuse_folder
 
     sizes_px, shares = _numbers(sizes, "--sizes"), _numbers(contrasts, "--contrasts")
     refuse_folder(out, overwrite)
@@ -112,7 +111,6 @@ def audit(
     """Rank the normal images of DATA by how strange they are to models that were trained without them."""
     from anomaly_ae.config import load_config
     from anomaly_ae.manifest import load_manifest
-    from anomaly_ae.page import refuse_folder
 
     config = load_config(preset, [f"seed={seed}"])
     refuse_folder(out, overwrite)
@@ -144,7 +142,6 @@ def curve(
     """Draw the learning curve of DATA, and say whether more normal images would help."""
     from anomaly_ae.config import load_config
     from anomaly_ae.manifest import load_manifest
-    from anomaly_ae.page import refuse_folder
 
     config, parts = load_config(preset, [f"seed={seed}"]), _numbers(shares, "--shares")
     if len(parts) < 2 or not all(0 < part <= 1 for part in parts):

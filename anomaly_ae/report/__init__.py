@@ -6,6 +6,7 @@
 `heatmap`         one image with its anomaly map as a PNG of full resolution
 `run`             the RUN folder -> `Run`
 `words`           figures as text: percentages, intervals, the sentence at the top of the page
+`plot`            what plots are made of, as inline SVG: frame, round numbers, titles, words
 `figures`         ROC, precision-recall, histogram, outlines as inline SVG
 `methods`         `Run` -> ``methods.md``
 `html`            `Run` -> ``report.html`` (with ``template.html.j2``, ``report.css``, ``report.js``)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,33 +11,12 @@ import numpy.typing as npt
 from markupsafe import Markup
 
 from anomaly_ae.metrics import precision_recall_curve, roc_curve
+from anomaly_ae.report import plot
 
 Floats = npt.NDArray[np.float64]
 Points = tuple[Floats, Floats]
 
 _N_BINS = 44
-
-
-@dataclass(frozen=True, slots=True)
-class Axes:
-    """A plot area in SVG units, and the data range it shows."""
-
-    x_low: float
-    x_high: float
-    y_high: float
-    left: float
-    top: float
-    width: float
-    height: float
-
-    def x(self, value: float) -> float:
-        """Return the horizontal place of a value, kept inside."""
-        share = (value - self.x_low) / (self.x_high - self.x_low)
-        return self.left + min(max(share, 0.0), 1.0) * self.width
-
-    def y(self, value: float) -> float:
-        """Return the vertical place of a value."""
-        return self.top + (1 - value / self.y_high) * self.height
 
 
 def roc_points(normal: Floats, anomalous: Floats) -> Points:
@@ -89,8 +67,8 @@ def curve_svg(
     operating_point : tuple of float or None
         Where the threshold in force lies.
     """
-    axes = Axes(0, 1, 1, left=56, top=10, width=300, height=300)
-    parts = [_grid(axes, _ticks(0, 1), _ticks(0, 1)), _axis_titles(axes, *axis_titles)]
+    axes = plot.Axes(0, 1, 1, left=56, top=10, width=300, height=300)
+    parts = [plot.grid(axes, plot.ticks(0, 1), plot.ticks(0, 1)), plot.axis_titles(axes, *axis_titles)]
     parts.append(_line(axes, np.array([0.0, 1.0]), np.array(chance), "chance"))
     for i, (name, (x, y)) in enumerate(curves):
         parts.append(_line(axes, x, y, f"curve curve-{i}"))
@@ -100,7 +78,7 @@ def curve_svg(
     if operating_point is not None:
         x_point, y_point = axes.x(operating_point[0]), axes.y(operating_point[1])
         parts.append(f'<circle class="point" cx="{x_point:.1f}" cy="{y_point:.1f}" r="5"/>')
-    return _svg(title, 366, 352, parts)
+    return plot.svg(title, 366, 352, parts)
 
 
 def histogram_svg(
@@ -131,22 +109,22 @@ def histogram_svg(
     named = [*classes, ("calibration normals", "calibration", calibration)]
     shares = [(name, css, _shares(scores, edges)) for name, css, scores in named if scores.size]
     y_high = max([share.max() for _, _, share in shares], default=1.0) * 1.06
-    axes = Axes(float(edges[0]), float(edges[-1]), float(y_high), left=56, top=44, width=674, height=226)
-    ticks = _ticks(axes.x_low, axes.x_high)
-    parts = [_grid(axes, ticks, _ticks(0, axes.y_high, 4), y_percent=True)]
-    parts.append(_axis_titles(axes, "score", "share of the class"))
+    axes = plot.Axes(float(edges[0]), float(edges[-1]), float(y_high), left=56, top=44, width=674, height=226)
+    ticks = plot.ticks(axes.x_low, axes.x_high)
+    parts = [plot.grid(axes, ticks, plot.ticks(0, axes.y_high, 4), y_percent=True)]
+    parts.append(plot.axis_titles(axes, "score", "share of the class"))
     for i, (name, css, share) in enumerate(shares):
         parts.append(_steps(axes, edges, share, css))
         parts.append(_legend(axes.left + axes.width - 10, axes.top + 16 + 20 * i, f"bar {css}", name))
     if is_cut:
-        parts.append(_text(axes.left + axes.width, axes.top + axes.height + 34, "and above →", "tick", "end"))
+        parts.append(plot.text(axes.left + axes.width, axes.top + axes.height + 34, "and above →", "tick", "end"))
     if median is not None:
         parts.append(_marker(axes, median, "median", "typical normal (0)", rise=8))
     if threshold is not None:
         parts.append(_marker(axes, threshold, "limit", "threshold (1)", rise=26))  # a line higher: they may be close
     parts.append(_marker(axes, limit, "what-if", "", rise=0, identifier="what-if-line"))
     data = f'data-low="{axes.x_low!r}" data-high="{axes.x_high!r}" data-left="{axes.left}" data-width="{axes.width}"'
-    return _svg(title, 746, 312, parts, data)
+    return plot.svg(title, 746, 312, parts, data)
 
 
 def sizes_svg(title: str, classes: Sequence[tuple[int, int, int, float, float, float]]) -> Markup:
@@ -159,8 +137,8 @@ def sizes_svg(title: str, classes: Sequence[tuple[int, int, int, float, float, f
     classes : sequence of (from_px, to_px, n, value, low, high)
         Smallest first.
     """
-    axes = Axes(0, len(classes), 1, left=56, top=26, width=300, height=284)
-    parts = [_grid(axes, [], _ticks(0, 1)), _axis_titles(axes, "size of the defect, px", "sensitivity")]
+    axes = plot.Axes(0, len(classes), 1, left=56, top=26, width=300, height=284)
+    parts = [plot.grid(axes, [], plot.ticks(0, 1)), plot.axis_titles(axes, "size of the defect, px", "sensitivity")]
     for i, (from_px, to_px, n, value, low, high) in enumerate(classes):
         x = axes.x(i + 0.5)
         parts.append(
@@ -168,9 +146,9 @@ def sizes_svg(title: str, classes: Sequence[tuple[int, int, int, float, float, f
         )
         parts.append(f'<circle class="point" cx="{x:.1f}" cy="{axes.y(value):.1f}" r="5"/>')
         size = f"{_short(from_px)}–{_short(to_px)}" if to_px > from_px else _short(from_px)
-        parts.append(_text(x, axes.top + axes.height + 16, size, "tick", "middle"))
-        parts.append(_text(x, axes.top - 10, f"n = {n}", "tick", "middle"))
-    return _svg(title, 366, 352, parts)
+        parts.append(plot.text(x, axes.top + axes.height + 16, size, "tick", "middle"))
+        parts.append(plot.text(x, axes.top - 10, f"n = {n}", "tick", "middle"))
+    return plot.svg(title, 366, 352, parts)
 
 
 def _short(n_px: int) -> str:
@@ -188,7 +166,7 @@ def interval_svg(value: float | None, low: float | None, high: float | None, sta
     """Draw a value in [start, 1] with its interval, as a mark on a short line; nothing where there is no value."""
     if value is None:
         return Markup("")
-    axes = Axes(start, 1, 1, left=4, top=0, width=112, height=16)
+    axes = plot.Axes(start, 1, 1, left=4, top=0, width=112, height=16)
     parts = ['<line class="track" x1="4" x2="116" y1="8" y2="8"/>']
     if low is not None and high is not None:
         parts.append(f'<line class="range" x1="{axes.x(low):.1f}" x2="{axes.x(high):.1f}" y1="8" y2="8"/>')
@@ -243,48 +221,14 @@ def _shares(scores: Floats, edges: Floats) -> Floats:
     return np.histogram(inside, bins=edges)[0] / scores.size
 
 
-def _ticks(low: float, high: float, n: int = 6) -> list[float]:
-    """Return about ``n`` round numbers in the range.
-
-    >>> _ticks(0, 1)
-    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    """
-    raw = (high - low) / n
-    size = 10.0 ** math.floor(math.log10(raw))
-    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw * 0.999)
-    return [round(i * step, 12) for i in range(math.ceil(low / step), math.floor(high / step + 1e-9) + 1)]
-
-
-def _grid(axes: Axes, x_ticks: list[float], y_ticks: list[float], y_percent: bool = False) -> str:
-    parts = []
-    bottom, right = axes.top + axes.height, axes.left + axes.width
-    for tick in x_ticks:
-        x = axes.x(tick)
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{axes.top}" y2="{bottom}"/>')
-        parts.append(_text(x, bottom + 16, f"{tick:g}", "tick", "middle"))
-    for tick in y_ticks:
-        y = axes.y(tick)
-        parts.append(f'<line class="grid" x1="{axes.left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        label = f"{100 * tick:g} %" if y_percent else f"{tick:g}"
-        parts.append(_text(axes.left - 6, y + 4, label, "tick", "end"))
-    return "".join(parts)
-
-
-def _axis_titles(axes: Axes, horizontal: str, vertical: str) -> str:
-    bottom = axes.top + axes.height
-    below = _text(axes.left + axes.width / 2, bottom + 36, horizontal, "axis", "middle")
-    beside = _text(0, 0, vertical, "axis", "middle")
-    return f'{below}<g transform="translate(13 {axes.top + axes.height / 2}) rotate(-90)">{beside}</g>'
-
-
-def _line(axes: Axes, x: Floats, y: Floats, css: str) -> str:
+def _line(axes: plot.Axes, x: Floats, y: Floats, css: str) -> str:
     x_px = [f"{axes.x(v):.1f}" for v in x]
     y_px = [f"{axes.y(v):.1f}" for v in y]
     points = dict.fromkeys(f"{a},{b}" for a, b in zip(x_px, y_px, strict=True))  # drops repeats, keeps the order
     return f'<polyline class="{css}" points="{" ".join(points)}"/>'
 
 
-def _steps(axes: Axes, edges: Floats, shares: Floats, css: str) -> str:
+def _steps(axes: plot.Axes, edges: Floats, shares: Floats, css: str) -> str:
     points = [f"{axes.x(edges[0]):.1f},{axes.y(0):.1f}"]
     for left, right, share in zip(edges[:-1], edges[1:], shares, strict=True):
         points += [f"{axes.x(left):.1f},{axes.y(share):.1f}", f"{axes.x(right):.1f},{axes.y(share):.1f}"]
@@ -292,30 +236,16 @@ def _steps(axes: Axes, edges: Floats, shares: Floats, css: str) -> str:
     return f'<polygon class="bar {css}" points="{" ".join(points)}"/>'
 
 
-def _marker(axes: Axes, value: float, css: str, label: str, rise: float, identifier: str = "") -> str:
+def _marker(axes: plot.Axes, value: float, css: str, label: str, rise: float, identifier: str = "") -> str:
     """Draw a vertical line that rises above the plot, with a label beside its end."""
     x, top, bottom = axes.x(value), axes.top - rise, axes.top + axes.height
     name = f' id="{identifier}"' if identifier else ""
     line = f'<line class="marker {css}"{name} x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>'
     if x > axes.left + 0.8 * axes.width:
-        return line + _text(x - 6, top + 9, label, f"label {css}", "end")
-    return line + _text(x + 6, top + 9, label, f"label {css}", "start")
+        return line + plot.text(x - 6, top + 9, label, f"label {css}", "end")
+    return line + plot.text(x + 6, top + 9, label, f"label {css}", "start")
 
 
 def _legend(right: float, y: float, css: str, name: str) -> str:
     swatch = f'<line class="{css} key" x1="{right - 22:.1f}" x2="{right:.1f}" y1="{y - 4:.1f}" y2="{y - 4:.1f}"/>'
-    return swatch + _text(right - 28, y, name, "legend", "end")
-
-
-def _text(x: float, y: float, text: str, css: str, anchor: str) -> str:
-    return str(
-        Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}</text>').format(
-            css, f"{x:.1f}", f"{y:.1f}", anchor, text
-        )
-    )
-
-
-def _svg(title: str, width: int, height: int, parts: Iterable[str], attributes: str = "") -> Markup:
-    # The parts are made of numbers and of texts that _text has escaped.
-    opening = Markup('<svg class="plot" role="img" aria-label="{}" viewBox="0 0 {} {}" ').format(title, width, height)
-    return opening + Markup(f"{attributes}>{''.join(parts)}</svg>")  # noqa: S704
+    return swatch + plot.text(right - 28, y, name, "legend", "end")
