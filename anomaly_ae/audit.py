@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import heapq
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,6 @@ from markupsafe import Markup
 from anomaly_ae.config import Config
 from anomaly_ae.detector import Detector
 from anomaly_ae.errors import DataError
-from anomaly_ae.files import write_text
 from anomaly_ae.fitting import fit
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import FIT_SPLITS, Manifest, make_folds, roles
@@ -26,6 +24,7 @@ from anomaly_ae.records import NORMAL_LABEL, Failure, Image, Sample, Score
 from anomaly_ae.report.pictures import DETAIL_SIDE_PX, Detail, picture, thumbnail_map
 from anomaly_ae.report.sheets import DetailPanels, detail_panels
 from anomaly_ae.report.words import count
+from anomaly_ae.results import write_csv
 from anomaly_ae.survey import readable_forms
 
 COLUMNS = ("rank", "id", "path", "frame", "group", "fold", "score", "strangeness", "p_value", "planted")
@@ -142,7 +141,7 @@ def audit(
         planted = _planted(readable, planted_share, Path(work), config.seed)
         rows = tuple(planted.get(sample.id, sample) for sample in readable)
         for fold, one in enumerate(make_folds(replace(manifest, samples=rows), n_folds, config.seed), start=1):
-            detector = fit(one, config, device=device, listener=prefixed(listener, f"fold {fold} of {n_folds}"))
+            detector = fit(one, config, device=device, listener=listener.named(f"fold {fold} of {n_folds}").quiet())
             suspects += _suspects(detector, one.select(split="test"), fold, n_shown, planted.keys(), listener)
     if not suspects:
         raise DataError("no normal image could be scored", "see the lines above", "check the images")
@@ -168,13 +167,12 @@ def strangeness(scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 def write_audit(found: Audit, folder: Path, n_shown: int = 30) -> Path:
     """Write ``audit.csv`` and ``audit.html``; return the path of the page."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    rows = []
     for rank, s in enumerate(found.suspects, start=1):
         of_sample = (s.sample.id, s.sample.path, s.sample.frame, s.sample.group)
-        writer.writerow((rank, *of_sample, s.fold, s.score, s.strangeness, s.p_value, int(s.planted)))
-    write_text(folder / "audit.csv", text.getvalue())
+        values = (rank, *of_sample, s.fold, s.score, s.strangeness, s.p_value, int(s.planted))
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
+    write_csv(folder / "audit.csv", COLUMNS, rows)
     shown = [(rank, s) for rank, s in enumerate(found.suspects[:n_shown], start=1) if s.detail]
     panels = detail_panels([s.detail for _, s in shown if s.detail])
     cards = Markup("\n").join(_card(rank, s, p) for (rank, s), p in zip(shown, panels, strict=True))
@@ -193,15 +191,6 @@ def _planted(samples: Sequence[Sample], share: float, folder: Path, seed: int) -
     return plant_copies(drawn, max(1, round(share * len(samples))), (PLANTED_CONTRAST,), folder, rng)
 
 
-def prefixed(listener: Listener, prefix: str) -> Listener:
-    """Return a listener that shows progress alone, with a name before each stage."""
-
-    def progress(stage: str, done: int, total: int, detail: str) -> None:
-        listener.progress(f"{prefix}: {stage}", done, total, detail)
-
-    return Listener(progress=progress)
-
-
 def _suspects(
     detector: Detector,
     samples: Sequence[Sample],
@@ -211,19 +200,23 @@ def _suspects(
     listener: Listener,
 ) -> Iterator[Suspect]:
     """Score the images of one fold; only the strangest keep their pictures."""
-    scored: list[tuple[Sample, float, Detail | None]] = []
+    scored: list[tuple[Sample, float]] = []
+    shown: list[tuple[float, int]] = []  # a heap: score and number of the strangest so far
+    details: dict[int, Detail | None] = {}
     for sample, (result, image) in zip(samples, detector.inspect_many(samples), strict=True):
         if isinstance(result, Failure) or image is None:
             listener.say(f"left out of the audit: {getattr(result, 'reason', sample.id)}")
             continue
-        scored.append((sample, result.score, _detail(detector, sample, result, image)))
-        scored.sort(key=lambda entry: -entry[1])
-        scored[n_shown:] = [(s, score, None) for s, score, _ in scored[n_shown:]]
-    scores = np.array([score for _, score, _ in scored])
+        heapq.heappush(shown, (result.score, -len(scored)))
+        details[len(scored)] = _detail(detector, sample, result, image)
+        if len(shown) > n_shown:
+            del details[-heapq.heappop(shown)[1]]
+        scored.append((sample, result.score))
+    scores = np.array([score for _, score in scored])
     far = strangeness(scores) if scored else scores
-    for i, (sample, score, detail) in enumerate(scored):
+    for i, (sample, score) in enumerate(scored):
         p_value = float((scores >= score).mean())
-        yield Suspect(sample, fold, score, float(far[i]), p_value, sample.id in planted, detail)
+        yield Suspect(sample, fold, score, float(far[i]), p_value, sample.id in planted, details.get(i))
 
 
 def _detail(detector: Detector, sample: Sample, result: Score, image: Image) -> Detail | None:

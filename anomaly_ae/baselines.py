@@ -61,10 +61,8 @@ def small_grey(pixels: PixelArray, limits: FloatArray) -> FloatArray:
     pixels : array, (C, *spatial)
     limits : array, (C, 2)
     """
-    spread = [1] * (pixels.ndim - 1)
-    low, high = limits[:, 0].reshape(-1, *spread), limits[:, 1].reshape(-1, *spread)
     small = resample(_within_float32(pixels), (SIDE_PX,) * (pixels.ndim - 1))
-    scaled = ((small - low) / (high - low)).clip(-FARTHEST, FARTHEST)  # (C, SIDE_PX, ...)
+    scaled = _in_units_of(limits, small).clip(-FARTHEST, FARTHEST)  # (C, SIDE_PX, ...)
     grey: FloatArray = scaled.mean(axis=0).astype(np.float32).ravel()
     return grey
 
@@ -80,13 +78,18 @@ def contrast_and_sharpness(pixels: PixelArray, limits: FloatArray) -> dict[str, 
     pixels : array, (C, *spatial)
     limits : array, (C, 2)
     """
-    spread = [1] * (pixels.ndim - 1)
-    low, high = limits[:, 0].reshape(-1, *spread), limits[:, 1].reshape(-1, *spread)
     rows = pixels[:, :: math.ceil(pixels.size / MAX_VALUES)].astype(np.float64)  # each row stays whole
-    scaled = np.nan_to_num((rows - low) / (high - low)).clip(-FARTHEST, FARTHEST)
+    scaled = np.nan_to_num(_in_units_of(limits, rows)).clip(-FARTHEST, FARTHEST)
     contrast = float(scaled.std())
     steps = float(np.abs(np.diff(scaled, axis=-1)).mean()) if scaled.shape[-1] > 1 else 0.0
     return {"contrast": contrast, "sharpness": steps / contrast if contrast > 0 else 0.0}
+
+
+def _in_units_of(limits: FloatArray, pixels: PixelArray) -> PixelArray:
+    """Return pixels (C, *spatial) in which the limits (C, 2) are 0 and 1."""
+    low, high = limits.T.reshape(2, -1, *[1] * (pixels.ndim - 1))
+    scaled: PixelArray = (pixels - low) / (high - low)
+    return scaled
 
 
 def _within_float32(pixels: PixelArray) -> PixelArray:

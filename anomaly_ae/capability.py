@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,6 @@ from markupsafe import Markup
 
 from anomaly_ae.detector import Detector
 from anomaly_ae.errors import AnomalyAEError, DataError
-from anomaly_ae.files import write_text
 from anomaly_ae.listener import Listener
 from anomaly_ae.loading import read_sample
 from anomaly_ae.manifest import Manifest
@@ -24,7 +22,7 @@ from anomaly_ae.page import figure, heat_map, write_page
 from anomaly_ae.planting import plant_into
 from anomaly_ae.records import ANOMALOUS_LABEL, BoolArray, FloatArray, Image, Sample, Score
 from anomaly_ae.report.words import count, percent
-from anomaly_ae.results import FORMAT, write_json
+from anomaly_ae.results import FORMAT, write_csv, write_json
 from anomaly_ae.survey import readable_forms
 from anomaly_ae.synthetic.defects import MIN_SIZE_PX
 
@@ -209,10 +207,11 @@ def measure_capability(
     images, n_flagged = _bases(detector, samples, n_per_grade, seed, listener)
     _refuse_volumes(images)
     sizes = sorted(sizes_px) or default_sizes(min(min(image.spatial_shape) for image in images))
+    limits = [detector.limits_of(detector.prepare(image)) for image in images]
     grades = [(size, contrast) for contrast in sorted(contrasts) for size in sizes]
     cells, examples = [], []
     for done, (size, contrast) in enumerate(grades, start=1):
-        planted = _planted(detector, images, kind, size, contrast, n_per_grade, seed)
+        planted = _planted(list(zip(images, limits, strict=True)), kind, size, contrast, n_per_grade, seed)
         cell, example = _cell(detector, size, contrast, planted)
         cells.append(cell)
         examples += [(cell, *example)] if example else []
@@ -241,12 +240,8 @@ def write_capability(
 ) -> Path:
     """Write ``capability.json``, ``capability.csv`` and ``capability.html``; return the path of the page."""
     write_json(folder / "capability.json", found.as_json())
-    text = io.StringIO()
     rows = [_row(cell) for cell in found.cells]
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / "capability.csv", text.getvalue())
+    write_csv(folder / "capability.csv", list(rows[0]), rows)
     columns, names = [f"{size:g}" for size in found.sizes], [f"{c:g}" for c in found.contrasts]
     cells = [[_shown(cell) for cell in found.of_contrast(c)] for c in found.contrasts]
     axes = ("size, px", "contrast, share of the way from black to white")
@@ -313,14 +308,14 @@ Planted = tuple[Image, BoolArray]
 
 
 def _planted(
-    detector: Detector, images: Sequence[Image], kind: str, size_px: float, contrast: float, n: int, seed: int
+    bases: Sequence[tuple[Image, FloatArray]], kind: str, size_px: float, contrast: float, n: int, seed: int
 ) -> Iterator[Planted]:
     """Yield images with one defect each; those where it left no trace are missing."""
     for i in range(n):
-        image = images[i % len(images)]
+        image, limits = bases[i % len(bases)]
         rng = np.random.default_rng([seed, i, round(1000 * size_px)])  # the same place at every contrast
         try:
-            yield plant_into(image, detector.limits_of(detector.prepare(image)), kind, rng, size_px, contrast)
+            yield plant_into(image, limits, kind, rng, size_px, contrast)
         except DataError:
             continue
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from anomaly_ae.audit import prefixed
 from anomaly_ae.config import Config
 from anomaly_ae.errors import AnomalyAEError, DataError
-from anomaly_ae.files import write_text
 from anomaly_ae.fitting import fit
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import FIT_SPLITS, MIN_NORMALS, Manifest, make_folds, roles
@@ -26,7 +22,9 @@ from anomaly_ae.page import figure, line_plot, table, write_page
 from anomaly_ae.planting import plant_copies
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Metric, Sample
 from anomaly_ae.report.words import count, ratio
+from anomaly_ae.results import write_csv
 
+COLUMNS = ("n_normals", "roc_auc", "low", "high")
 SHARES = (0.1, 0.25, 0.5, 1.0)
 WORTH_IT = 0.01
 """A gain of the ROC-AUC that is surely smaller than this is none."""
@@ -121,7 +119,7 @@ def learning_curve(
         scores = []
         for step, part in enumerate(parts, start=1):
             rows = replace(manifest, samples=(*part, *test))
-            scores.append(_scores(rows, config, device, prefixed(listener, f"model {step} of {len(parts)}")))
+            scores.append(_scores(rows, config, device, listener.named(f"model {step} of {len(parts)}").quiet()))
     kept = np.flatnonzero(np.isfinite(np.stack(scores)).all(axis=0))
     labels, groups, scores = labels[kept], [test[i].group for i in kept], [one[kept] for one in scores]
     points = tuple(Point(len(p), roc_auc(labels, one, groups)) for p, one in zip(parts, scores, strict=True))
@@ -132,11 +130,7 @@ def learning_curve(
 def write_curve(found: Curve, folder: Path) -> Path:
     """Write ``curve.csv`` and ``curve.html``; return the path of the page."""
     rows = [(p.n_normals, p.roc_auc.value, *_interval(p.roc_auc)) for p in found.points]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("n_normals", "roc_auc", "low", "high"))
-    writer.writerows(rows)
-    write_text(folder / "curve.csv", text.getvalue())
+    write_csv(folder / "curve.csv", COLUMNS, [dict(zip(COLUMNS, row, strict=True)) for row in rows])
     n_normals, value, low, high = np.array(rows, np.float64).T
     curves = [("ROC-AUC", n_normals, value), ("95 %, low", n_normals, low), ("95 %, high", n_normals, high)]
     plot = line_plot("ROC-AUC by number of normal images", ("normal images to fit on", "ROC-AUC"), curves, None)

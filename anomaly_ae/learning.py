@@ -40,7 +40,7 @@ def learn(
             _prepare_checkpoints(checkpoint, resume, listener)
         while len(finished) < n_members and not (finished and should_stop()):
             number = len(finished) + 1
-            of_member = listener if n_members == 1 else _named(listener, _name(detector, number))
+            of_member = listener if n_members == 1 else listener.named(_name(detector, number))
             finished.append(_learn_member(detector, number, data, checkpoint, fingerprint, of_member, should_stop))
     if len(finished) < n_members:
         _keep_only(detector, len(finished), listener)
@@ -125,14 +125,6 @@ def _prepare_checkpoints(checkpoint: Path, resume: bool, listener: Listener) -> 
         remove_checkpoints(checkpoint)
     elif not checkpoint.exists():
         listener.say(f"no checkpoint at {checkpoint}: starting anew")
-
-
-def _named(listener: Listener, name: str) -> Listener:
-    """Return a listener whose every line begins with a name."""
-    return Listener(
-        say=lambda line: listener.say(f"{name}: {line}"),
-        progress=lambda stage, done, total, detail: listener.progress(f"{name}: {stage}", done, total, detail),
-    )
 
 
 def _speedometer(n_steps: int, listener: Listener) -> Callable[[int, float, int], None]:

@@ -114,9 +114,11 @@ def evaluate(
     from anomaly_ae.evaluation import evaluate as evaluate_run
     from anomaly_ae.evaluation import evaluate_scores
 
-    if scores is not None:
-        _finish(evaluate_scores(scores, manifest, out, options, maps_from, listener()))
-    _finish(evaluate_run(load(model, device, threads), manifest, out, options, listener()))
+    if scores is None:
+        result = evaluate_run(load(model, device, threads), manifest, out, options, listener())
+    else:
+        result = evaluate_scores(scores, manifest, out, options, maps_from, listener())
+    _finish(result)
 
 
 def _model_and_data(

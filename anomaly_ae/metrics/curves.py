@@ -46,8 +46,8 @@ def step_area_under_pr(counts: ScoreCounts) -> float:
     No interpolation: the straight line between two points of a precision-recall curve cannot be reached
     (Davis & Goadrich 2006).
     """
-    n_hits = _from_the_top(counts.anomalous)
-    n_flagged = n_hits + _from_the_top(counts.normal)
+    n_hits = from_the_top(counts.anomalous)
+    n_flagged = n_hits + from_the_top(counts.normal)
     precision = n_hits / np.maximum(n_flagged, 1)  # nothing flagged: no growth in recall either
     return float((counts.anomalous[::-1] * precision).sum() / counts.anomalous.sum())
 
@@ -76,8 +76,8 @@ def roc_curve(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[FloatVector
     """
     distinct, counts = _two_classes(labels, scores)
     n_false, n_hits, thresholds = (
-        _from_the_top(counts.normal),
-        _from_the_top(counts.anomalous),
+        from_the_top(counts.normal),
+        from_the_top(counts.anomalous),
         distinct[::-1],
     )
     if len(distinct) > 2:
@@ -114,7 +114,7 @@ def precision_recall_curve(
         Only one class, or input that `labelled_scores` refuses.
     """
     distinct, counts = _two_classes(labels, scores)
-    n_hits, n_false = _from_the_top(counts.anomalous), _from_the_top(counts.normal)
+    n_hits, n_false = from_the_top(counts.anomalous), from_the_top(counts.normal)
     precision = n_hits / (n_hits + n_false)
     recall = n_hits / n_hits[-1]
     return np.r_[precision[::-1], 1.0], np.r_[recall[::-1], 0.0], distinct
@@ -144,6 +144,6 @@ def _two_classes(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[FloatVec
     return count_by_score(data)
 
 
-def _from_the_top(counts: CountVector) -> CountVector:
-    """Cumulative counts from the highest score down."""
+def from_the_top(counts: CountVector) -> CountVector:
+    """Return cumulative counts from the highest score down."""
     return np.cumsum(counts[::-1])

@@ -48,14 +48,14 @@ def delong_interval(data: LabelledScores, confidence: float, unit: str) -> Inter
 def delong_variance(data: LabelledScores) -> tuple[float, float]:
     """Return the ROC-AUC and DeLong's variance of it; at least two images of each class are needed."""
     anomalous, normal = np.sort(data.scores[data.labels]), np.sort(data.scores[~data.labels])
-    normal_below = _share_below(anomalous, normal)  # (n_anomalous,)
-    anomalous_below = _share_below(normal, anomalous)  # (n_normal,)
+    normal_below = share_below(anomalous, normal)  # (n_anomalous,)
+    anomalous_below = share_below(normal, anomalous)  # (n_normal,)
     variance = _variance_of_mean(normal_below) + _variance_of_mean(anomalous_below)
     return float(normal_below.mean()), variance
 
 
-def _share_below(values: FloatVector, others: FloatVector) -> FloatVector:
-    """Return for each of the sorted `values` the share of the sorted `others` below it, equals counting half."""
+def share_below(values: FloatVector, others: FloatVector) -> FloatVector:
+    """Return for each of the values the share of the sorted `others` below it, equals counting half."""
     n_below, n_up_to = np.searchsorted(others, values), np.searchsorted(others, values, side="right")
     return (n_below + n_up_to) / (2.0 * len(others))
 

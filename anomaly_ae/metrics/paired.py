@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from anomaly_ae.metrics.checks import BoolVector, FloatVector, IntVector
-from anomaly_ae.metrics.intervals import z_quantile
+from anomaly_ae.metrics.intervals import share_below, z_quantile
 from anomaly_ae.records import Interval
 
 DELONG = "paired DeLong"
@@ -62,15 +62,9 @@ def placements(labels: BoolVector, scores: FloatVector) -> FloatVector:
     array([1.  , 0.5 , 0.75])
     """
     placed = np.empty(len(scores))
-    placed[labels] = _share_below(scores[labels], scores[~labels])
-    placed[~labels] = _share_below(-scores[~labels], -scores[labels])
+    placed[labels] = share_below(scores[labels], np.sort(scores[~labels]))
+    placed[~labels] = share_below(-scores[~labels], np.sort(-scores[labels]))
     return placed
-
-
-def _share_below(values: FloatVector, others: FloatVector) -> FloatVector:
-    ordered = np.sort(others)
-    n_below, n_up_to = np.searchsorted(ordered, values), np.searchsorted(ordered, values, side="right")
-    return (n_below + n_up_to) / (2.0 * len(ordered))
 
 
 def delong_difference(

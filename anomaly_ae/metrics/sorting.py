@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anomaly_ae.metrics.checks import FloatVector, IntVector, LabelledScores, labelled_scores
-from anomaly_ae.metrics.curves import ScoreCounts, count_by_score
+from anomaly_ae.metrics.curves import ScoreCounts, count_by_score, from_the_top
 from anomaly_ae.metrics.intervals import clopper_pearson, group_bootstrap, percentile_interval, widened
 from anomaly_ae.records import Interval, Metric
 
@@ -33,7 +33,7 @@ def normals_passed(counts: ScoreCounts, missed: Fraction) -> float:
 
 def anomalous_caught(counts: ScoreCounts, flagged: Fraction) -> float:
     """PB: the largest share of the anomalous at or above a threshold that flags at most this share of normals."""
-    n_false, n_hits = _from_the_top(counts)
+    n_false, n_hits = from_the_top(counts.normal), from_the_top(counts.anomalous)
     n_thresholds = int(np.searchsorted(n_false, math.floor(int(n_false[-1]) * flagged), side="right"))
     return float(n_hits[n_thresholds - 1] / n_hits[-1]) if n_thresholds else 0.0
 
@@ -46,7 +46,7 @@ def fpr_at_95_sensitivity(counts: ScoreCounts) -> float:
 
 def _fewest_flagged(counts: ScoreCounts, missed: Fraction) -> tuple[float, float]:
     """Return how many normals the highest threshold flags that misses at most this share, and how many there are."""
-    n_false, n_hits = _from_the_top(counts)
+    n_false, n_hits = from_the_top(counts.normal), from_the_top(counts.anomalous)
     n_needed = n_hits[-1] - math.floor(int(n_hits[-1]) * missed)
     return float(n_false[np.searchsorted(n_hits, n_needed)]), float(n_false[-1])
 
@@ -122,8 +122,3 @@ def _named(figures: list[Metric]) -> dict[str, Any]:
         "pg": dict(zip(names, passed, strict=True)),
         "pb": dict(zip(names, caught, strict=True)),
     }
-
-
-def _from_the_top(counts: ScoreCounts) -> tuple[FloatVector, FloatVector]:
-    """Cumulative counts of normal and anomalous from the highest score down."""
-    return np.cumsum(counts.normal[::-1]), np.cumsum(counts.anomalous[::-1])

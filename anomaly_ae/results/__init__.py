@@ -18,6 +18,7 @@ from anomaly_ae.results.tables import (
     Row,
     read_json,
     read_rows,
+    write_csv,
     write_json,
     write_tables,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "shortcut_figures",
     "unit_label",
     "unit_rows",
+    "write_csv",
     "write_json",
     "write_pixels",
     "write_tables",
