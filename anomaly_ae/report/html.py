@@ -220,6 +220,7 @@ def _histogram(run: Run) -> Markup:
         np.array(calibration.get("image") or [], dtype=np.float64),
         threshold=run.threshold("image")["value"],
         median=calibration.get("median"),
+        review=(run.threshold("image").get("review") or {}).get("value"),
     )
 
 
