@@ -21,6 +21,7 @@ from anomaly_ae.metrics import rate
 from anomaly_ae.page import figure, heat_map, write_page
 from anomaly_ae.planting import plant_into
 from anomaly_ae.records import ANOMALOUS_LABEL, BoolArray, FloatArray, Image, Sample, Score
+from anomaly_ae.regions import in_regions
 from anomaly_ae.report.words import count, percent
 from anomaly_ae.results import FORMAT, write_csv, write_json
 from anomaly_ae.survey import readable_forms
@@ -45,7 +46,7 @@ class Cell:
     n_flagged : int
         Images whose score reached the threshold.
     n_found : int
-        Those of them whose map reaches the pixel threshold on the defect.
+        Those of them with a region on the defect.
     """
 
     size_px: float
@@ -126,7 +127,7 @@ class Capability:
         return [
             self.sentence,
             f"{n} defects of each grade in {count(self.n_images, 'held-out normal image')}; found: the image is "
-            "flagged, and its map reaches the pixel threshold on the defect",
+            "flagged, and a region lies on the defect",
             f"judged by the share found; even {n} of {n} prove no more than {percent(low)} % (95 % confidence)",
             *([few] if self.n_images < n else []),
             *([before] if self.n_flagged_before else []),
@@ -328,16 +329,18 @@ def _cell(
         first = first or (image, mask)
         result = detector.score(image)
         is_flagged = result.score >= result.threshold
-        outcomes.append((is_flagged, is_flagged and _touches(detector, result, mask)))
+        outcomes.append((is_flagged, is_flagged and _touches(detector, result, image, mask)))
     flagged, located = (sum(kind) for kind in zip(*outcomes, strict=True)) if outcomes else (0, 0)
     return Cell(size_px, contrast, len(outcomes), flagged, located), first
 
 
-def _touches(detector: Detector, result: Score, mask: BoolArray) -> bool:
-    """Say whether a region of the map lies on the defect, at least in part."""
+def _touches(detector: Detector, result: Score, image: Image, mask: BoolArray) -> bool:
+    """Say whether a region that counts lies on the defect, at least in part."""
     if result.anomaly_map is None:
         return False
-    return bool((result.anomaly_map[mask] >= detector.calibrated[1].pixel.value).any())
+    limit = detector.calibrated[1].pixel.value
+    regions = in_regions(result.anomaly_map, limit, image.valid, image.spacing_mm, detector.rules)
+    return bool(regions[mask].any())
 
 
 def _row(cell: Cell) -> dict[str, Any]:

@@ -179,6 +179,12 @@ class ScoringConfig:
         1.0, 0, 10, "weight of each look at a shrunk image; the one at full resolution has 1", before=1.0
     )
     test_time_flips: bool = _switch(False, "the map is the mean over the image and its mirror images", before=False)
+    min_area_px: int = _number(0, 0, 10**9, "smaller regions do not count; pixels of the image itself", before=0)
+    min_area_mm2: float = _number(0.0, 0, 1e9, "the same in mm² (volumes: mm³); needs a spacing", before=0.0)
+    hysteresis_low: float = _number(
+        0.0, 0, 1e6, "level of the map out to which a region reaches around its peak; 0: the threshold", before=0.0
+    )
+    ignore_border_px: int = _number(0, 0, 10**6, "so near to an edge of the image nothing counts", before=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +237,14 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
 def config_to_dict(config: Config) -> dict[str, Any]:
     """Return nested dictionaries that `config_from_dict` accepts."""
     return dataclasses.asdict(config)
+
+
+def overridden(config: Config, overrides: Iterable[str]) -> Config:
+    """Return a copy with ``section.key=value`` overrides applied."""
+    values = config_to_dict(config)
+    for override in overrides:
+        _apply_override(values, override)
+    return config_from_dict(values)
 
 
 def with_values(config: Config, **sections: Mapping[str, Any]) -> Config:
@@ -360,17 +374,25 @@ def _check_combinations(config: Config) -> None:
         weights = [getattr(section, key) for key in ("l1", "l2", "ssim", "gms", "head") if hasattr(section, key)]
         if not any(weights):
             raise ConfigError(f"all error weights of {name} are 0", "nothing would be measured", "set one, e.g. l1 = 1")
-    if config.scoring.head and not config.model.head_width:
-        fix = "set model.head_width, e.g. 24, or scoring.head=0"
-        raise ConfigError(f"scoring.head = {config.scoring.head:g} without model.head_width", "there is no head", fix)
     if config.model.head_width and not config.training.repair:
         fix = "set training.repair=true, or model.head_width=0"
         raise ConfigError("model.head_width without training.repair", "the head learns from damage", fix)
-    if config.scoring.test_time_flips and not config.training.flip:
+    _check_scoring(config)
+    if config.split.validation_share + config.split.calibration_share > 0.9:
+        raise ConfigError("validation_share + calibration_share above 0.9", "too little is left for training")
+
+
+def _check_scoring(config: Config) -> None:
+    scoring = config.scoring
+    if scoring.head and not config.model.head_width:
+        fix = "set model.head_width, e.g. 24, or scoring.head=0"
+        raise ConfigError(f"scoring.head = {scoring.head:g} without model.head_width", "there is no head", fix)
+    if scoring.test_time_flips and not config.training.flip:
         raise ConfigError(
             "scoring.test_time_flips without training.flip",
             "mirrored images were not trained on, and would look anomalous",
             "set training.flip=true where mirrored images are as normal as the originals",
         )
-    if config.split.validation_share + config.split.calibration_share > 0.9:
-        raise ConfigError("validation_share + calibration_share above 0.9", "too little is left for training")
+    if scoring.pooling != "max" and (scoring.min_area_px or scoring.min_area_mm2 or scoring.hysteresis_low):
+        why = "they decide by the strongest region, and this pooling by a share of the pixels"
+        raise ConfigError(f"region rules with scoring.pooling = {scoring.pooling}", why, "set scoring.pooling=max")

@@ -30,7 +30,7 @@ from anomaly_ae.preparation import Preparation
 from anomaly_ae.prepare import Geometry, Prepared, check_size, to_image_grid, to_working_grid
 from anomaly_ae.readers import Axes, image_from, image_sha256, pixel_sha256
 from anomaly_ae.records import Failure, FloatArray, Image, Sample, Score
-from anomaly_ae.regions import find_regions
+from anomaly_ae.regions import RegionRules, find_regions, surviving_level
 from anomaly_ae.scoring import AnomalyMapper, image_score, own_limits, to_device
 from anomaly_ae.threshold import decide, display_value, p_values
 from anomaly_ae.version import __version__
@@ -90,6 +90,7 @@ class Detector:
         to_device(ensemble, device, config.model.spatial_dims)
         self.ensemble = ensemble.eval()
         self.config, self.geometry, self.device = config, geometry, device
+        self.rules = RegionRules.of(config.scoring)
         learned = {
             name: t.cpu().numpy() for name, t in self.mapper.named_buffers() if name in ("flat_field", "reference")
         }
@@ -167,7 +168,7 @@ class Detector:
                 yield _failure(source, error), None
 
     def measure_many(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Measured | AnomalyAEError]]:
-        """Yield image score, largest valid pixel of the map and plain numbers, without any threshold.
+        """Yield image score, largest threshold at which a region counts, and plain numbers: no threshold is needed.
 
         That is what calibration needs.
         """
@@ -249,6 +250,7 @@ class Detector:
             f"channels: {self.config.model.n_channels}; intensity policy: {self.config.intensity.policy}",
             f"scale: {made.get('working_scale')}",
             f"residuals standardised by {self.config.scoring.standardise}; pooling {self.config.scoring.pooling}",
+            f"region rules: {self.rules.describe() or 'none'}",
             *thresholds.describe(),
             f"calibration: {len(scores.image)} images, median score {scores.median:.6g}",
             f"weights {self.weights_sha256}",
@@ -325,7 +327,7 @@ class Detector:
         scores, thresholds = self.calibrated
         sample, image = source.sample, source.image
         anomaly_map, value = self._map_and_score(image, source.prepared)
-        found = find_regions(anomaly_map, thresholds.pixel.value, image.valid, image.spacing_mm)
+        found = find_regions(anomaly_map, thresholds.pixel.value, image.valid, image.spacing_mm, rules=self.rules)
         return Score(
             id=sample.id,
             path=sample.path,
@@ -349,13 +351,13 @@ class Detector:
 
     def _measure(self, image: Image) -> Measured:
         anomaly_map, value = self._map_and_score(image, self.prepare(image))
-        inside = anomaly_map if image.valid is None else anomaly_map[image.valid]
-        return value, float(inside.max()), self.baseline_scores(image)
+        level = surviving_level(anomaly_map, image.valid, image.spacing_mm, self.rules)
+        return value, level, self.baseline_scores(image)
 
     def _map_and_score(self, image: Image, prepared: Prepared) -> tuple[FloatArray, float]:
         try:
             anomaly_map = self.anomaly_map(prepared)
-            return anomaly_map, image_score(anomaly_map, image.valid, self.config.scoring)
+            return anomaly_map, image_score(anomaly_map, image.valid, self.config.scoring, image.spacing_mm)
         except AnomalyAEError as error:  # the mapper knows arrays, not names
             raise type(error)(f"{image.source}: {error.what}", error.why, error.fix) from error
 
@@ -375,11 +377,8 @@ class Detector:
 def _only_image(path: Path) -> Sample:
     samples = manifest_from_paths([path]).samples
     if len(samples) > 1:
-        raise UsageError(
-            f"{path} holds {len(samples)} images or frames",
-            "one score is for one image",
-            "pass anomaly_ae.manifest.manifest_from_paths([path]).samples to score_many",
-        )
+        fix = "pass anomaly_ae.manifest.manifest_from_paths([path]).samples to score_many"
+        raise UsageError(f"{path} holds {len(samples)} images or frames", "one score is for one image", fix)
     return samples[0]
 
 

@@ -169,7 +169,7 @@ def _set_thresholds(
         plain.append(result[2])
         kept.append(sample)
     if not kept:
-        raise DataError("no normal image could be scored for calibration", "all were unreadable", "see the lines above")
+        raise DataError("no normal image could be scored for calibration", "all were left out", "see the lines above")
     scores = calibration_scores(values, peaks, [s.unit for s in kept], [s.group for s in kept])
     calibrated = detector.with_thresholds(scores, thresholds_from(scores, rate, confidence))
     for key, facts in _described({"calibration": kept}, forms).items():
@@ -195,6 +195,26 @@ def calibration_samples(manifest: Manifest) -> tuple[Sample, ...]:
             "give a folder of normal images, or a CSV with split = calibration",
         )
     return tuple(samples)
+
+
+def kept_for_calibration(
+    detector: Detector, samples: Sequence[Sample], listener: Listener | None = None
+) -> tuple[Sample, ...]:
+    """Return those images that the detector was calibrated with, if it has learned from others of them; else all.
+
+    So that the data of `fit` can calibrate a model again whose scores have changed.
+    """
+    listener = listener or Listener()
+    hashes = detector.provenance.get("image_hashes", {})
+    forms = readable_forms(samples, listener.quiet())  # what cannot be read, `calibrate` names
+    learned, kept = {*hashes.get("train", []), *hashes.get("validation", [])}, set(hashes.get("calibration", []))
+    own = [s for s in samples if s.id in forms and forms[s.id].pixel_hash in kept]
+    if not own or learned.isdisjoint(form.pixel_hash for form in forms.values()):
+        return tuple(samples)
+    listener.say(
+        f"{len(own)} of {len(samples)} images are those that the model was calibrated with; they are used again"
+    )
+    return tuple(own)
 
 
 def _refuse_known(detector: Detector, samples: Sequence[Sample], forms: Mapping[str, Form]) -> None:
@@ -259,8 +279,8 @@ def _without_misfits(
     if not kept:
         raise DataError(
             "no calibration image fits the model",
-            "they have other channels than the training images, or quite another size",
-            "give normal images of the kind that is trained on",
+            "they have other channels than the training images, quite another size, or room for no region that counts",
+            "give normal images of the kind that is trained on, or lower the region rules",
         )
     return tuple(kept)
 
@@ -272,8 +292,11 @@ def _misfit(name: str, form: Form, detector: Detector) -> str:
         return f"{name} has {form.n_channels} channel(s), the training images have {n_channels}"
     try:
         check_size(name, form.spatial_shape, detector.geometry)
+        detector.rules.check(form.spatial_shape, form.spacing_mm)
     except IncompatibleImageError as error:
         return str(error)
+    except DataError as error:
+        return f"{name}: {error}"
     return ""
 
 

@@ -21,7 +21,7 @@ from anomaly_ae.metrics import PixelMap
 from anomaly_ae.nifti import is_nifti_file, write_slice
 from anomaly_ae.readers import read_mask
 from anomaly_ae.records import ANOMALOUS_LABEL, BoolArray, Decision, FloatArray, Image, Sample, Score
-from anomaly_ae.regions import at_or_above
+from anomaly_ae.regions import ALL_REGIONS, in_regions
 from anomaly_ae.report import PictureWriter, overlay, write_heatmap
 from anomaly_ae.results import no_pixel_figures, pixel_figures
 
@@ -48,10 +48,12 @@ def keep_pictures(
     has_picture = not detector.config.model.embed  # features have none
     if has_picture and pictures.wants_detail(sample.label, result.score):
         rebuilt = detector.reconstruct(image)[1].clip(0, 1)
-    pictures.add(sample.id, sample.label, result.score, shown, display_map, rebuilt, mask)
+    regions = _regions(detector, result.anomaly_map, image)
+    kept = None if detector.rules == ALL_REGIONS else regions  # else the map tells them, at any threshold
+    pictures.add(sample.id, sample.label, result.score, shown, display_map, rebuilt, mask, kept)
     is_looked_at = result.decision in {Decision.ANOMALOUS, Decision.REVIEW}
     if heatmaps == "all" or (heatmaps == "anomalous" and is_looked_at):
-        write_heatmap(_free_path(folder / "heatmaps", sample, ".png"), shown, display_map, mask)
+        write_heatmap(_free_path(folder / "heatmaps", sample, ".png"), shown, display_map, mask, regions)
     if maps:
         _write_map(folder / "maps", sample, result.anomaly_map)
 
@@ -62,9 +64,15 @@ def keep_dicom(
     """Hand the overlay and the regions of an image to the writer of DICOM objects; of several channels the first."""
     if result.anomaly_map is None or result.anomaly_map.ndim != 2:
         return
-    shown = overlay(detector.in_unit_range(image), detector.display(result.anomaly_map))
-    inside = at_or_above(result.anomaly_map, detector.calibrated[1].pixel.value, image.valid)
-    writer.add(number, sample.id, sample.files[0], sample.frame, shown, inside)
+    regions = _regions(detector, result.anomaly_map, image)
+    shown = overlay(detector.in_unit_range(image), detector.display(result.anomaly_map), regions=regions)
+    writer.add(number, sample.id, sample.files[0], sample.frame, shown, regions)
+
+
+def _regions(detector: Detector, anomaly_map: FloatArray, image: Image) -> BoolArray:
+    """Return the pixels of the regions that count."""
+    limit = detector.calibrated[1].pixel.value
+    return in_regions(anomaly_map, limit, image.valid, image.spacing_mm, detector.rules)
 
 
 def mask_of(sample: Sample, image: Image) -> BoolArray | None:
@@ -105,7 +113,7 @@ class MapKeeper:
 
     def __init__(self, folder: Path, samples: Sequence[Sample]) -> None:
         self._folder = folder / "temporary_maps"
-        self._entries: list[tuple[Path, Sample, BoolArray | None]] = []
+        self._entries: list[tuple[Path, Sample, BoolArray | None, tuple[float, ...] | None]] = []
         self._has_masks = any(sample.mask for sample in samples)
         self._disk_is_full = False
         self._left_out: Counter[str] = Counter()
@@ -123,15 +131,16 @@ class MapKeeper:
             return
         path = self._folder / f"{len(self._entries)}.npy"
         np.save(path, result.anomaly_map, allow_pickle=False)
-        self._entries.append((path, sample, image.valid))
+        self._entries.append((path, sample, image.valid, image.spacing_mm))
 
-    def figures(self, pixel_threshold: float) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def figures(self, detector: Detector) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Return the pixel figures, or why there are none, and the rows of ``pixels.csv``."""
         if not self._has_masks:
             return no_pixel_figures("there are no masks"), []
         if self._disk_is_full:
             return no_pixel_figures(_DISK_IS_FULL), []
-        return pixel_figures(self._maps, [sample for _, sample, _ in self._entries], pixel_threshold)
+        limit, samples = detector.calibrated[1].pixel.value, [sample for _, sample, *_ in self._entries]
+        return pixel_figures(self._maps, samples, limit, detector.rules)
 
     def warnings(self) -> list[str]:
         """Say what is missing in the pixel figures."""
@@ -144,10 +153,10 @@ class MapKeeper:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _maps(self) -> Iterator[PixelMap]:
-        for path, sample, valid in self._entries:
+        for path, sample, valid, spacing_mm in self._entries:
             anomaly_map = np.load(path, allow_pickle=False)
             mask = read_mask(sample.mask, anomaly_map.shape, sample.frame) if sample.mask else None
-            yield PixelMap(anomaly_map, mask, valid)
+            yield PixelMap(anomaly_map, mask, valid, spacing_mm)
 
 
 def why_left_out(sample: Sample, mask: BoolArray | None) -> str:

@@ -1,11 +1,48 @@
-"""New thresholds for a model without a single image: from its own calibration scores, or those of a finished run."""
+"""A finished model changed without training: new thresholds without a single image, or other region rules."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import fields
+
 from anomaly_ae.calibration import Asked, thresholds_by
+from anomaly_ae.config import overridden
 from anomaly_ae.detector import Detector
 from anomaly_ae.errors import UsageError
+from anomaly_ae.regions import RegionRules
 from anomaly_ae.results import FinishedScores
+
+AFTER_THE_MAP = tuple(
+    f"scoring.{name}" for name in ("pooling", "top_share", "quantile", *(f.name for f in fields(RegionRules)))
+)
+"""Settings that turn a map into a score. With all others a model is trained."""
+
+
+def rescored(detector: Detector, settings: Sequence[str]) -> Detector:
+    """Return the detector with other settings of what follows the map: region rules and pooling.
+
+    No map changes, but every score may: it has no thresholds, and has to be calibrated.
+
+    Parameters
+    ----------
+    settings : sequence of str
+        ``key=value``, of `AFTER_THE_MAP`.
+
+    Raises
+    ------
+    UsageError
+        Another setting.
+    ConfigError
+        A value out of range.
+    """
+    for setting in settings:
+        key = setting.partition("=")[0].strip()
+        if key not in AFTER_THE_MAP:
+            why, fix = "the model was trained with it", f"fit again; free are {', '.join(AFTER_THE_MAP)}"
+            raise UsageError(f"{key} of a finished model cannot be changed", why, fix)
+    config = overridden(detector.config, settings)
+    made = (detector.geometry, detector.provenance, detector.device, detector.baseline)
+    return Detector(detector.ensemble, config, *made)
 
 
 def recalibrated(detector: Detector, asked: Asked, finished: FinishedScores | None = None) -> Detector:

@@ -25,6 +25,7 @@ from anomaly_ae.model import DamageHead, build_autoencoder, context_px, size_mul
 from anomaly_ae.prepare import Prepared, valid_box
 from anomaly_ae.readers import volume_percentiles
 from anomaly_ae.records import BoolArray, FloatArray, PixelArray
+from anomaly_ae.regions import RegionRules, counted_values, surviving_level
 
 N_CONTEXT_BINS = 12
 N_POSITIONS = 32
@@ -293,31 +294,35 @@ def map_in_windows(
     return result
 
 
-def image_score(anomaly_map: FloatArray, valid: BoolArray | None, config: ScoringConfig) -> float:
+def image_score(
+    anomaly_map: FloatArray,
+    valid: BoolArray | None,
+    config: ScoringConfig,
+    spacing_mm: tuple[float, ...] | None = None,
+) -> float:
     """Pool a map on the image's own grid into one float64, inside ``valid``.
+
+    With pooling "max" it is the largest threshold at which a region counts: the largest pixel where there are no rules.
 
     Raises
     ------
     DataError
-        No valid pixel, or a map that is not finite.
+        No pixel or no region could ever count, a map that is not finite, or a rule in mm² without a spacing.
     """
-    values = anomaly_map.ravel() if valid is None else anomaly_map[valid]
-    if values.size == 0:
-        raise DataError("an image without a single valid pixel", "its mask is empty", "leave it out")
-    if not np.isfinite(values).all():
+    if not np.isfinite(anomaly_map if valid is None else anomaly_map[valid]).all():
         raise DataError(
             "the anomaly map is not finite",
             "the image or the model holds NaN or inf",
             "check the pixel values",
         )
-    match config.pooling:
-        case "max":
-            return float(values.max())
-        case "top_share":
-            n_top = max(1, round(config.top_share * values.size))
-            return float(np.partition(values, -n_top)[-n_top:].astype(np.float64).mean())
-        case _:
-            return float(np.quantile(values.astype(np.float64), config.quantile))
+    rules = RegionRules.of(config)
+    if config.pooling == "max":
+        return surviving_level(anomaly_map, valid, spacing_mm, rules)
+    values = counted_values(anomaly_map, valid, rules)
+    if config.pooling == "quantile":
+        return float(np.quantile(values.astype(np.float64), config.quantile))
+    n_top = max(1, round(config.top_share * values.size))
+    return float(np.partition(values, -n_top)[-n_top:].astype(np.float64).mean())
 
 
 def channels_last(n_dims: int) -> torch.memory_format:

@@ -40,8 +40,8 @@ class Form:
     ----------
     n_channels, was_grey_rgb : int, bool
         What decides whether a model can take it, see `Image`.
-    spatial_shape : tuple of int
-        Likewise.
+    spatial_shape, spacing_mm : tuple
+        Likewise; the spacing may be None.
     pixel_hash : str
         Its identity, see `pixel_hash`.
     """
@@ -49,6 +49,7 @@ class Form:
     n_channels: int
     was_grey_rgb: bool
     spatial_shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...] | None
     pixel_hash: str
 
 
@@ -142,7 +143,7 @@ def pixel_hash(image: Image) -> str:
 
 def _form(sample: Sample) -> Form:
     image = read_sample(sample)
-    return Form(image.n_channels, image.was_grey_rgb, image.spatial_shape, pixel_hash(image))
+    return Form(image.n_channels, image.was_grey_rgb, image.spatial_shape, image.spacing_mm, pixel_hash(image))
 
 
 def survey_images(samples: Sequence[Sample], seed: int, listener: Listener) -> Survey:

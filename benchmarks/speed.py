@@ -1,6 +1,7 @@
 """Time and memory of the real commands on embedded images; one line per question.
 
-    python benchmarks/speed.py --out docs/benchmarks/speed.md [--only start fit fast score memory] [--device auto]
+    python benchmarks/speed.py --out docs/benchmarks/speed.md [--only start fit fast score memory regions]
+                               [--device auto]
 
 Run it alone on an otherwise idle machine. Every command is a process of its own, timed from start to end.
 """
@@ -18,12 +19,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter
 
 import anomaly_ae
 from anomaly_ae.files import write_text
+from anomaly_ae.regions import RegionRules, surviving_level
 from anomaly_ae.synthetic import make_dataset
 
+AREAS_PX = (1, 20, 200, 5_000)
 COMMAND = [sys.executable, "-m", "anomaly_ae"]
 HEAD = """# Speed and memory
 
@@ -141,12 +146,35 @@ def memory(bench: Bench) -> Iterator[tuple[str, str]]:
         yield f"largest memory of `score`, {n_images:,} files of 128 x 128 px", f"{mebibytes} MiB ({speed})"
 
 
+def regions(bench: Bench) -> Iterator[tuple[str, str]]:
+    """How long the score of one map takes under region rules: smooth noise, as maps are, and white noise, the worst."""
+    for shape in ((512, 512), (1024, 1024), (2000, 2000), (128, 128, 128)):
+        noise = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        maps = {"smooth": gaussian_filter(noise, 2.0), "white": noise}
+        for kind, anomaly_map in maps.items():
+            seconds = [_fastest(anomaly_map, RegionRules(min_area_px=area)) for area in AREAS_PX]
+            both = RegionRules(min_area_px=20, hysteresis_low=2 * float(anomaly_map.std()))
+            name = " x ".join(map(str, shape))
+            times = ", ".join(f"{1000 * s:.0f} ms" for s in [*seconds, _fastest(anomaly_map, both)])
+            yield f"score of a {kind} map of {name} px from 1, 20, 200, 5,000 px on; from 20 px with hysteresis", times
+
+
+def _fastest(anomaly_map: np.ndarray, rules: RegionRules) -> float:
+    times = []
+    for _ in range(3):
+        started = time.process_time()  # it computes on one core, and never waits
+        surviving_level(anomaly_map, rules=rules)
+        times.append(time.process_time() - started)
+    return min(times)
+
+
 QUESTIONS: dict[str, Callable[[Bench], Iterator[tuple[str, str]]]] = {
     "start": start,
     "fit": fit_with("default"),
     "fast": fit_with("fast"),
     "score": score,
     "memory": memory,
+    "regions": regions,
 }
 
 

@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "anomaly_ae"
 ORDER = (
     "errors", "version", "files", "records", "config", "metrics", "dicom", "nifti", "readers", "shortcuts", "manifest",
     "synthetic", "placement", "prepare", "illumination", "alignment", "preparation", "baselines", "backbone", "model",
-    "corruption", "measures", "scoring", "threshold", "calibration", "martingale", "regions", "modelfile", "ensemble",
+    "corruption", "measures", "regions", "scoring", "threshold", "calibration", "martingale", "modelfile", "ensemble",
     "listener", "device", "loading", "detector", "training", "residuals", "learning", "survey", "fitting", "progress",
     "results", "judging", "journal", "recalibration", "report", "page", "planting", "keeping", "evaluation", "drift",
     "capability", "audit", "curve", "demo", "cli", "__init__", "__main__",

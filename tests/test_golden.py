@@ -20,6 +20,7 @@ from anomaly_ae.detector import Detector
 from anomaly_ae.fitting import fit
 from anomaly_ae.manifest import load_manifest
 from anomaly_ae.readers import read_image
+from anomaly_ae.recalibration import rescored
 from anomaly_ae.synthetic import make_dataset
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -76,6 +77,23 @@ def test_hashes_are_what_they_were(model: str) -> None:
     detector = Detector.load(GOLDEN / f"{model}.safetensors", "cpu")
     found = {"weights": detector.weights_sha256, "thresholds": detector.calibrated[1].sha256}
     assert found == stored()[model]["sha256"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_region_rules_that_are_off_change_no_bit(model: str) -> None:
+    detector = Detector.load(GOLDEN / f"{model}.safetensors", "cpu")
+    rules = ("min_area_px=0", "min_area_mm2=0", "hysteresis_low=0", "ignore_border_px=0")
+    other = rescored(detector, [f"scoring.{rule}" for rule in rules])
+    assert other.weights_sha256 == detector.weights_sha256
+    other = other.with_thresholds(*detector.calibrated)
+    for name in IMAGES:
+        results = [one.score(GOLDEN / f"{name}.png") for one in (detector, other)]
+        assert results[0].score == results[1].score
+        assert results[0].anomaly_map is not None
+        if detector.config.scoring.pooling == "max":
+            assert results[0].score == float(results[0].anomaly_map.max())
+        boxes = [[region.box_px for region in result.regions] for result in results]
+        assert boxes[0] == boxes[1]
 
 
 def test_the_scores_tell_the_images_and_the_models_apart() -> None:

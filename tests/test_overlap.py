@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -37,6 +38,11 @@ def parts(pixel_map: PixelMap) -> tuple[np.ndarray, np.ndarray]:
     valid = np.ones(pixel_map.anomaly_map.shape, bool) if pixel_map.valid is None else pixel_map.valid
     mask = np.zeros_like(valid) if pixel_map.mask is None else pixel_map.mask
     return pixel_map.anomaly_map[valid & mask], pixel_map.anomaly_map[valid & ~mask]
+
+
+def at(threshold: float) -> Callable[[PixelMap], np.ndarray]:
+    """What a detector marks that knows no rule but a threshold."""
+    return lambda one: (one.anomaly_map >= threshold) & (True if one.valid is None else one.valid)
 
 
 def aupimo_by_definition(maps: list[PixelMap], masked: np.ndarray) -> float:
@@ -85,7 +91,7 @@ def test_aupimo_agrees_with_the_published_recipe() -> None:
 @given(st.integers(0, 10_000), st.sampled_from([0, 1, 6]), st.floats(-1, 4, width=32))
 def test_dice_and_iou_are_those_of_the_pixels(seed: int, digits: int, threshold: float) -> None:
     maps = some_maps(seed, side=60, digits=digits)
-    found = image_overlaps(lambda: maps, threshold)
+    found = image_overlaps(lambda: maps, at(threshold))
     hits = false = missed = 0
     places = {one.index: one for one in found.images}
     for index, pixel_map in enumerate(maps):
@@ -103,7 +109,7 @@ def test_oracle_dice_is_the_best_of_all_thresholds() -> None:
     maps = some_maps(3, side=40, digits=1)
     oracle = pixel_metrics(lambda: maps)["oracle_dice"].value
     thresholds = np.unique(np.concatenate([m.anomaly_map.ravel() for m in maps]))
-    every = [image_overlaps(lambda: maps, float(t)).pooled() for t in thresholds]
+    every = [image_overlaps(lambda: maps, at(float(t))).pooled() for t in thresholds]
     assert oracle == pytest.approx(max(dice for dice, _ in every if dice is not None))
 
 
@@ -118,10 +124,10 @@ def test_pixel_rate_at_95_sensitivity_is_the_lowest_one() -> None:
 def test_what_cannot_be_measured_is_none() -> None:
     maps = some_maps(5, side=40)
     masked_only = [m for m in maps if m.mask is not None and m.mask.any()]
-    assert [one.aupimo for one in image_overlaps(lambda: masked_only, 1.0).images] == [None] * 3
+    assert [one.aupimo for one in image_overlaps(lambda: masked_only, at(1.0)).images] == [None] * 3
     without = image_overlaps(lambda: maps, None)
     assert (without.images[0].dice, without.images[0].iou, without.pooled()) == (None, None, None)
-    assert image_overlaps(lambda: [maps[0]], 1.0).pooled() is None
+    assert image_overlaps(lambda: [maps[0]], at(1.0)).pooled() is None
 
 
 def test_memory_holds_the_highest_normal_pixels_only() -> None:
@@ -132,9 +138,9 @@ def test_memory_holds_the_highest_normal_pixels_only() -> None:
             mask[:4, :4] = i == 0
             yield PixelMap(rng.random((256, 256), np.float32), mask)
 
-    image_overlaps(maps, 0.5)
+    image_overlaps(maps, at(0.5))
     tracemalloc.start()
-    image_overlaps(maps, 0.5)
+    image_overlaps(maps, at(0.5))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 30 * 256 * 256 * 4, "a few maps and their sorted copies, and not all forty"

@@ -264,6 +264,29 @@ def test_histogram_stands_any_scores(scores: list[float], threshold: float) -> N
     assert "inf" not in drawn
 
 
+@pytest.mark.parametrize("place", [0.4, 0.97])
+def test_histogram_shows_where_the_review_band_begins(place: float) -> None:
+    """At its place between median and threshold, with a label on a line of its own, however close they are."""
+    scores = [("normal", "normal", np.linspace(0.0, 12.0, 50))]
+    limits = (MEDIAN, MEDIAN + place * (THRESHOLD - MEDIAN), THRESHOLD)
+    drawn = histogram_svg("h", scores, np.zeros(0), THRESHOLD, MEDIAN, limits[1])
+    x = {css: float(re.search(rf'marker {css}" x1="([0-9.]+)"', drawn)[1]) for css in ("median", "review", "limit")}
+    assert (x["review"] - x["median"]) / (x["limit"] - x["median"]) == pytest.approx(place, abs=0.005)
+    y = [float(n) for n in re.findall(r'class="label [a-z]+" x="[0-9.]+" y="([0-9.]+)"', drawn)]
+    assert len(y) == 3
+    assert min(np.diff(sorted(y))) >= 16
+    assert min(y) > 0
+    assert "review" not in histogram_svg("h", scores, np.zeros(0), THRESHOLD, MEDIAN)
+
+
+def test_the_histogram_of_a_run_has_its_review_limit(tmp_path: Path) -> None:
+    folder = fake_run.build(tmp_path, n_images=10, pictures=False)
+    assert "review from here" not in _page_text(folder)
+    review = {"value": 4.0, "rule": "false_alarm_rate", "rate": "1/10", "promise": "10 %"}
+    _change(folder / "run.json", lambda i: i["threshold"]["image"].update(review=review))
+    assert "review from here" in _page_text(folder)
+
+
 @pytest.mark.parametrize("share", [1e-4, 0.005, 0.00499, 0.9996, 0.99999])
 def test_percent_never_rounds_to_none_or_all(share: float) -> None:
     text = percent(share)

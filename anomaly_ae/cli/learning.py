@@ -135,6 +135,10 @@ def calibrate(
     review_sensitivity: ReviewSensitivityOption = None,
     who: Annotated[str, typer.Option("--who", help="Name for the journal (default: user name of the system).")] = "",
     why: Annotated[str, typer.Option("--why", help="Reason for the journal.")] = "",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="With DATA: another region rule, e.g. scoring.min_area_px=20; scores change."),
+    ] = None,
     group_regex: GroupOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
@@ -142,14 +146,20 @@ def calibrate(
     """Set new thresholds in MODEL: from other normal images, a finished run, or by another rule. No score changes.
 
     No training. Without DATA and --scores the calibration scores that the model holds are used again. The change is
-    appended to MODEL.journal.jsonl.
+    appended to MODEL.journal.jsonl. With --set the regions that count change, and with them the scores.
     """
     asked = asked_of(rate, confidence, sensitivity, cost, value, review_rate, review_sensitivity)
-    _check_sources(data, scores, verdicts, group_regex, asked)
+    changes = settings or []
+    _check_sources(data, scores, verdicts, group_regex, asked, changes)
     from anomaly_ae.journal import State, change, journal, journal_of
+    from anomaly_ae.recalibration import rescored
 
     old = load(model, device, threads)
-    new, what, n_left_out = _recalibrated(old, data, scores, verdicts, group_regex, asked)
+    changed = rescored(old, changes) if changes else old
+    new, what, n_left_out = _recalibrated(changed, data, scores, verdicts, group_regex, asked)
+    if changes:
+        what += f"; scores changed by {', '.join(changes)}"
+        typer.echo(f"region rules: {new.rules.describe() or 'none'}. Scores change: runs made before do not compare.")
     before = State(old.provenance.get("file_sha256"), old.calibrated[1])
     with journal(journal_of(model)) as append:
         after = State(new.save(model), new.calibrated[1])
@@ -186,7 +196,12 @@ def _check_model_name(out: Path, overwrite: bool) -> None:
 
 
 def _check_sources(
-    data: Path | None, scores: Path | None, verdicts: Path | None, group_regex: str | None, asked: Asked
+    data: Path | None,
+    scores: Path | None,
+    verdicts: Path | None,
+    group_regex: str | None,
+    asked: Asked,
+    changes: list[str],
 ) -> None:
     """Refuse sources that contradict each other, or that cannot give what a rule needs: before anything is read."""
     if data is not None and scores is not None:
@@ -195,6 +210,9 @@ def _check_sources(
         raise UsageError("--verdicts needs --scores", "", "e.g. --scores run/scores.csv --verdicts verdicts.csv")
     if group_regex is not None and data is None:
         raise UsageError("--group-regex needs DATA", "a finished run and a model have their groups already")
+    if changes and data is None:
+        why = "scores of the old settings say nothing of the new ones"
+        raise UsageError("--set needs DATA", why, "give normal images that were used for nothing else")
     if asked.needs_anomalies and scores is None:
         raise UsageError(
             "this rule needs labelled anomalies",
@@ -215,13 +233,14 @@ def _recalibrated(
 ) -> tuple[Detector, str, int]:
     """Return the detector with new thresholds, what was done, and how many images could not be used."""
     from anomaly_ae.fitting import calibrate as from_images
-    from anomaly_ae.fitting import calibration_samples
+    from anomaly_ae.fitting import calibration_samples, kept_for_calibration
     from anomaly_ae.manifest import load_manifest
     from anomaly_ae.recalibration import recalibrated
     from anomaly_ae.results import finished_scores
 
     if data is not None:
         samples = calibration_samples(load_manifest(data, group_regex))
+        samples = samples if detector.scores else kept_for_calibration(detector, samples, listener())
         new = recalibrated(from_images(detector, samples, asked.rate, asked.confidence, listener()), asked)
         n = len(new.calibrated[0].image)
         return new, f"calibrated with {n} images", len(samples) - n

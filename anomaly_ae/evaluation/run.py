@@ -268,7 +268,7 @@ def _write_metrics(
     """Measure, write ``metrics.json``, and return what it holds; the maps have been used then, and go."""
     job.listener.progress("measuring", 0, 1, "")
     provenance, thresholds = job.detector.provenance, job.detector.calibrated[1]
-    pixel, overlaps = keeper.figures(thresholds.pixel.value)
+    pixel, overlaps = keeper.figures(job.detector)
     metrics = {
         "format": FORMAT,
         "model": {"name": provenance.get("file"), "sha256": provenance.get("file_sha256")},

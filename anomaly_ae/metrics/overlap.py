@@ -15,12 +15,13 @@ import numpy.typing as npt
 
 from anomaly_ae.metrics.checks import FloatVector, group_numbers
 from anomaly_ae.metrics.pixels import PixelMap
-from anomaly_ae.records import Interval, Metric
+from anomaly_ae.records import BoolArray, Interval, Metric
 
 AUPIMO_LIMITS = (1e-5, 1e-4)
 """Shared false-positive rates between which AUPIMO averages (Bertoldo et al. 2024)."""
 
 Float32Vector = npt.NDArray[np.float32]
+Marks = Callable[[PixelMap], BoolArray]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +35,7 @@ class ImageOverlap:
     mask_px : int
         Valid pixels under the mask, at least 1.
     found_px, false_px : int or None
-        Valid pixels at or above the pixel threshold, under the mask and outside; None without a threshold.
+        Pixels that the detector marks, under the mask and outside; None without a threshold.
     aupimo : float or None
         In [0, 1]; None without normal images.
     """
@@ -70,7 +71,7 @@ class Overlaps:
     n_normal_images, n_normal_px : int
         Images without a masked pixel, and their valid pixels.
     false_px_of_normals : int or None
-        Those of them at or above the pixel threshold.
+        Those of them that the detector marks.
     """
 
     images: tuple[ImageOverlap, ...]
@@ -90,21 +91,21 @@ class Overlaps:
 
 @dataclass(slots=True)
 class _FirstPass:
-    masked: list[tuple[int, Float32Vector, int | None]]  # place, sorted pixels under the mask, false pixels beside
+    masked: list[tuple[int, Float32Vector, int | None, int | None]]  # place, sorted masked pixels, found, false
     n_normal_images: int = 0
     n_normal_px: int = 0
     false_px_of_normals: int = 0
 
 
-def image_overlaps(maps: Callable[[], Iterable[PixelMap]], pixel_threshold: float | None) -> Overlaps:
+def image_overlaps(maps: Callable[[], Iterable[PixelMap]], marked: Marks | None) -> Overlaps:
     """Compare every map with its mask.
 
     Parameters
     ----------
     maps : callable returning an iterable of PixelMap
         Called twice; both times the same maps have to come, as `pixel_metrics` accepts them.
-    pixel_threshold : float or None
-        A pixel at or above it is anomalous; None leaves Dice and IoU out.
+    marked : callable or None
+        Returns the valid pixels of a map that the detector marks as anomalous; None leaves Dice and IoU out.
 
     Notes
     -----
@@ -114,35 +115,36 @@ def image_overlaps(maps: Callable[[], Iterable[PixelMap]], pixel_threshold: floa
     at z is the share above the lowest threshold with F <= z: a step function, integrated exactly. The authors' code
     takes 300,000 thresholds and the trapezoidal rule, which agrees within the height of a step.
     """
-    first = _first_pass(maps(), pixel_threshold)
+    first = _first_pass(maps(), marked)
     values, weights = np.empty(0, np.float32), np.empty(0)
     if first.n_normal_images and first.masked:
         values, rates = _highest_normals(maps(), first.n_normal_images)
         weights = _weights(rates)
     images = []
-    for index, pixels, false_px in first.masked:
-        found = None if pixel_threshold is None else len(pixels) - int(np.searchsorted(pixels, pixel_threshold))
+    for index, pixels, found_px, false_px in first.masked:
         shares = 1.0 - np.searchsorted(pixels, values, side="right") / len(pixels)
         aupimo = float(weights @ shares) if len(weights) else None
-        images.append(ImageOverlap(index, len(pixels), found, false_px, aupimo))
-    false = None if pixel_threshold is None else first.false_px_of_normals
+        images.append(ImageOverlap(index, len(pixels), found_px, false_px, aupimo))
+    false = None if marked is None else first.false_px_of_normals
     return Overlaps(tuple(images), first.n_normal_images, first.n_normal_px, false)
 
 
-def _first_pass(maps: Iterable[PixelMap], pixel_threshold: float | None) -> _FirstPass:
+def _first_pass(maps: Iterable[PixelMap], marked: Marks | None) -> _FirstPass:
     found = _FirstPass([])
-    limit = math.inf if pixel_threshold is None else pixel_threshold
     for index, pixel_map in enumerate(maps):
         valid = np.ones(pixel_map.anomaly_map.shape, bool) if pixel_map.valid is None else pixel_map.valid
-        flagged = (pixel_map.anomaly_map >= limit) & valid
+        marks = None if marked is None else marked(pixel_map)
         if pixel_map.mask is None or not pixel_map.mask.any():
             found.n_normal_images += bool(valid.any())
             found.n_normal_px += int(np.count_nonzero(valid))
-            found.false_px_of_normals += int(np.count_nonzero(flagged))
+            found.false_px_of_normals += 0 if marks is None else int(np.count_nonzero(marks))
         elif (pixel_map.mask & valid).any():
             pixels = np.sort(pixel_map.anomaly_map[pixel_map.mask & valid])
-            false_px = None if pixel_threshold is None else int(np.count_nonzero(flagged & ~pixel_map.mask))
-            found.masked.append((index, pixels, false_px))
+            under, beside = (
+                None if marks is None else int(np.count_nonzero(marks & part))
+                for part in (pixel_map.mask, ~pixel_map.mask)
+            )
+            found.masked.append((index, pixels, under, beside))
     return found
 
 

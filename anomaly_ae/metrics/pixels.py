@@ -39,11 +39,14 @@ class PixelMap:
         known must be left out by the caller: its anomalous pixels would be counted as normal ones.
     valid : bool array of the same shape, or None
         False where pixels do not count; None = all count.
+    spacing_mm : tuple of float, or None
+        Distance of neighbouring pixels per axis.
     """
 
     anomaly_map: npt.NDArray[np.float32]
     mask: BoolArray | None = None
     valid: BoolArray | None = None
+    spacing_mm: tuple[float, ...] | None = None
 
 
 class _MaskedPixels(NamedTuple):

@@ -87,6 +87,7 @@ def histogram_svg(
     calibration: Floats,
     threshold: float | None,
     median: float | None,
+    review: float | None = None,
 ) -> Markup:
     """Draw the scores of each class, with the threshold and the outline of the calibration normals.
 
@@ -100,16 +101,19 @@ def histogram_svg(
     classes : sequence of (name, CSS class, scores)
     calibration : float array
         Scores of the calibration normals; may be empty.
-    threshold, median : float or None
-        Drawn as lines; the threshold, and the median of the calibration normals, may be missing.
+    threshold, median, review : float or None
+        Drawn as lines; the threshold, the median of the calibration normals, and where the review band begins may be
+        missing.
     """
     scores = np.concatenate([*(scores for _, _, scores in classes), calibration])
     limit = threshold if threshold is not None else float(np.median(scores)) if scores.size else 0.0
-    edges, is_cut = _bin_edges(np.append(scores, limit), limit)
+    lines = [line for line in (limit, review) if line is not None]
+    edges, is_cut = _bin_edges(np.append(scores, lines), limit)
     named = [*classes, ("calibration normals", "calibration", calibration)]
     shares = [(name, css, _shares(scores, edges)) for name, css, scores in named if scores.size]
     y_high = max([share.max() for _, _, share in shares], default=1.0) * 1.06
-    axes = plot.Axes(float(edges[0]), float(edges[-1]), float(y_high), left=56, top=44, width=674, height=226)
+    top = 44 if review is None else 62  # each label has a line of its own: they may be close
+    axes = plot.Axes(float(edges[0]), float(edges[-1]), float(y_high), left=56, top=top, width=674, height=226)
     ticks = plot.ticks(axes.x_low, axes.x_high)
     parts = [plot.grid(axes, ticks, plot.ticks(0, axes.y_high, 4), y_percent=True)]
     parts.append(plot.axis_titles(axes, "score", "share of the class"))
@@ -120,11 +124,13 @@ def histogram_svg(
         parts.append(plot.text(axes.left + axes.width, axes.top + axes.height + 34, "and above →", "tick", "end"))
     if median is not None:
         parts.append(_marker(axes, median, "median", "typical normal (0)", rise=8))
+    if review is not None:
+        parts.append(_marker(axes, review, "review", "review from here", rise=26))
     if threshold is not None:
-        parts.append(_marker(axes, threshold, "limit", "threshold (1)", rise=26))  # a line higher: they may be close
+        parts.append(_marker(axes, threshold, "limit", "threshold (1)", rise=top - 18))
     parts.append(_marker(axes, limit, "what-if", "", rise=0, identifier="what-if-line"))
     data = f'data-low="{axes.x_low!r}" data-high="{axes.x_high!r}" data-left="{axes.left}" data-width="{axes.width}"'
-    return plot.svg(title, 746, 312, parts, data)
+    return plot.svg(title, 746, top + 268, parts, data)
 
 
 def sizes_svg(title: str, classes: Sequence[tuple[int, int, int, float, float, float]]) -> Markup:

@@ -25,11 +25,12 @@ def write_heatmap(
     pixels01: npt.NDArray[Any],
     display_map: npt.NDArray[Any],
     mask: npt.NDArray[Any] | None = None,
+    regions: npt.NDArray[np.bool_] | None = None,
 ) -> None:
     """Write image and anomaly map as one PNG on the absolute display scale.
 
     The image lies top left at its own resolution, pixel for pixel. Below half the threshold nothing is drawn over it;
-    a thin white line encloses what reaches the threshold, a green one the true mask. Under it a labelled colour bar.
+    a thin white line encloses the regions, a green one the true mask. Under it a labelled colour bar.
 
     Parameters
     ----------
@@ -41,6 +42,8 @@ def write_heatmap(
         0 = a typical normal, 1 = the threshold; NaN where not inspected.
     mask : array, (H, W), or None
         Non-zero = truly anomalous.
+    regions : bool array, (H, W), or None
+        The regions that count; None takes all that reaches the threshold.
 
     Raises
     ------
@@ -49,7 +52,7 @@ def write_heatmap(
     """
     height, width = display_map.shape
     page = Image.new("RGB", (max(width, _MIN_WIDTH_PX), height + _strip_height(width)), _PAPER_RGB)
-    page.paste(Image.fromarray(overlay(pixels01, display_map, mask)), (0, 0))
+    page.paste(Image.fromarray(overlay(pixels01, display_map, mask, regions)), (0, 0))
     _draw_colour_bar(page, top=height)
     buffer = io.BytesIO()
     page.save(buffer, format="PNG")
@@ -57,7 +60,10 @@ def write_heatmap(
 
 
 def overlay(
-    pixels01: npt.NDArray[Any], display_map: npt.NDArray[Any], mask: npt.NDArray[Any] | None = None
+    pixels01: npt.NDArray[Any],
+    display_map: npt.NDArray[Any],
+    mask: npt.NDArray[Any] | None = None,
+    regions: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Return what `write_heatmap` shows above its colour bar: uint8 RGB, (H, W, 3)."""
     base = picture(pixels01, max(display_map.shape)).astype(np.float64)  # (H, W) or (H, W, 3)
@@ -65,7 +71,8 @@ def overlay(
     colour = overlay_lut()[encode_display(display_map)].astype(np.float64)  # (H, W, 4)
     alpha = colour[..., 3:] / 255
     mixed = np.rint(base * (1 - alpha) + colour[..., :3] * alpha).astype(np.uint8)
-    mixed[inner_edge(np.nan_to_num(display_map, nan=DISPLAY_LOW) >= 1)] = CONTOUR_RGB
+    inside = np.nan_to_num(display_map, nan=DISPLAY_LOW) >= 1 if regions is None else regions
+    mixed[inner_edge(inside)] = CONTOUR_RGB
     if mask is not None:
         mixed[inner_edge(np.asarray(mask) > 0)] = MASK_RGB
     return mixed

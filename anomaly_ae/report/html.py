@@ -71,6 +71,7 @@ def render(run: Run) -> str:
         count=words.count,
         whole=words.whole,
         lesion_free=words.lesion_free,
+        overlap_place=words.overlap_place,
         asked_rate=words.asked_rate,
         interval=words.interval,
         interval_notes=words.interval_notes,
@@ -106,6 +107,7 @@ def _context(run: Run) -> dict[str, Any]:
         "metrics": run.metrics,
         "headline": words.headline(run),
         "origin": words.origin(run),
+        "region_rules": words.region_rules(run),
         "shortcuts": words.shortcuts(run),
         "warnings": list(words.warnings(run)),
         "css": Markup(css),  # noqa: S704  # both files are our own
@@ -220,6 +222,7 @@ def _histogram(run: Run) -> Markup:
         np.array(calibration.get("image") or [], dtype=np.float64),
         threshold=run.threshold("image")["value"],
         median=calibration.get("median"),
+        review=(run.threshold("image").get("review") or {}).get("value"),
     )
 
 

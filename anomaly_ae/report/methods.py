@@ -121,8 +121,9 @@ def _named_figures(run: Run) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if "aupimo" in pixel:
         yield "AUPIMO, mean of anomalous images", pixel["aupimo"]
         for at in pixel["at_threshold"]:
-            yield "Dice, mean of anomalous images", at["dice_per_image"]
-            yield "Dice of all pixels", at["dice"]
+            place = words.overlap_place(run, at["threshold"])
+            yield f"Dice {place}, mean of anomalous images", at["dice_per_image"]
+            yield f"Dice {place}, all pixels", at["dice"]
         yield "oracle Dice of all pixels", pixel["oracle_dice"]
 
 

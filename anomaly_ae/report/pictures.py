@@ -126,13 +126,17 @@ def shrink_by_maximum(values: Bytes2D, side_px: int) -> Bytes2D:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Detail:
-    """One image at up to 320 px: input and reconstruction (h, w[, 3]), coded map (h, w), mask (h, w) or None."""
+    """One image at up to 320 px: input and reconstruction (h, w[, 3]), coded map, mask and regions (h, w) or None.
+
+    Without ``regions``, they are what reaches the threshold in the map.
+    """
 
     id: str
     input: Bytes2D
     map: Bytes2D
     reconstruction: Bytes2D | None = None
     mask: Bytes2D | None = None
+    regions: Bytes2D | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -213,6 +217,7 @@ class PictureWriter:
         display_map: npt.NDArray[Any],
         reconstruction01: npt.NDArray[Any] | None = None,
         mask: npt.NDArray[Any] | None = None,
+        regions: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         """Take one scored image.
 
@@ -228,12 +233,14 @@ class PictureWriter:
             0 = a typical normal, 1 = the threshold.
         mask : array, (H, W), or None
             Non-zero = truly anomalous.
+        regions : bool array, (H, W), or None
+            The regions that count; None: all that reaches the threshold.
         """
         if self._gallery.wants(score):
             small = thumbnail(pixels01, self.side_px), thumbnail_map(display_map, self.side_px)
             self._gallery.add(score, (id, *small))
         if self.wants_detail(label, score):
-            detail = _detail(id, pixels01, display_map, reconstruction01, mask)
+            detail = _detail(id, pixels01, display_map, reconstruction01, mask, regions)
             for kind, key in self._kinds(label, score):
                 kind.add(key, detail)
 
@@ -276,14 +283,18 @@ def _detail(
     display_map: npt.NDArray[Any],
     reconstruction01: npt.NDArray[Any] | None,
     mask: npt.NDArray[Any] | None,
+    regions: npt.NDArray[np.bool_] | None,
 ) -> Detail:
     shown = picture(pixels01, DETAIL_SIDE_PX)
     rebuilt = None if reconstruction01 is None else picture(reconstruction01, DETAIL_SIDE_PX)
     if rebuilt is not None and rebuilt.shape[:2] != shown.shape[:2]:  # the model works at another scale
         size = (shown.shape[1], shown.shape[0])
         rebuilt = np.asarray(Image.fromarray(rebuilt).resize(size, Image.Resampling.BILINEAR))
-    truth = None if mask is None else shrink_by_maximum((np.asarray(mask) > 0).astype(np.uint8), DETAIL_SIDE_PX)
-    return Detail(id, shown, thumbnail_map(display_map, DETAIL_SIDE_PX), rebuilt, truth)
+    truth, drawn = (
+        None if pixels is None else shrink_by_maximum((np.asarray(pixels) > 0).astype(np.uint8), DETAIL_SIDE_PX)
+        for pixels in (mask, regions)
+    )
+    return Detail(id, shown, thumbnail_map(display_map, DETAIL_SIDE_PX), rebuilt, truth, drawn)
 
 
 def _detail_arrays(k: int, detail: Detail) -> dict[str, npt.NDArray[Any]]:
@@ -292,6 +303,7 @@ def _detail_arrays(k: int, detail: Detail) -> dict[str, npt.NDArray[Any]]:
         "reconstruction": detail.reconstruction,
         "map": detail.map,
         "mask": detail.mask,
+        "regions": detail.regions,
     }
     return {f"detail_{k}_{name}": array for name, array in parts.items() if array is not None}
 
@@ -331,6 +343,7 @@ def _from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> Pictures:
             map=arrays[f"detail_{k}_map"],
             reconstruction=arrays.get(f"detail_{k}_reconstruction"),
             mask=arrays.get(f"detail_{k}_mask"),
+            regions=arrays.get(f"detail_{k}_regions"),
         )
         for k, id in enumerate(arrays["detail_ids"])
     ]

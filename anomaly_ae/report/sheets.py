@@ -116,7 +116,9 @@ def _panels(detail: Detail, setting: tuple[int, int]) -> DetailPanels:
     side_px, quality = setting
     codes = shrink_by_maximum(detail.map, side_px)
     size = (codes.shape[1], codes.shape[0])
-    mask = None if detail.mask is None else shrink_by_maximum(detail.mask, side_px) > 0
+    mask, regions = (
+        None if pixels is None else shrink_by_maximum(pixels, side_px) > 0 for pixels in (detail.mask, detail.regions)
+    )
     rebuilt = detail.reconstruction
     lut = overlay_lut()
     visible = np.where(lut[codes, 3] > 0, codes, 0).astype(np.uint8)  # what is transparent compresses to nothing
@@ -128,7 +130,7 @@ def _panels(detail: Detail, setting: tuple[int, int]) -> DetailPanels:
         reconstruction="" if rebuilt is None else _jpeg(_resized(rebuilt, size), quality),
         map=_png(codes, colormap()),
         overlay=_png(visible, colormap(), lut[:, 3]),
-        contour=outline_path(codes >= _FIRST_CODE_AT_THRESHOLD),
+        contour=outline_path(codes >= _FIRST_CODE_AT_THRESHOLD if regions is None else regions),
         mask="" if mask is None else outline_path(mask),
     )
 

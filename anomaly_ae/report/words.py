@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any
 
+from anomaly_ae.regions import RegionRules
 from anomaly_ae.report.run import Run
 from anomaly_ae.results import regions_note
 from anomaly_ae.shortcuts import SHORTCUT_LIMIT
@@ -186,7 +188,23 @@ def origin(run: Run) -> str:
         text += f" Review from {number(limit['review']['value'])}: {limit['review']['promise']}"
     is_known = (run.info.get("data") or {}).get("has_pixel_threshold", True)
     pixel = run.info["threshold"].get("pixel") if is_known else None
-    return f"{text} For pixels it is {number(pixel['value'])}." if pixel else text
+    text += f" For pixels it is {number(pixel['value'])}." if pixel else ""
+    rules = region_rules(run)
+    return f"{text} Region rules, under which it was set: {rules}." if rules else text
+
+
+def region_rules(run: Run) -> str:
+    """Say which regions count; "" where all do."""
+    scoring = (run.info["model"].get("settings") or {}).get("scoring") or {}
+    return RegionRules(**{f.name: scoring[f.name] for f in fields(RegionRules) if f.name in scoring}).describe()
+
+
+def overlap_place(run: Run, threshold: float) -> str:
+    """Say where Dice and IoU were measured: a threshold that is set afterwards does not move them."""
+    in_force, of = run.threshold("pixel")["value"], ", of the regions that count" if region_rules(run) else ""
+    if threshold == in_force:
+        return f"at the calibrated pixel threshold {number(threshold)}{of}"
+    return f"at the pixel threshold of the scoring, {number(threshold)}{of}; in force is {number(in_force)}"
 
 
 def threshold_words(run: Run, noun: str) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_ae.metrics import ImageOverlap, Overlaps, PixelMap, image_overlaps, mean_metric, pixel_metrics
-from anomaly_ae.records import Metric, Sample
+from anomaly_ae.records import BoolArray, Metric, Sample
+from anomaly_ae.regions import ALL_REGIONS, RegionRules, in_regions
 from anomaly_ae.results.tables import FORMAT, Row, write_csv
 
 PIXEL_COLUMNS = (
@@ -20,7 +21,10 @@ _ORACLE = "oracle: the threshold is chosen on these masks"
 
 
 def pixel_figures(
-    maps: Callable[[], Iterable[PixelMap]], samples: Sequence[Sample], threshold: float | None
+    maps: Callable[[], Iterable[PixelMap]],
+    samples: Sequence[Sample],
+    threshold: float | None,
+    rules: RegionRules = ALL_REGIONS,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Measure maps against masks.
 
@@ -30,6 +34,8 @@ def pixel_figures(
         Called several times; one for each of the samples, in their order.
     threshold : float or None
         The calibrated pixel threshold; None leaves Dice and IoU at it out.
+    rules : RegionRules
+        Which regions count: Dice and IoU are those of the regions that are drawn.
 
     Returns
     -------
@@ -38,7 +44,7 @@ def pixel_figures(
     rows : list of dict
         ``pixels.csv``: one for each anomalous image with a mask.
     """
-    figures, overlaps = pixel_metrics(maps), image_overlaps(maps, threshold)
+    figures, overlaps = pixel_metrics(maps), image_overlaps(maps, _marks(threshold, rules))
     metrics = {name: figures[name].as_json() for name in ("roc_auc", "average_precision", "fpr_at_95_sensitivity")}
     oracle = figures["oracle_dice"]
     if oracle.value is not None:
@@ -50,6 +56,12 @@ def pixel_figures(
         "at_threshold": [] if threshold is None else [_at_threshold(overlaps, samples, threshold, oracle.n_normal)],
     }
     return metrics, [_row(one, samples[one.index], threshold) for one in overlaps.images]
+
+
+def _marks(threshold: float | None, rules: RegionRules) -> Callable[[PixelMap], BoolArray] | None:
+    if threshold is None:
+        return None
+    return lambda one: in_regions(one.anomaly_map, threshold, one.valid, one.spacing_mm, rules)
 
 
 def no_pixel_figures(reason: str) -> dict[str, Any]:
