@@ -165,6 +165,7 @@ class ScoringConfig:
         0.0, 0, 200, "what is smoother than this in the residual counts as lighting; 0 keeps it"
     )
     smooth_sd_px: float = _number(2.0, 0, 50, "Gaussian smoothing of the error map, at working scale")
+    error_scale: str = _choice("log", ("linear", "log"), "scale on which errors are standardised", before="linear")
     standardise: str = _choice(
         "position",
         ("position", "column", "context", "global"),
@@ -176,7 +177,7 @@ class ScoringConfig:
     quantile: float = _number(0.999, 0.5, 1, "for pooling quantile")
     window_px: int = _number(1024, 128, 8192, "larger images are mapped window by window of this side")
     coarse_weight: float = _number(
-        1.0, 0, 10, "weight of each look at a shrunk image; the one at full resolution has 1", before=1.0
+        0.5, 0, 10, "weight of each look at a shrunk image; the one at full resolution has 1", before=1.0
     )
     test_time_flips: bool = _switch(False, "the map is the mean over the image and its mirror images", before=False)
     min_area_px: int = _number(0, 0, 10**9, "smaller regions do not count; pixels of the image itself", before=0)

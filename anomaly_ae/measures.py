@@ -33,6 +33,7 @@ class ErrorMeasures(nn.Module):
         self.reach_px = max(2 * self.window.reach_px + 8, self.background.reach_px)
         if head and config.head:
             self.reach_px = max(self.reach_px, head.reach_px)
+        self.usual = sum(self.weights.values())  # the mean error of normal images
         self.register_buffer("unit", torch.ones(len(self.weights)))
 
     def forward(self, z: Tensor, z_hat: Tensor, valid: Tensor) -> Tensor:

@@ -21,9 +21,10 @@ from anomaly_ae.training import TrainingData
 MIN_IMAGES = 60
 MAX_IMAGES = 200
 N_PIXELS_PER_IMAGE = 20_000
-SD_FLOOR = 0.5
+SD_FLOOR = {"linear": 0.5, "log": 1.0}
 """A deviation is never taken smaller than this share of their root mean square over all places: where no normal image
-ever showed an error, as in the air around a head, a single speck must not outweigh a lesion."""
+ever showed an error, as in the air around a head, a single speck must not outweigh a lesion. Logarithms differ less
+from place to place, so that a smaller floor would let the quietest places decide."""
 
 Example = tuple[Tensor, Tensor, Tensor]
 """raw (1, C, *S), valid (1, 1, *S), limits (1, C, 2)"""
@@ -126,7 +127,7 @@ def _set_by_context(
 
 
 def _write(mapper: AnomalyMapper, mean: Tensor, sd: Tensor) -> None:
-    floor = SD_FLOOR * float(sd.square().mean().sqrt()) + 1e-9
+    floor = SD_FLOOR["log" if mapper.is_log else "linear"] * float(sd.square().mean().sqrt()) + 1e-9
     mapper.standardise.get_buffer("mean").copy_(mean)
     mapper.standardise.get_buffer("sd").copy_(sd.clamp_min(floor))
 

@@ -33,6 +33,10 @@ N_POSITIONS = 32
 N_COLUMNS = 512
 """Cells along the last axis where every column of the image is one of a line-scan camera's pixels."""
 
+FAINT = 0.1
+"""Share of the usual error that is as good as none: the logarithm levels off there, or a perfect repair of one pixel
+would be as unusual as a lesion."""
+
 MapFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(raw (B, C, *S), valid (B, 1, *S), limits (B, C, 2)) -> anomaly map (B, 1, *S)."""
 
@@ -63,6 +67,7 @@ class AnomalyMapper(nn.Module):
         self.autoencoder = build_autoencoder(network)
         self.compare = ErrorMeasures(config.scoring, DamageHead(network) if network.head_width else None)
         self.smooth = GaussianSmoothing(config.scoring.smooth_sd_px)
+        self.is_log = config.scoring.error_scale == "log"
         self.standardise = Standardise(config.scoring.standardise, n_dims, config.geometry.align != "off")
         self.register_buffer("limits", torch.zeros(config.model.n_channels, 2, dtype=torch.float64))
         if config.intensity.flat_field == "learned":
@@ -88,7 +93,7 @@ class AnomalyMapper(nn.Module):
         Returns
         -------
         tensor, (B, 1, *spatial)
-            Smoothed error in standard deviations of what normal images show there.
+            Smoothed error, or its logarithm, in standard deviations of what normal images show there.
         """
         anomaly_map: Tensor = self.standardise(self.errors(raw, valid, limits), valid)
         return anomaly_map
@@ -96,10 +101,13 @@ class AnomalyMapper(nn.Module):
     def errors(self, raw: Tensor, valid: Tensor, limits: Tensor) -> Tensor:
         """Return all that `standardise` needs, and that depends on nothing far away: ``(B, 1 or 2, *S)``.
 
-        The smoothed error, and where statistics follow the context also the activity of the reconstruction.
+        The smoothed error or its logarithm, and where statistics follow the context also the activity of the
+        reconstruction.
         """
         z, z_hat, inside = self._repaired(raw, valid, limits)
         errors: Tensor = self.smooth(_on_grid_of(inside, self.compare(z, z_hat, inside)), inside)
+        if self.is_log:  # the errors of normal images have long tails; their logarithms are nearly Gaussian
+            errors = torch.log1p(errors / (FAINT * self.compare.usual))
         if self.standardise.kind == "context":
             errors = torch.cat([errors, _on_grid_of(inside, self.standardise.local_activity(z_hat))], dim=1)
         return _on_grid_of(valid, errors)

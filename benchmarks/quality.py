@@ -55,6 +55,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--embedded", action="store_true", help="add embedded parts and surfaces")
     parser.add_argument("--variant", nargs="+", default=["default"])
     parser.add_argument("--variants", type=Path, default=HERE / "variants.toml", help="the table of variants")
+    parser.add_argument(
+        "--fits-from", type=Path, help="OUT of another manifest: its models are taken where both learn from the same"
+    )
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
     parser.add_argument("--without-defects", nargs="+", default=[], metavar="SET:DEFECT")
     parser.add_argument("--device", default="auto")
@@ -101,10 +104,14 @@ def families(
     for seed in dict.fromkeys(asked.seed):
         for name in fitted:
             for data in sets:
-                first = Cell(data, variants[name], seed, cell_folder(asked.out, data.name, name, seed))
+                first = _cell(asked, data, variants[name], seed)
                 shared = [v for v in wanted if v.scoring_only_of == name]
-                folders = [cell_folder(asked.out, data.name, v.name, seed) for v in shared]
-                yield [first, *(Cell(data, v, seed, f, first) for v, f in zip(shared, folders, strict=True))]
+                yield [first, *(_cell(asked, data, variant, seed, first) for variant in shared)]
+
+
+def _cell(asked: argparse.Namespace, data: DataSet, variant: Variant, seed: int, fitted: Cell | None = None) -> Cell:
+    elsewhere = cell_folder(asked.fits_from, data.name, variant.name, seed) if asked.fits_from else None
+    return Cell(data, variant, seed, cell_folder(asked.out, data.name, variant.name, seed), fitted, elsewhere)
 
 
 def run_all(todo: Sequence[Sequence[Cell]], device: str, n_jobs: int) -> Iterator[list[str]]:

@@ -149,6 +149,28 @@ def test_second_run_computes_nothing(copy: Path, root: Path, monkeypatch: pytest
     assert changed(copy, before) == set()
 
 
+def test_models_of_another_manifest_are_taken_where_both_learn_from_the_same(
+    grid: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = root / "parts"
+    manifest = load_manifest(parts / "dev.csv")
+    tested = [sample for sample in manifest.samples if sample.split == "test"]
+    final = [sample for sample in manifest.samples if sample not in tested[::2]]
+    write_manifest(replace(manifest, samples=tuple(final)), parts / "final.csv", overwrite=True)
+    monkeypatch.setattr(bench_cells, "fit", None)  # called, it would fail
+    more = ("--manifest", "final.csv", "--fits-from", str(grid))
+    assert run(root, tmp_path / "out", "--variant", "l1", *more) == 0
+    for variant in ("default", "l1"):
+        found, other = record(tmp_path / "out", variant), record(grid, variant)
+        assert found["model_sha256"] == other["model_sha256"]
+        assert found["metrics"]["counts"] != other["metrics"]["counts"]
+    learned = next(sample for sample in final if sample.split != "test")
+    fewer = tuple(sample for sample in final if sample is not learned)
+    write_manifest(replace(manifest, samples=fewer), parts / "final.csv", overwrite=True)
+    with pytest.raises(TypeError):  # one training image less: there is something to fit
+        run(root, tmp_path / "out2", "--variant", "default", *more)
+
+
 def test_changed_variant_is_computed_again_and_said_so(
     copy: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -87,7 +87,7 @@ def test_every_error_measure_is_one_on_average(data: TrainingData) -> None:
 
 @pytest.mark.parametrize("kind", ["context", "global"])
 def test_normal_images_have_mean_zero_and_deviation_one(data: TrainingData, kind: str) -> None:
-    mapper, _ = learned(data, f"scoring.standardise={kind}")
+    mapper, _ = learned(data, f"scoring.standardise={kind}", "scoring.error_scale=linear")  # hardly a bin at the floor
     maps = maps_of(mapper, data)
     assert float(maps.mean()) == pytest.approx(0, abs=0.05)
     assert float(maps.std()) == pytest.approx(1, abs=0.08)
@@ -103,7 +103,7 @@ def test_context_tells_quiet_from_lively_surroundings(data: TrainingData) -> Non
 
 
 def test_context_bins_are_equally_filled_and_hold_their_own_mean(data: TrainingData) -> None:
-    mapper, _ = learned(data, "scoring.standardise=context")
+    mapper, _ = learned(data, "scoring.standardise=context", "scoring.error_scale=linear")
     with torch.inference_mode():
         both = torch.cat([mapper.errors(*image)[0].flatten(1) for image in all_images(data)], dim=1)
     smooth, activity = both.double()[:, both[1].argsort()]
@@ -116,12 +116,14 @@ def test_context_bins_are_equally_filled_and_hold_their_own_mean(data: TrainingD
     torch.testing.assert_close(mapper.standardise.get_buffer("activity").double(), centres, rtol=0.05, atol=1e-4)
 
 
-def test_by_position_means_mean_and_deviation_over_the_images(data: TrainingData) -> None:
-    mapper, _ = learned(data, "scoring.standardise=position")
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_by_position_means_mean_and_deviation_over_the_images(data: TrainingData, scale: str) -> None:
+    mapper, _ = learned(data, "scoring.standardise=position", f"scoring.error_scale={scale}")
     assert SIDE_PX == N_POSITIONS  # a pixel is a cell here
     errors = smoothed_errors(mapper, data).double()
     sd = errors.std(dim=0, keepdim=True, correction=0)
-    floored = sd.clamp_min(residuals.SD_FLOOR * float(sd.median()))
+    floored = sd.clamp_min(residuals.SD_FLOOR[scale] * float(sd.square().mean().sqrt()))
+    assert 0.1 < float((floored > sd).float().mean()) < 0.9 or scale == "linear"  # some places are below the floor
     mean = errors.mean(dim=0, keepdim=True)
     torch.testing.assert_close(mapper.standardise.get_buffer("mean").double(), mean, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(mapper.standardise.get_buffer("sd").double(), floored, rtol=1e-3, atol=1e-6)
@@ -132,7 +134,7 @@ def test_by_position_means_mean_and_deviation_over_the_images(data: TrainingData
 def test_by_column_means_mean_and_deviation_over_all_rows_of_the_images(data: TrainingData) -> None:
     mapper, _ = learned(data, "scoring.standardise=column")
     columns = smoothed_errors(mapper, data).double().movedim(-1, 0).flatten(1)  # (columns, pixels)
-    floor = residuals.SD_FLOOR * float(columns.std(dim=1, correction=0).square().mean().sqrt())
+    floor = residuals.SD_FLOOR["log"] * float(columns.std(dim=1, correction=0).square().mean().sqrt())
     found = {name: mapper.standardise.get_buffer(name).double() for name in ("mean", "sd")}
     assert found["mean"].shape == (1, 1, 1, N_COLUMNS)
     each = N_COLUMNS // SIDE_PX  # a column of these small images fills several cells

@@ -26,6 +26,7 @@ from anomaly_ae.measures import (
 from anomaly_ae.prepare import Geometry, prepare, resample, to_image_grid
 from anomaly_ae.records import FloatArray, Image
 from anomaly_ae.scoring import (
+    FAINT,
     N_COLUMNS,
     N_CONTEXT_BINS,
     N_POSITIONS,
@@ -397,11 +398,11 @@ def test_positions_are_relative_to_the_box_of_the_valid_pixels() -> None:
 # --- the whole path ---
 
 
-@pytest.mark.parametrize("architecture", ["unet", "bottleneck"])
+@pytest.mark.parametrize(("architecture", "scale"), [("unet", "log"), ("unet", "linear"), ("bottleneck", "log")])
 @pytest.mark.parametrize(("n_dims", "n_channels"), [(2, 1), (2, 3), (3, 1)])
-def test_map_is_the_chain_of_its_steps(architecture: str, n_dims: int, n_channels: int) -> None:
+def test_map_is_the_chain_of_its_steps(architecture: str, scale: str, n_dims: int, n_channels: int) -> None:
     model = {"architecture": architecture, "spatial_dims": n_dims, "n_channels": n_channels}
-    mapper = random_mapper(small_config(model=model))
+    mapper = random_mapper(small_config(model=model, scoring={"error_scale": scale}))
     raw = rand(2, n_channels, *[mapper.size_multiple * 3] * n_dims)
     valid, limits = blobs(*raw.shape[2:]).expand(2, 1, *raw.shape[2:]), limits_for(raw)
     with torch.inference_mode():
@@ -409,6 +410,8 @@ def test_map_is_the_chain_of_its_steps(architecture: str, n_dims: int, n_channel
         x = torch.where(valid, raw, torch.tensor(0.0))
         x_hat = mapper.autoencoder(x)
         smooth = mapper.smooth(mapper.compare(x, x_hat, valid), valid)
+        if scale == "log":
+            smooth = torch.log(1 + smooth / FAINT / sum(mapper.compare.weights.values()))
         errors = torch.cat([smooth, mapper.standardise.local_activity(x_hat)], dim=1)
         expected = mapper.standardise(errors, valid)
         found_errors = mapper.errors(raw, valid, limits)

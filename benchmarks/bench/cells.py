@@ -46,13 +46,22 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What is to be computed, and where; ``fitted`` is the cell whose fit a score-only one shares."""
+    """What is to be computed, and where.
+
+    Attributes
+    ----------
+    fitted : Cell or None
+        The one whose fit a score-only cell shares.
+    elsewhere : Path or None
+        The same cell of another manifest: its model is taken where both learn from the same images.
+    """
 
     data: DataSet
     variant: Variant
     seed: int
     folder: Path
     fitted: Cell | None = None
+    elsewhere: Path | None = None
 
     @property
     def name(self) -> str:
@@ -67,8 +76,7 @@ class Cell:
     @property
     def record(self) -> Record | None:
         """What was found; None where the cell is not there or not whole."""
-        path = self.folder / "cell.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return _read_record(self.folder)
 
     @property
     def made_of(self) -> dict[str, str]:
@@ -80,6 +88,11 @@ class Cell:
             "version": anomaly_ae.__version__,
             "fit shared": shared["model_sha256"] if shared else "",
         }
+
+
+def _read_record(folder: Path) -> Record | None:
+    path = folder / "cell.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def cell_folder(out: Path, data: str, variant: str, seed: int) -> Path:
@@ -129,7 +142,17 @@ def _remove_old(cell: Cell, record: Record | None, listener: Listener) -> None:
 
 
 def _make_model(cell: Cell, manifest: Manifest, device: str, listener: Listener) -> Record:
-    """Fit, or score the fit of another cell in a new way; return how long that took, and on what."""
+    """Fit, or score the fit of another cell in a new way; return how long that took, and on what.
+
+    What the same cell of another manifest has learned from the same images is taken from there.
+    """
+    other = _read_record(cell.elsewhere) if cell.elsewhere else None
+    if cell.elsewhere and other and _learns_the_same(cell, manifest, other):
+        listener.say(f"its model is that of {cell.elsewhere}")
+        cell.folder.mkdir(parents=True)
+        shutil.copyfile(cell.elsewhere / cell.model_path.name, cell.model_path)
+        taken: Record = other["fit"]
+        return taken
     started = time.perf_counter()
     detector = _rescore(cell, manifest, device, listener) if cell.fitted else _fit(cell, manifest, device, listener)
     seconds = time.perf_counter() - started
@@ -143,6 +166,23 @@ def _fit(cell: Cell, manifest: Manifest, device: str, listener: Listener) -> Det
     if variant.source == AUTO:
         return fit(manifest, overrides=variant.overrides, seed=seed, device=device, listener=listener)
     return fit(manifest, variant.config("", seed), device=device, listener=listener)
+
+
+def _learns_the_same(cell: Cell, manifest: Manifest, other: Record) -> bool:
+    """Whether settings, version, and all images outside of the test part are those of another cell."""
+    theirs = load_manifest(cell.data.manifest.with_name(other["manifest"])) if other["manifest"] else None
+    made_of = {name: value for name, value in other["made_of"].items() if name != "data"}
+    return (
+        theirs is not None
+        and made_of == {name: value for name, value in cell.made_of.items() if name != "data"}
+        and _learned_from(theirs) == _learned_from(manifest)
+    )
+
+
+def _learned_from(manifest: Manifest) -> list[tuple[str, ...]]:
+    """Return all that a fit knows of the rows of a manifest, in their order."""
+    samples = [sample for sample in manifest.samples if sample.split != "test"]
+    return [(s.id, s.label, s.unit, s.group, s.split, str(s.valid)) for s in samples]
 
 
 def _rescore(cell: Cell, manifest: Manifest, device: str, listener: Listener) -> Detector:
