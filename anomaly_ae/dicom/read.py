@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
 
 import numpy as np
 
+from anomaly_ae.dicom.compressed import check_fragments, checked_frame, is_packed_bits, transfer_syntax, unpacked_bits
 from anomaly_ae.dicom.shared import (
     COPY_AGAIN,
     check_frame,
@@ -33,9 +35,13 @@ if TYPE_CHECKING:
 _COLOUR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"})
 _GREY = frozenset({"MONOCHROME1", "MONOCHROME2"})
 _REQUIRED = ("Rows", "Columns", "PhotometricInterpretation", "BitsAllocated")
-_JPEG_2000 = b"\xff\x4f\xff\x51"  # start of codestream, then image size (T.800, A.5.1)
-_START_OF_FRAME = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}  # markers (T.81, B.1; T.87, C.1.1)
-_PIXEL_ATTRIBUTES = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_PIXEL_TAGS = {
+    (0x7FE0, 0x0010): "PixelData",
+    (0x7FE0, 0x0008): "FloatPixelData",
+    (0x7FE0, 0x0009): "DoubleFloatPixelData",
+}
+_PIXEL_ATTRIBUTES = tuple(_PIXEL_TAGS.values())
+_UNDEFINED_LENGTH = 0xFFFFFFFF  # of compressed pixel data
 
 
 def is_dicom(head: bytes) -> bool:
@@ -94,13 +100,10 @@ def read_dicom(source: str | Path | Dataset, frame: int = 0) -> Image:
     name = str(source) if isinstance(source, str | Path) else "DICOM dataset"
     with decoding(name, "DICOM file", quote=False):
         header, pixels_start = read_header(source, name)
-        n_frames = _check_header(header, name, frame)
+        _check_header(header, name, frame)
         decoder = _decoder(header, name)
     with decoding(name, "DICOM pixel data"):
-        if n_frames > 1 and _is_plain_file(source, header, decoder):
-            stored = _decode_in_file(Path(source), header, name, decoder, frame, pixels_start)
-        else:
-            stored = _decode(source, name, decoder, frame)  # (H, W) or (H, W, 3)
+        stored = _stored(source, header, name, decoder, frame, pixels_start)  # (H, W) or (H, W, 3)
     with decoding(name, "DICOM file", quote=False):
         if header.PhotometricInterpretation in _GREY:
             return grey_image(stored, header, frame, name)
@@ -142,8 +145,31 @@ def _check_deflated(file: BinaryIO, name: str) -> None:
     file.seek(0)
 
 
-def _check_header(header: Dataset, name: str, frame: int) -> int:
-    """Refuse what cannot be decoded to an image, by the header alone; return the number of frames."""
+def stored_frame(dataset: Dataset, name: str, frame: int) -> PixelArray:
+    """Return the stored numbers of one frame of a data set, (H, W) or (H, W, 3); nothing is done to them.
+
+    Raises
+    ------
+    UnreadableImageError
+        As `read_dicom`.
+    """
+    with decoding(name, "DICOM file", quote=False):
+        _check_header(dataset, name, frame)
+        decoder = _decoder(dataset, name)
+    with decoding(name, "DICOM pixel data"):
+        return _decode(dataset, dataset, name, decoder, frame)
+
+
+def _stored(
+    source: str | Path | Dataset, header: Dataset, name: str, decoder: Any, frame: int, pixels_start: int
+) -> PixelArray:
+    if _is_plain_file(source, decoder):
+        return _decode_in_file(Path(source), header, name, decoder, frame, pixels_start)
+    return _decode(source, header, name, decoder, frame)
+
+
+def _check_header(header: Dataset, name: str, frame: int) -> None:
+    """Refuse what cannot be decoded to an image, by the header alone."""
     if any(header.get(key) is None for key in _REQUIRED):
         object_kind = _uid_name(header.get("SOPClassUID"), "object of unknown kind")
         raise UnreadableImageError(
@@ -158,7 +184,6 @@ def _check_header(header: Dataset, name: str, frame: int) -> int:
         )
     check_size(name, (int(header.Rows), int(header.Columns), n_samples))
     check_frame(name, frame, n_frames_of(header))
-    return n_frames_of(header)
 
 
 def _supported() -> set[tuple[str, int]]:
@@ -177,7 +202,7 @@ def _code(value: Any) -> str:
 def _decoder(header: Dataset, name: str) -> Any:
     from pydicom.pixels.decoders.base import get_decoder
 
-    syntax = _transfer_syntax(header)
+    syntax = transfer_syntax(header)
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
@@ -195,87 +220,71 @@ def _decoder(header: Dataset, name: str) -> Any:
     return decoder
 
 
-def _transfer_syntax(header: Dataset) -> Any:
-    from pydicom import uid
-
-    declared = getattr(header, "file_meta", {}).get("TransferSyntaxUID")
-    if declared:
-        return uid.UID(declared)
-    is_implicit, is_little_endian = header.original_encoding  # what a file without meta information was read as
-    if is_implicit:
-        return uid.ImplicitVRLittleEndian
-    return uid.ExplicitVRBigEndian if is_little_endian is False else uid.ExplicitVRLittleEndian
-
-
-def _decode(source: str | Path | Dataset, name: str, decoder: Any, frame: int) -> PixelArray:
-    """Decode one frame, the whole file being read."""
+def _decode(source: str | Path | Dataset, header: Dataset, name: str, decoder: Any, frame: int) -> PixelArray:
+    """Decode one frame of a data set, or of a file of which all is read: that may be deflated."""
     import pydicom
     from pydicom.pixels.utils import as_pixel_options
 
     dataset = pydicom.dcmread(source, force=True) if isinstance(source, str | Path) else source
     present = [key for key in _PIXEL_ATTRIBUTES if key in dataset]
     if not present:
-        raise UnreadableImageError(
-            f"{name}: has no complete pixel data", "the file has none, or is cut off within it", COPY_AGAIN
-        )
-    options = as_pixel_options(dataset, pixel_keyword=present[0])
+        raise _no_pixels(name)
     if decoder.UID.is_encapsulated:
-        _check_compressed(dataset.PixelData, dataset, frame, name)
-    pixels, _ = decoder.as_array(dataset, index=frame, validate=True, raw=False, **options)
-    return native(np.asarray(pixels))
-
-
-def _is_plain_file(source: str | Path | Dataset, header: Dataset, decoder: Any) -> TypeGuard[str | Path]:
-    """Whether pydicom can reach into the file: not for deflated ones and those without meta information."""
-    has_meta = "TransferSyntaxUID" in getattr(header, "file_meta", {})
-    return isinstance(source, str | Path) and has_meta and not decoder.UID.is_deflated
+        packed = checked_frame(dataset.PixelData, dataset, frame, name)
+        if is_packed_bits(header):
+            return unpacked_bits(packed, header)
+    options = as_pixel_options(dataset, pixel_keyword=present[0])
+    return _decoded(decoder, dataset, frame, options)
 
 
 def _decode_in_file(path: Path, header: Dataset, name: str, decoder: Any, frame: int, pixels_start: int) -> PixelArray:
-    """Decode one frame of a long series without reading the others."""
-    from pydicom.encaps import parse_fragments
-    from pydicom.pixels.utils import pixel_array
-
-    if decoder.UID.is_encapsulated:
-        with path.open("rb") as file:
-            file.seek(pixels_start + 12)  # tag, VR and length of the pixel data element
-            _, starts = parse_fragments(file)
-            file.seek(starts[-1] + 4 if starts else 0)
-            end = file.tell() + 4 + int.from_bytes(file.read(4), "little")
-            # pydicom hands the half of a frame to the decoders, and some make a picture of it.
-            if not starts or end > path.stat().st_size:
-                raise UnreadableImageError(f"{name}: truncated DICOM file", "the last frame is cut off", COPY_AGAIN)
-            file.seek(pixels_start + 12)
-            _check_compressed(file, header, frame, name)
-    return native(np.asarray(pixel_array(path, index=frame)))
-
-
-def _check_compressed(pixel_data: bytes | BinaryIO, header: Dataset, frame: int, name: str) -> None:
-    """Refuse a frame that says another size than the header: decoders take memory for what the frame says."""
-    from pydicom.encaps import get_frame
+    """Decode one frame, with the header that was read already and without reading other frames."""
     from pydicom.pixels.utils import as_pixel_options
 
-    options = as_pixel_options(header)
-    offsets, n_frames = options.get("extended_offsets"), options["number_of_frames"]
-    size = _size_in_frame(get_frame(pixel_data, frame, extended_offsets=offsets, number_of_frames=n_frames))
-    if size and size != (header.Rows, header.Columns):
-        raise UnreadableImageError(
-            f"{name}: damaged DICOM pixel data",
-            f"the frame is compressed from {size[0]} x {size[1]}, the header declares {header.Rows} x {header.Columns}",
-            COPY_AGAIN,
-        )
+    with path.open("rb") as file:
+        keyword, vr, n_bytes = _pixel_element(file, header, pixels_start, name)
+        start = file.tell()
+        options = as_pixel_options(header, pixel_keyword=keyword, transfer_syntax_uid=decoder.UID)
+        options |= {"pixel_vr": vr} if vr else {}
+        if decoder.UID.is_encapsulated:
+            check_fragments(file, path, name)
+            file.seek(start)
+            packed = checked_frame(file, header, frame, name)
+            if is_packed_bits(header):
+                return unpacked_bits(packed, header)
+            file.seek(start)
+        elif n_frames_of(header) == 1:
+            return _decoded(decoder, file.read(n_bytes), frame, options)  # its length is checked, a file's is not
+        return _decoded(decoder, file, frame, options)
 
 
-def _size_in_frame(data: bytes) -> tuple[int, int] | None:
-    """Return height and width that a JPEG 2000, JPEG or JPEG-LS frame declares; None where it does not, as in RLE."""
-    if data.startswith(_JPEG_2000) or data[4:8] == b"jP  ":  # bare, or in a JP2 file
-        start = data.find(_JPEG_2000)
-        right, bottom, left, top = struct.unpack(">4I", data[start + 8 : start + 24])
-        return bottom - top, right - left
-    position = 2 if data.startswith(b"\xff\xd8") else len(data)
-    while position + 9 <= len(data) and data[position] == 0xFF:
-        if data[position + 1] in _START_OF_FRAME:
-            height, width = struct.unpack(">HH", data[position + 5 : position + 9])
-            return (height, width) if height else None  # 0: the height follows the first scan
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return None
+def _decoded(decoder: Any, source: Any, frame: int, options: Mapping[str, Any]) -> PixelArray:
+    pixels, _ = decoder.as_array(source, index=frame, validate=True, raw=False, **options)
+    return native(np.asarray(pixels))
+
+
+def _pixel_element(file: BinaryIO, header: Dataset, start: int, name: str) -> tuple[str, str, int]:
+    """Read tag, VR ("" where it is implicit) and length of the pixel data (PS3.5, 7.1); the file stands behind them."""
+    file.seek(start)
+    head = file.read(12)
+    order = "<" if header.original_encoding[1] is not False else ">"
+    is_explicit = head[4:6] in (b"OB", b"OW", b"OF", b"OD", b"UN")
+    if len(head) < 12:
+        raise _no_pixels(name)
+    tag = struct.unpack(f"{order}HH", head[:4])
+    (n_bytes,) = struct.unpack(f"{order}L", head[8:] if is_explicit else head[4:8])
+    file.seek(start + (12 if is_explicit else 8))
+    n_left = Path(file.name).stat().st_size - file.tell()
+    if tag not in _PIXEL_TAGS or (n_bytes != _UNDEFINED_LENGTH and n_bytes > n_left):
+        raise _no_pixels(name)
+    return _PIXEL_TAGS[tag], head[4:6].decode() if is_explicit else "", n_bytes
+
+
+def _no_pixels(name: str) -> UnreadableImageError:
+    why = "the file has none, or is cut off within it"
+    return UnreadableImageError(f"{name}: has no complete pixel data", why, COPY_AGAIN)
+
+
+def _is_plain_file(source: str | Path | Dataset, decoder: Any) -> TypeGuard[str | Path]:
+    """Whether a frame can be reached in the file itself: not in a deflated one."""
+    return isinstance(source, str | Path) and not decoder.UID.is_deflated
