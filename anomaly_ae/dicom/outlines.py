@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from anomaly_ae.dicom.read import is_dicom, read_header, stored_frame
+from anomaly_ae.dicom.read import is_dicom, no_pixels, read_header, stored_frame
 from anomaly_ae.dicom.shared import decoding, file_head
 from anomaly_ae.dicom.values import n_frames_of, of_frame
 from anomaly_ae.errors import DataError, UnreadableImageError
@@ -132,6 +132,8 @@ def _read(name: str, _changed: int, _n_bytes: int) -> _Segmentation:
 
     read_header(name, name)  # with its checks
     dataset = pydicom.dcmread(name, force=True)
+    if "PixelData" not in dataset:
+        raise no_pixels(name)
     sources = tuple(_named_by(dataset, number) for number in range(n_frames_of(dataset)))
     images = {uid for own in sources for uid in own}
     series = set()

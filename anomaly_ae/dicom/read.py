@@ -228,7 +228,7 @@ def _decode(source: str | Path | Dataset, header: Dataset, name: str, decoder: A
     dataset = pydicom.dcmread(source, force=True) if isinstance(source, str | Path) else source
     present = [key for key in _PIXEL_ATTRIBUTES if key in dataset]
     if not present:
-        raise _no_pixels(name)
+        raise no_pixels(name)
     if decoder.UID.is_encapsulated:
         packed = checked_frame(dataset.PixelData, dataset, frame, name)
         if is_packed_bits(header):
@@ -270,17 +270,18 @@ def _pixel_element(file: BinaryIO, header: Dataset, start: int, name: str) -> tu
     order = "<" if header.original_encoding[1] is not False else ">"
     is_explicit = head[4:6] in (b"OB", b"OW", b"OF", b"OD", b"UN")
     if len(head) < 12:
-        raise _no_pixels(name)
+        raise no_pixels(name)
     tag = struct.unpack(f"{order}HH", head[:4])
     (n_bytes,) = struct.unpack(f"{order}L", head[8:] if is_explicit else head[4:8])
     file.seek(start + (12 if is_explicit else 8))
     n_left = Path(file.name).stat().st_size - file.tell()
     if tag not in _PIXEL_TAGS or (n_bytes != _UNDEFINED_LENGTH and n_bytes > n_left):
-        raise _no_pixels(name)
+        raise no_pixels(name)
     return _PIXEL_TAGS[tag], head[4:6].decode() if is_explicit else "", n_bytes
 
 
-def _no_pixels(name: str) -> UnreadableImageError:
+def no_pixels(name: str) -> UnreadableImageError:
+    """Return the error for a file that ends too early."""
     why = "the file has none, or is cut off within it"
     return UnreadableImageError(f"{name}: has no complete pixel data", why, COPY_AGAIN)
 
