@@ -6,6 +6,8 @@ picture is shown, not what was measured. No message holds a header value other t
 
 from __future__ import annotations
 
+import math
+import os
 import re
 import struct
 import zlib
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 _COLOUR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"})
 _GREY = frozenset({"MONOCHROME1", "MONOCHROME2"})
+_SUPPORTED = {(grey, 1) for grey in (*_GREY, "PALETTE COLOR")} | {(colour, 3) for colour in _COLOUR}
 _REQUIRED = ("Rows", "Columns", "PhotometricInterpretation", "BitsAllocated")
 _PIXEL_TAGS = {
     (0x7FE0, 0x0010): "PixelData",
@@ -41,6 +44,8 @@ _PIXEL_TAGS = {
     (0x7FE0, 0x0009): "DoubleFloatPixelData",
 }
 _PIXEL_ATTRIBUTES = tuple(_PIXEL_TAGS.values())
+_LITTLE_ENDIAN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")  # implicit and explicit, uncompressed
+_DEFLATED, _N_META_BYTES = "1.2.840.10008.1.2.1.99", 2048  # transfer syntax; in so many bytes it mostly stands
 _UNDEFINED_LENGTH = 0xFFFFFFFF  # of compressed pixel data
 
 
@@ -102,9 +107,8 @@ def read_dicom(source: str | Path | Dataset, frame: int = 0) -> Image:
         header, pixels_start = read_header(source, name)
         _check_header(header, name, frame)
         decoder = _decoder(header, name)
-    with decoding(name, "DICOM pixel data"):
-        stored = _stored(source, header, name, decoder, frame, pixels_start)  # (H, W) or (H, W, 3)
-    with decoding(name, "DICOM file", quote=False):
+        with decoding(name, "DICOM pixel data"):
+            stored = _stored(source, header, name, decoder, frame, pixels_start)  # (H, W) or (H, W, 3)
         if header.PhotometricInterpretation in _GREY:
             return grey_image(stored, header, frame, name)
         return colour_image(stored, header, frame, name)
@@ -117,9 +121,10 @@ def read_header(source: str | Path | Dataset, name: str) -> tuple[Dataset, int]:
     if not isinstance(source, str | Path):
         return source, 0
     path = Path(source)
-    head = file_head(path, name)
+    head = file_head(path, name, _N_META_BYTES)
     with path.open("rb") as file:
-        _check_deflated(file, name)
+        if _declared_syntax(head) in ("", _DEFLATED):
+            _check_deflated(file, name)
         header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
         pixels_start = file.tell()
     # pydicom takes any bytes for a data set when forced; these three make it an image.
@@ -132,15 +137,31 @@ def read_header(source: str | Path | Dataset, name: str) -> tuple[Dataset, int]:
     return header, pixels_start
 
 
+def _declared_syntax(head: bytes) -> str:
+    r"""Return the transfer syntax that stands in the first bytes of a file; "" where it has to be looked for further.
+
+    >>> _declared_syntax(bytes(128) + b"DICM\x02\0\x10\0UI\x06\x00" + b"1.2.3\0")
+    '1.2.3'
+    """
+    position = 132 if is_dicom(head) else len(head)
+    while head[position : position + 2] == b"\x02\0" and position + 12 <= len(head):  # explicit VR (PS3.10, 7.1)
+        is_long = head[position + 4 : position + 6] in (b"OB", b"OW", b"UN", b"UT", b"SQ", b"UC", b"UR")
+        start = position + (12 if is_long else 8)
+        end = start + int.from_bytes(head[start - (4 if is_long else 2) : start], "little")
+        if head[position + 2 : position + 4] == b"\x10\0":
+            return head[start:end].decode("latin-1").rstrip("\0 ") if end <= len(head) else ""
+        position = end
+    return ""
+
+
 def _check_deflated(file: BinaryIO, name: str) -> None:
     """Refuse a deflated data set that is too large; pydicom inflates all of it even for the header."""
     from pydicom.filereader import read_dataset, read_preamble
-    from pydicom.uid import DeflatedExplicitVRLittleEndian
 
     read_preamble(file, force=True)
     # Groups 0 and 2 stand before the deflated data set (PS3.5, A.5).
     meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group > 2)
-    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+    if meta.get("TransferSyntaxUID") == _DEFLATED:
         check_inflated_size(name, file.read(), -zlib.MAX_WBITS)
     file.seek(0)
 
@@ -170,24 +191,21 @@ def _stored(
 
 def _check_header(header: Dataset, name: str, frame: int) -> None:
     """Refuse what cannot be decoded to an image, by the header alone."""
-    if any(header.get(key) is None for key in _REQUIRED):
+    rows, columns, photometric, _ = required = [header.get(key) for key in _REQUIRED]
+    if None in required:
         object_kind = _uid_name(header.get("SOPClassUID"), "object of unknown kind")
         raise UnreadableImageError(
             f"{name}: holds no image", f"it is a DICOM {object_kind} without rows and columns", "leave it out"
         )
-    photometric, n_samples = header.PhotometricInterpretation, int(header.get("SamplesPerPixel") or 1)
-    if (photometric, n_samples) not in _supported():
+    n_samples = int(header.get("SamplesPerPixel") or 1)
+    if (photometric, n_samples) not in _SUPPORTED:
         raise UnreadableImageError(
             f"{name}: unsupported DICOM colours",
             f"{_code(photometric)} with {n_samples} sample{'s' if n_samples != 1 else ''} per pixel",
             "convert it to MONOCHROME2 or RGB",
         )
-    check_size(name, (int(header.Rows), int(header.Columns), n_samples))
+    check_size(name, (int(rows), int(columns), n_samples))
     check_frame(name, frame, n_frames_of(header))
-
-
-def _supported() -> set[tuple[str, int]]:
-    return {(grey, 1) for grey in _GREY} | {("PALETTE COLOR", 1)} | {(colour, 3) for colour in _COLOUR}
 
 
 def _uid_name(uid: Any, otherwise: str) -> str:
@@ -244,6 +262,8 @@ def _decode_in_file(path: Path, header: Dataset, name: str, decoder: Any, frame:
     with path.open("rb") as file:
         keyword, vr, n_bytes = _pixel_element(file, header, pixels_start, name)
         start = file.tell()
+        if decoder.UID in _LITTLE_ENDIAN and keyword == "PixelData" and _is_plain_grey(header, n_bytes):
+            return _as_it_lies(file, header, start, frame)
         options = as_pixel_options(header, pixel_keyword=keyword, transfer_syntax_uid=decoder.UID)
         options |= {"pixel_vr": vr} if vr else {}
         if decoder.UID.is_encapsulated:
@@ -256,6 +276,24 @@ def _decode_in_file(path: Path, header: Dataset, name: str, decoder: Any, frame:
         elif n_frames_of(header) == 1:
             return _decoded(decoder, file.read(n_bytes), frame, options)  # its length is checked, a file's is not
         return _decoded(decoder, file, frame, options)
+
+
+def _is_plain_grey(header: Dataset, n_bytes: int) -> bool:
+    """Whether whole numbers lie one after the other, and as many as there should be."""
+    n_expected = n_frames_of(header) * header.Rows * header.Columns * header.BitsAllocated // 8
+    is_grey = header.PhotometricInterpretation in _GREY and header.get("SamplesPerPixel") == 1
+    return is_grey and header.BitsAllocated in (8, 16, 32) and n_bytes in (n_expected, n_expected + n_expected % 2)
+
+
+def _as_it_lies(file: BinaryIO, header: Dataset, start: int, frame: int) -> PixelArray:
+    """Read one frame of plain grey, the most common kind: pydicom's way for all kinds takes as long as the header."""
+    shape, n_bits = (header.Rows, header.Columns), header.BitsAllocated
+    dtype = np.dtype(f"<{'ui'[header.PixelRepresentation]}{n_bits // 8}")
+    n_bytes = math.prod(shape) * dtype.itemsize
+    file.seek(start + frame * n_bytes)
+    stored = np.frombuffer(file.read(n_bytes), dtype).reshape(shape)
+    n_unused = n_bits - header.BitsStored  # what stands in these bits does not count (PS3.5, 8.1.1)
+    return native(stored << n_unused >> n_unused if n_unused else stored)
 
 
 def _decoded(decoder: Any, source: Any, frame: int, options: Mapping[str, Any]) -> PixelArray:
@@ -274,7 +312,7 @@ def _pixel_element(file: BinaryIO, header: Dataset, start: int, name: str) -> tu
     tag = struct.unpack(f"{order}HH", head[:4])
     (n_bytes,) = struct.unpack(f"{order}L", head[8:] if is_explicit else head[4:8])
     file.seek(start + (12 if is_explicit else 8))
-    n_left = Path(file.name).stat().st_size - file.tell()
+    n_left = os.fstat(file.fileno()).st_size - file.tell()
     if tag not in _PIXEL_TAGS or (n_bytes != _UNDEFINED_LENGTH and n_bytes > n_left):
         raise no_pixels(name)
     return _PIXEL_TAGS[tag], head[4:6].decode() if is_explicit else "", n_bytes

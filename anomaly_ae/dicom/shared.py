@@ -6,6 +6,7 @@ import logging
 import math
 import re
 import struct
+import sys
 import threading
 import warnings
 import zlib
@@ -218,6 +219,8 @@ def _enter_silence() -> None:
         logger = logging.getLogger(name)
         _undo.callback(setattr, logger, "disabled", logger.disabled)
         logger.disabled = True
+    if "highdicom" not in sys.modules:
+        return
     written = logging.getLogger("highdicom")  # warns of a name that it finds odd, with the name
     _undo.callback(written.setLevel, written.level)
     written.setLevel(logging.CRITICAL + 1)
