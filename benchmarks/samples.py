@@ -3,7 +3,8 @@
     python benchmarks/samples.py FOLDER [FOLDER ...] --out docs/benchmarks/samples.md
 
 Values are compared with those that pydicom and nibabel give by themselves, in all frames: pixel_array with modality
-LUT, palette and colours by pydicom.pixels, MONOCHROME1 inverted in the range of its bits; the canonical volume by nibabel.
+LUT, palette and colours by pydicom.pixels, MONOCHROME1 inverted in the range of its bits; the canonical volume of
+nibabel.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ HEAD = """# Sample files
     {command}
 
 {versions}. The files are public test data of pydicom, NEMA, TorchIO and nibabel, and no part of this
-project. *Values* says whether all pixels of all frames are those that pydicom or nibabel give by themselves, but for the
-rounding of float32; of a file that these cannot read, whether they are those of another sample of the same picture.
+project. *Values* says whether all pixels of all frames are those that pydicom or nibabel give by themselves, but for
+the rounding of float32; of a file that these cannot read, whether they are those of another sample of the same picture.
 *Skipped* files are left out of folders with a note of `scan`; *refused* ones are failures with that line.
 
 {counts}
