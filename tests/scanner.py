@@ -12,6 +12,7 @@ from highdicom.seg import Segmentation, SegmentDescription
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import UID, CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
+from scipy import ndimage
 
 SHAPE = (20, 24)
 AXIAL = (1, 0, 0, 0, 1, 0)
@@ -63,6 +64,35 @@ def series(n_slices: int, patient: str = "ID-1", axes: Sequence[float] = AXIAL, 
         )
         for number in range(n_slices)
     ]  # fmt: skip
+
+
+def study(folder: Path, n_healthy: int = 9, n_slices: int = 4, side_px: int = 64) -> Path:
+    """Write a tree: healthy people, and one with a bright lesion in two slices and a segmentation of it."""
+    for number in range(n_healthy + 1):
+        is_ill = number == n_healthy
+        images = series(n_slices, f"ID-{number}", RescaleIntercept=-1024, RescaleSlope=1)
+        marks = np.zeros((n_slices, side_px, side_px), np.uint8)
+        for height, ds in enumerate(images):
+            stored, lesion = body(side_px, number, height)
+            if is_ill and height in (1, 2):
+                stored[lesion], marks[height] = stored[lesion] + 500, lesion
+            ds.Rows = ds.Columns = side_px
+            ds.PixelData = stored.tobytes()
+            save(ds, folder / f"{number}/{height}")
+        if is_ill:
+            save(segmented(images, marks), folder / f"{number}/outlines")
+    return folder
+
+
+def body(side_px: int, person: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a slice through a body with two lungs and soft noise, in stored values, and the place of a lesion."""
+    generator = np.random.default_rng((person, height))
+    y, x = np.mgrid[-1 : 1 : side_px * 1j, -1 : 1 : side_px * 1j] + generator.normal(0, 0.01, (2, 1, 1))
+    stored = np.where((x / 0.85) ** 2 + (y / 0.65) ** 2 < 1, 1060, 24) + generator.normal(0, 15, x.shape)
+    for side in (-1, 1):
+        stored[((x - 0.38 * side) / 0.27) ** 2 + ((y + 0.02 * height) / 0.42) ** 2 < 1] = 250
+    stored = ndimage.gaussian_filter(stored + generator.normal(0, 60, x.shape), 0.8)
+    return np.clip(stored, 0, 4000).astype(np.uint16), (x - 0.42) ** 2 + (y - 0.1) ** 2 < 0.012
 
 
 def enhanced(frames: np.ndarray, heights_mm: Sequence[float], of_frame: Sequence[dict[str, Any]] = ()) -> Dataset:

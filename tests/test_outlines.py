@@ -212,8 +212,11 @@ def test_scan_names_a_segmentation_on_another_grid(tmp_path: Path) -> None:
     seg.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0].ImagePositionPatient = [4, 0, 3]
     save(seg, tmp_path / "seg.dcm")
     found = scan(load_manifest(tmp_path))
-    [(_, problem)] = found.mask_problems
+    [(name, problem)] = found.mask_problems
     assert "it lies on another grid" in problem
+    outcome = run("scan", tmp_path)
+    assert f"mask: {name}: " in outcome.out
+    assert not any(word in outcome.out + outcome.err for word in (tmp_path.name, "Secret", "ID-1", "seg.dcm"))
 
 
 def test_an_anomalous_series_without_a_mask_gives_no_slice_labels(tmp_path: Path) -> None:
