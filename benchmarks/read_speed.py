@@ -35,10 +35,11 @@ from anomaly_ae.files import write_text
 from anomaly_ae.readers import read_image
 
 SYNTAXES = {
-    "uncompressed": ExplicitVRLittleEndian,
-    "RLE": RLELossless,
-    "JPEG-LS lossless": JPEGLSLossless,
-    "JPEG 2000 lossless": JPEG2000Lossless,
+    "uncompressed, 12 bits stored": (ExplicitVRLittleEndian, 12),
+    "uncompressed, 16 bits stored": (ExplicitVRLittleEndian, 16),
+    "RLE": (RLELossless, 16),
+    "JPEG-LS lossless": (JPEGLSLossless, 16),
+    "JPEG 2000 lossless": (JPEG2000Lossless, 16),
 }
 HEAD = """| files | n | pydicom, ms a file | anomaly_ae, ms a file | share | over passes | {workers} workers |
 | --- | --- | --- | --- | --- | --- | --- |
@@ -50,14 +51,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=Path, help="a folder of DICOM files; those that both read are timed")
     parser.add_argument("--files", type=int, default=200, help="of each generated series, 512 x 512; default: 200")
+    parser.add_argument("--syntaxes", nargs="+", choices=SYNTAXES, default=list(SYNTAXES))
     parser.add_argument("--passes", type=int, default=5)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         sets = {
-            f"CT, {name}": series(Path(work) / str(number), asked.files, syntax)
-            for number, (name, syntax) in enumerate(SYNTAXES.items())
+            f"CT, {name}": series(Path(work) / str(number), asked.files, *SYNTAXES[name])
+            for number, name in enumerate(asked.syntaxes)
         }
         if asked.samples:
             sets["sample files"] = [path for path in sorted(asked.samples.glob("*.dcm")) if is_readable(path)]
@@ -68,8 +70,8 @@ def main() -> None:
     print(table)
 
 
-def series(folder: Path, n_files: int, syntax: UID) -> list[Path]:
-    """Write a series like a CT: a body with noise in air, 16 bits, rescaled to Hounsfield units."""
+def series(folder: Path, n_files: int, syntax: UID, n_bits: int = 16) -> list[Path]:
+    """Write a series like a CT: a body with noise in air, 16 bits a pixel, rescaled to Hounsfield units."""
     folder.mkdir()
     generator = np.random.default_rng(0)
     rows, columns = np.mgrid[-1:1:512j, -1:1:512j]
@@ -78,6 +80,7 @@ def series(folder: Path, n_files: int, syntax: UID) -> list[Path]:
     paths = []
     for number in range(n_files):
         ds = header(number, uids)
+        ds.BitsStored, ds.HighBit = n_bits, n_bits - 1
         ds.PixelData = (body + generator.normal(0, 12, body.shape)).astype(np.int16).tobytes()
         ds["PixelData"].VR = "OW"
         if syntax != ExplicitVRLittleEndian:
@@ -102,7 +105,7 @@ def header(number: int, uids: tuple[str, str]) -> Dataset:
     ds.Rows = ds.Columns = 512
     ds.PixelSpacing, ds.RescaleIntercept, ds.RescaleSlope = [0.7, 0.7], -1024, 1
     ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
+    ds.BitsAllocated, ds.PixelRepresentation = 16, 1
     return ds
 
 

@@ -26,7 +26,7 @@ def transfer_syntax(header: Dataset) -> Any:
 
     declared = getattr(header, "file_meta", {}).get("TransferSyntaxUID")
     if declared:
-        return uid.UID(declared)
+        return declared if isinstance(declared, uid.UID) else uid.UID(declared)
     is_implicit, is_little_endian = header.original_encoding  # what a file without meta information was read as
     if is_implicit:
         return uid.ImplicitVRLittleEndian

@@ -121,8 +121,9 @@ def read_header(source: str | Path | Dataset, name: str) -> tuple[Dataset, int]:
     if not isinstance(source, str | Path):
         return source, 0
     path = Path(source)
-    head = file_head(path, name, _N_META_BYTES)
-    with path.open("rb") as file:
+    with _opened(path, name) as file:
+        head = file.read(_N_META_BYTES) or file_head(path, name)  # which tells of an empty file
+        file.seek(0)
         if _declared_syntax(head) in ("", _DEFLATED):
             _check_deflated(file, name)
         header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
@@ -135,6 +136,14 @@ def read_header(source: str | Path | Dataset, name: str) -> tuple[Dataset, int]:
             "give the file its right name, or convert it to PNG, TIFF or DICOM",
         )
     return header, pixels_start
+
+
+def _opened(path: Path, name: str) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError:
+        file_head(path, name)  # says why
+        raise
 
 
 def _declared_syntax(head: bytes) -> str:
