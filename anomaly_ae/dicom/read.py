@@ -241,10 +241,16 @@ def _decoder(header: Dataset, name: str) -> Any:
     if not decoder.is_available:
         raise UnreadableImageError(
             f"{name}: no decoder for the DICOM transfer syntax {syntax.name}",
-            "the packages for it are not installed",
+            f"it needs {_packages(decoder)}",
             "pip install 'anomaly-ae[medical]', or convert it to Explicit VR Little Endian",
         )
     return decoder
+
+
+def _packages(decoder: Any) -> str:
+    """Name what could decode, as pydicom knows it: each choice as in a requirements file."""
+    choices = [text.partition(" - requires ")[2] for text in decoder.missing_dependencies]
+    return ", or ".join(choice for choice in choices if choice) or "packages that are not installed"
 
 
 def _decode(source: str | Path | Dataset, header: Dataset, name: str, decoder: Any, frame: int) -> PixelArray:
