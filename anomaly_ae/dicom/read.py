@@ -149,18 +149,19 @@ def _opened(path: Path, name: str) -> BinaryIO:
 def _declared_syntax(head: bytes) -> str:
     r"""Return the transfer syntax that stands in the first bytes of a file; "" where it has to be looked for further.
 
-    >>> _declared_syntax(bytes(128) + b"DICM\x02\0\x10\0UI\x06\x00" + b"1.2.3\0")
+    >>> _declared_syntax(bytes(128) + b"DICM\x02\0\x10\0UI\x06\x00" + b"1.2.3\0\x08\0")
     '1.2.3'
     """
-    position = 132 if is_dicom(head) else len(head)
+    position, found = 132 if is_dicom(head) else len(head), []
     while head[position : position + 2] == b"\x02\0" and position + 12 <= len(head):  # explicit VR (PS3.10, 7.1)
         is_long = head[position + 4 : position + 6] in (b"OB", b"OW", b"UN", b"UT", b"SQ", b"UC", b"UR")
         start = position + (12 if is_long else 8)
         end = start + int.from_bytes(head[start - (4 if is_long else 2) : start], "little")
         if head[position + 2 : position + 4] == b"\x10\0":
-            return head[start:end].decode("latin-1").rstrip("\0 ") if end <= len(head) else ""
+            found.append(head[start:end].decode("latin-1").rstrip("\0 "))
         position = end
-    return ""
+    is_whole = position + 2 <= len(head)  # of two, pydicom takes the second
+    return found[0] if is_whole and len(found) == 1 else ""
 
 
 def _check_deflated(file: BinaryIO, name: str) -> None:

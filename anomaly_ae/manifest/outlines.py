@@ -61,7 +61,8 @@ def with_outlines(samples: Sequence[Sample], files: Sequence[Path], uids: Mappin
         volumes[sample.volume or sample.id].append(sample)
     labelled = {s.id: s for own in volumes.values() for s in _labelled(own, marks)}
     found = [labelled[s.id] for s in masked]
-    n_unlabelled = sum(VOLUME_LABEL_COLUMN in s.extra for s in found)
+    pairs = zip(samples, found, strict=True)
+    n_unlabelled = sum(VOLUME_LABEL_COLUMN in new.extra and new.extra != old.extra for old, new in pairs)
     return Outlined(found, n_foreign, len(contested), n_unlabelled)
 
 
