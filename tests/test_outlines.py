@@ -183,6 +183,17 @@ def test_a_segmentation_in_a_tree_labels_the_slices_of_its_series(tmp_path: Path
     assert labels(load_manifest(tmp_path / "all.csv").samples) == labels(manifest.samples)
 
 
+def test_a_damaged_segmentation_is_told_of(tmp_path: Path) -> None:
+    images = series(3)
+    saved(images, tmp_path)
+    path = save(segmented(images, box((1, 2, 9), n=3)), tmp_path / "seg.dcm")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    manifest = load_manifest(tmp_path)
+    assert "damaged DICOM segmentations, left out: 1" in manifest.notes
+    assert not any("no image that is listed" in note for note in manifest.notes)
+    assert labels(manifest.samples) == [("", "", False)] * 3
+
+
 def test_frames_of_an_enhanced_image_are_labelled(tmp_path: Path) -> None:
     source = enhanced(np.random.default_rng(0).integers(0, 4000, (4, *SHAPE)), [9, 0, 3, 6])
     save(source, tmp_path / "many.dcm")

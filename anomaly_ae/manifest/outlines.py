@@ -19,6 +19,7 @@ class Outlined(NamedTuple):
     """Samples with their masks, and what became of the segmentations."""
 
     samples: list[Sample]
+    n_damaged: int
     n_foreign: int
     n_contested: int
     n_unlabelled: int
@@ -27,6 +28,7 @@ class Outlined(NamedTuple):
     def notes(self) -> list[str]:
         """Say what people have to know."""
         counts = {
+            "damaged DICOM segmentations, left out": self.n_damaged,
             "DICOM segmentations of no image that is listed": self.n_foreign,
             "slices that several DICOM segmentations mark, anomalous without a mask (join the segmentations)": (
                 self.n_contested
@@ -48,10 +50,11 @@ def with_outlines(samples: Sequence[Sample], files: Sequence[Path], uids: Mappin
         What a DICOM sample can be referred to by: UIDs of its series and itself.
     """
     marks: defaultdict[str, dict[Path, bool | None]] = defaultdict(dict)
-    n_foreign = 0
+    n_damaged = n_foreign = 0
     for file in files:  # one after the other: each is read once
-        own = [s for s in samples if uids.get(s.path, frozenset()) & _referred_to(file)]
-        n_foreign += not own
+        referred = _referred_to(file)
+        own = [s for s in samples if referred and uids.get(s.path, frozenset()) & referred]
+        n_damaged, n_foreign = n_damaged + (referred is None), n_foreign + (referred is not None and not own)
         for sample in own:
             marks[sample.id][file] = _is_marked(file, sample)
     contested = {name for name, own in marks.items() if list(own.values()).count(True) > 1}
@@ -63,7 +66,7 @@ def with_outlines(samples: Sequence[Sample], files: Sequence[Path], uids: Mappin
     found = [labelled[s.id] for s in masked]
     pairs = zip(samples, found, strict=True)
     n_unlabelled = sum(VOLUME_LABEL_COLUMN in new.extra and new.extra != old.extra for old, new in pairs)
-    return Outlined(found, n_foreign, len(contested), n_unlabelled)
+    return Outlined(found, n_damaged, n_foreign, len(contested), n_unlabelled)
 
 
 def label_rows(samples: Sequence[Sample]) -> list[Sample]:
@@ -80,11 +83,11 @@ def label_rows(samples: Sequence[Sample]) -> list[Sample]:
     return [labelled.get(s.id, s) for s in samples]
 
 
-def _referred_to(file: Path) -> frozenset[str]:
+def _referred_to(file: Path) -> frozenset[str] | None:
     try:
         return referred_to(file)
     except AnomalyAEError:
-        return frozenset()
+        return None
 
 
 def _is_marked(file: Path, sample: Sample) -> bool | None:
