@@ -155,7 +155,7 @@ class MapKeeper:
     def _maps(self) -> Iterator[PixelMap]:
         for path, sample, valid, spacing_mm in self._entries:
             anomaly_map = np.load(path, allow_pickle=False)
-            mask = read_mask(sample.mask, anomaly_map.shape, sample.frame) if sample.mask else None
+            mask = read_mask(sample.mask, anomaly_map.shape, sample.frame, sample.files[0]) if sample.mask else None
             yield PixelMap(anomaly_map, mask, valid, spacing_mm)
 
 

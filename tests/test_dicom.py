@@ -402,7 +402,10 @@ def test_missing_decoder_says_what_to_install(tmp_path: Path, monkeypatch: pytes
     ds.file_meta.TransferSyntaxUID = JPEG2000Lossless
     ds.save_as(tmp_path / "a.dcm", enforce_file_format=True)
     monkeypatch.setattr(Decoder, "is_available", False)
+    lacking = ["pylibjpeg - requires pylibjpeg>=2.0 and pylibjpeg-openjpeg>=2.0", "pillow - requires pillow>=10.0.0"]
+    monkeypatch.setattr(Decoder, "missing_dependencies", lacking)
     text = refusal(tmp_path / "a.dcm")
+    assert "it needs pylibjpeg>=2.0 and pylibjpeg-openjpeg>=2.0, or pillow>=10.0.0" in text
     assert "JPEG 2000" in text
     assert "anomaly-ae[medical]" in text
 

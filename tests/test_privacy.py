@@ -345,6 +345,7 @@ def test_images_of_other_kinds_keep_their_paths(tmp_path: Path) -> None:
     mixed = load_manifest(tmp_path)
     assert mixed.is_private, "one DICOM file, and the folders are those of patients"
     assert all(is_public(s.id) for s in mixed.samples)
+    assert "since 1 of 2 is DICOM or NIfTI: --identified" in mixed.notes[-1]
 
 
 def test_subjects_and_sessions_of_bids(tmp_path: Path) -> None:

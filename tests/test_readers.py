@@ -980,3 +980,29 @@ def test_png_chunks_are_checked_in_the_helper_itself() -> None:
     """The encoder of this test and the parser agree on the parts of a file."""
     parsed = parse(png_bytes(GREY[..., np.newaxis], 0, 8, [2], tRNS=b"\0\x05"), "a.png")
     assert (parsed.width, parsed.height, parsed.depth, parsed.transparency) == (7, 5, 8, b"\0\x05")
+
+
+@pytest.mark.parametrize("compression", ["lzma", "packbits"])
+def test_tiff_of_parts_that_would_become_too_much_is_refused(
+    compression: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lzma
+
+    from anomaly_ae.dicom import shared
+
+    path, pixels = tmp_path / "a.tiff", np.arange(4096, dtype=np.uint8).reshape(64, 64)
+    raw = {"lzma": lzma.compress(bytes(2**20)), "packbits": b"\x81\x07" * 6000}[compression]
+    tifffile.imwrite(path, pixels, metadata=None)
+    content = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tiff:
+        tags = tiff.pages[0].tags
+        places = {name: tags[name].valueoffset for name in ("Compression", "StripOffsets", "StripByteCounts")}
+        sizes = {name: {3: 2, 4: 4}[int(tags[name].dtype)] for name in places}
+    number = {"lzma": 34925, "packbits": 32773}[compression]
+    for name, value in (("Compression", number), ("StripOffsets", len(content)), ("StripByteCounts", len(raw))):
+        content[places[name] : places[name] + sizes[name]] = value.to_bytes(sizes[name], "little")
+    path.write_bytes(bytes(content) + raw)
+    monkeypatch.setattr(shared, "_MOST_BYTES", 2**19)
+    monkeypatch.setattr(shared, "_LZMA_PIECE", 64)
+    with pytest.raises(UnreadableImageError, match=r"become more than|bytes of runs for"):
+        read_image(path)

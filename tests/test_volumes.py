@@ -20,6 +20,7 @@ import pytest
 from command import done, run
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
+from scanner import study
 from test_readme import run_document
 
 from anomaly_ae.config import load_config
@@ -743,13 +744,13 @@ def test_how_to_bids_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.slow
 def test_how_to_dicom_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for patient in range(9):
-        for number in range(2):
-            path = tmp_path / f"scans/{patient}/{number}"
-            dicom(path, 2.0 * number + 0.01 * patient, patient=f"ID-{patient}", series=f"1.{patient + 1}")
-    assert run_document(HOW_TO / "dicom.md") == (4, 0)
+    study(tmp_path / "scans")
+    assert run_document(HOW_TO / "dicom.md") == (5, 0)
     units = (tmp_path / "scores/units.csv").read_text(encoding="utf-8")
-    assert units.count("patient-") == 2 * 9, "unit and group"
+    assert units.count("patient-") == 2 * 10, "unit and group"
+    metrics = json.loads((tmp_path / "evaluation/metrics.json").read_text(encoding="utf-8"))
+    assert (metrics["counts"]["normal"], metrics["counts"]["anomalous"]) == (2, 2), "by the segmentation"
+    assert len(list((tmp_path / "for_archive/dicom/sc").iterdir())) == 40
     for file in (tmp_path / "scores").rglob("*.*"):
         if file.suffix in (".csv", ".json", ".jsonl", ".html"):
             assert "ID-" not in file.read_text(encoding="utf-8"), file.name

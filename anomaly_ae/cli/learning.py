@@ -30,6 +30,7 @@ from anomaly_ae.cli.shared import (
     asked_of,
     listener,
     load,
+    say_notes,
     warn_identified,
 )
 from anomaly_ae.errors import UsageError
@@ -86,6 +87,7 @@ def fit(
     chosen = load_config(named or "default", changes)  # a misspelt --set fails here, not after the images were read
     warn_identified(identified)
     manifest = load_manifest(data, group_regex, identified=identified)
+    say_notes(manifest)
     from anomaly_ae.fitting import fit as fit_detector
     from anomaly_ae.learning import checkpoint_of, remove_checkpoints
     from anomaly_ae.loading import use_threads

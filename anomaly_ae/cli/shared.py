@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from anomaly_ae.calibration import Asked
     from anomaly_ae.detector import Detector
     from anomaly_ae.listener import Listener
+    from anomaly_ae.manifest import Manifest
 
 EXIT_SOME_UNREADABLE = 3
 EXIT_GATE_NOT_MET = 4
@@ -106,6 +107,12 @@ def warn_identified(identified: bool) -> None:
     if identified:
         what = "patients, file names and paths of DICOM and NIfTI data stand as they are in all that is written"
         typer.echo(f"warning: --identified: {what}", err=True)
+
+
+def say_notes(manifest: Manifest) -> None:
+    """Say what was skipped, and why files have no names, where there are DICOM or NIfTI files: `scan` says the rest."""
+    for note in manifest.notes if manifest.is_private else ():
+        typer.echo(f"note: {note}", err=True)
 
 
 def load(model: Path, device: str, threads: int | None) -> Detector:

@@ -33,6 +33,7 @@ from anomaly_ae.cli.shared import (
     asked_of,
     listener,
     load,
+    say_notes,
     warn_identified,
 )
 from anomaly_ae.errors import UsageError
@@ -63,6 +64,7 @@ def score(
     is_table = len(inputs) == 1 and inputs[0].suffix.lower() in {".csv", ".tsv"}
     warn_identified(identified)
     manifest = load_manifest(inputs[0], identified=identified) if is_table else manifest_from_paths(inputs, identified)
+    say_notes(manifest)
     from anomaly_ae.evaluation import score as score_run
 
     _finish(score_run(load(model, device, threads), manifest, out, options, listener()))
@@ -111,6 +113,7 @@ def evaluate(
     inputs = _model_and_data(model, data, scores, maps_from, maps or heatmaps != "none")
     warn_identified(identified)
     manifest = load_manifest(inputs[-1], group_regex, identified=identified)
+    say_notes(manifest)
     from anomaly_ae.evaluation import evaluate as evaluate_run
     from anomaly_ae.evaluation import evaluate_scores
 

@@ -6,14 +6,18 @@ picture is shown, not what was measured. No message holds a header value other t
 
 from __future__ import annotations
 
+import math
+import os
 import re
 import struct
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
 
 import numpy as np
 
+from anomaly_ae.dicom.compressed import check_fragments, checked_frame, is_packed_bits, transfer_syntax, unpacked_bits
 from anomaly_ae.dicom.shared import (
     COPY_AGAIN,
     check_frame,
@@ -32,10 +36,17 @@ if TYPE_CHECKING:
 
 _COLOUR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"})
 _GREY = frozenset({"MONOCHROME1", "MONOCHROME2"})
+_SUPPORTED = {(grey, 1) for grey in (*_GREY, "PALETTE COLOR")} | {(colour, 3) for colour in _COLOUR}
 _REQUIRED = ("Rows", "Columns", "PhotometricInterpretation", "BitsAllocated")
-_JPEG_2000 = b"\xff\x4f\xff\x51"  # start of codestream, then image size (T.800, A.5.1)
-_START_OF_FRAME = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}  # markers (T.81, B.1; T.87, C.1.1)
-_PIXEL_ATTRIBUTES = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_PIXEL_TAGS = {
+    (0x7FE0, 0x0010): "PixelData",
+    (0x7FE0, 0x0008): "FloatPixelData",
+    (0x7FE0, 0x0009): "DoubleFloatPixelData",
+}
+_PIXEL_ATTRIBUTES = tuple(_PIXEL_TAGS.values())
+_LITTLE_ENDIAN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")  # implicit and explicit, uncompressed
+_DEFLATED, _N_META_BYTES = "1.2.840.10008.1.2.1.99", 2048  # transfer syntax; in so many bytes it mostly stands
+_UNDEFINED_LENGTH = 0xFFFFFFFF  # of compressed pixel data
 
 
 def is_dicom(head: bytes) -> bool:
@@ -94,14 +105,10 @@ def read_dicom(source: str | Path | Dataset, frame: int = 0) -> Image:
     name = str(source) if isinstance(source, str | Path) else "DICOM dataset"
     with decoding(name, "DICOM file", quote=False):
         header, pixels_start = read_header(source, name)
-        n_frames = _check_header(header, name, frame)
+        _check_header(header, name, frame)
         decoder = _decoder(header, name)
-    with decoding(name, "DICOM pixel data"):
-        if n_frames > 1 and _is_plain_file(source, header, decoder):
-            stored = _decode_in_file(Path(source), header, name, decoder, frame, pixels_start)
-        else:
-            stored = _decode(source, name, decoder, frame)  # (H, W) or (H, W, 3)
-    with decoding(name, "DICOM file", quote=False):
+        with decoding(name, "DICOM pixel data"):
+            stored = _stored(source, header, name, decoder, frame, pixels_start)  # (H, W) or (H, W, 3)
         if header.PhotometricInterpretation in _GREY:
             return grey_image(stored, header, frame, name)
         return colour_image(stored, header, frame, name)
@@ -114,9 +121,11 @@ def read_header(source: str | Path | Dataset, name: str) -> tuple[Dataset, int]:
     if not isinstance(source, str | Path):
         return source, 0
     path = Path(source)
-    head = file_head(path, name)
-    with path.open("rb") as file:
-        _check_deflated(file, name)
+    with _opened(path, name) as file:
+        head = file.read(_N_META_BYTES) or file_head(path, name)  # which tells of an empty file
+        file.seek(0)
+        if _declared_syntax(head) in ("", _DEFLATED):
+            _check_deflated(file, name)
         header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
         pixels_start = file.tell()
     # pydicom takes any bytes for a data set when forced; these three make it an image.
@@ -129,40 +138,84 @@ def read_header(source: str | Path | Dataset, name: str) -> tuple[Dataset, int]:
     return header, pixels_start
 
 
+def _opened(path: Path, name: str) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError:
+        file_head(path, name)  # says why
+        raise
+
+
+def _declared_syntax(head: bytes) -> str:
+    r"""Return the transfer syntax that stands in the first bytes of a file; "" where it has to be looked for further.
+
+    >>> _declared_syntax(bytes(128) + b"DICM\x02\0\x10\0UI\x06\x00" + b"1.2.3\0\x08\0")
+    '1.2.3'
+    """
+    position, found = 132 if is_dicom(head) else len(head), []
+    while head[position : position + 2] == b"\x02\0" and position + 12 <= len(head):  # explicit VR (PS3.10, 7.1)
+        is_long = head[position + 4 : position + 6] in (b"OB", b"OW", b"UN", b"UT", b"SQ", b"UC", b"UR")
+        start = position + (12 if is_long else 8)
+        end = start + int.from_bytes(head[start - (4 if is_long else 2) : start], "little")
+        if head[position + 2 : position + 4] == b"\x10\0":
+            found.append(head[start:end].decode("latin-1").rstrip("\0 "))
+        position = end
+    is_whole = position + 2 <= len(head)  # of two, pydicom takes the second
+    return found[0] if is_whole and len(found) == 1 else ""
+
+
 def _check_deflated(file: BinaryIO, name: str) -> None:
     """Refuse a deflated data set that is too large; pydicom inflates all of it even for the header."""
     from pydicom.filereader import read_dataset, read_preamble
-    from pydicom.uid import DeflatedExplicitVRLittleEndian
 
     read_preamble(file, force=True)
     # Groups 0 and 2 stand before the deflated data set (PS3.5, A.5).
     meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group > 2)
-    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+    if meta.get("TransferSyntaxUID") == _DEFLATED:
         check_inflated_size(name, file.read(), -zlib.MAX_WBITS)
     file.seek(0)
 
 
-def _check_header(header: Dataset, name: str, frame: int) -> int:
-    """Refuse what cannot be decoded to an image, by the header alone; return the number of frames."""
-    if any(header.get(key) is None for key in _REQUIRED):
+def stored_frame(dataset: Dataset, name: str, frame: int) -> PixelArray:
+    """Return the stored numbers of one frame of a data set, (H, W) or (H, W, 3); nothing is done to them.
+
+    Raises
+    ------
+    UnreadableImageError
+        As `read_dicom`.
+    """
+    with decoding(name, "DICOM file", quote=False):
+        _check_header(dataset, name, frame)
+        decoder = _decoder(dataset, name)
+    with decoding(name, "DICOM pixel data"):
+        return _decode(dataset, dataset, name, decoder, frame)
+
+
+def _stored(
+    source: str | Path | Dataset, header: Dataset, name: str, decoder: Any, frame: int, pixels_start: int
+) -> PixelArray:
+    if _is_plain_file(source, decoder):
+        return _decode_in_file(Path(source), header, name, decoder, frame, pixels_start)
+    return _decode(source, header, name, decoder, frame)
+
+
+def _check_header(header: Dataset, name: str, frame: int) -> None:
+    """Refuse what cannot be decoded to an image, by the header alone."""
+    rows, columns, photometric, _ = required = [header.get(key) for key in _REQUIRED]
+    if None in required:
         object_kind = _uid_name(header.get("SOPClassUID"), "object of unknown kind")
         raise UnreadableImageError(
             f"{name}: holds no image", f"it is a DICOM {object_kind} without rows and columns", "leave it out"
         )
-    photometric, n_samples = header.PhotometricInterpretation, int(header.get("SamplesPerPixel") or 1)
-    if (photometric, n_samples) not in _supported():
+    n_samples = int(header.get("SamplesPerPixel") or 1)
+    if (photometric, n_samples) not in _SUPPORTED:
         raise UnreadableImageError(
             f"{name}: unsupported DICOM colours",
             f"{_code(photometric)} with {n_samples} sample{'s' if n_samples != 1 else ''} per pixel",
             "convert it to MONOCHROME2 or RGB",
         )
-    check_size(name, (int(header.Rows), int(header.Columns), n_samples))
+    check_size(name, (int(rows), int(columns), n_samples))
     check_frame(name, frame, n_frames_of(header))
-    return n_frames_of(header)
-
-
-def _supported() -> set[tuple[str, int]]:
-    return {(grey, 1) for grey in _GREY} | {("PALETTE COLOR", 1)} | {(colour, 3) for colour in _COLOUR}
 
 
 def _uid_name(uid: Any, otherwise: str) -> str:
@@ -177,7 +230,7 @@ def _code(value: Any) -> str:
 def _decoder(header: Dataset, name: str) -> Any:
     from pydicom.pixels.decoders.base import get_decoder
 
-    syntax = _transfer_syntax(header)
+    syntax = transfer_syntax(header)
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
@@ -189,93 +242,104 @@ def _decoder(header: Dataset, name: str) -> Any:
     if not decoder.is_available:
         raise UnreadableImageError(
             f"{name}: no decoder for the DICOM transfer syntax {syntax.name}",
-            "the packages for it are not installed",
+            f"it needs {_packages(decoder)}",
             "pip install 'anomaly-ae[medical]', or convert it to Explicit VR Little Endian",
         )
     return decoder
 
 
-def _transfer_syntax(header: Dataset) -> Any:
-    from pydicom import uid
-
-    declared = getattr(header, "file_meta", {}).get("TransferSyntaxUID")
-    if declared:
-        return uid.UID(declared)
-    is_implicit, is_little_endian = header.original_encoding  # what a file without meta information was read as
-    if is_implicit:
-        return uid.ImplicitVRLittleEndian
-    return uid.ExplicitVRBigEndian if is_little_endian is False else uid.ExplicitVRLittleEndian
+def _packages(decoder: Any) -> str:
+    """Name what could decode, as pydicom knows it: each choice as in a requirements file."""
+    choices = [text.partition(" - requires ")[2] for text in decoder.missing_dependencies]
+    return ", or ".join(choice for choice in choices if choice) or "packages that are not installed"
 
 
-def _decode(source: str | Path | Dataset, name: str, decoder: Any, frame: int) -> PixelArray:
-    """Decode one frame, the whole file being read."""
+def _decode(source: str | Path | Dataset, header: Dataset, name: str, decoder: Any, frame: int) -> PixelArray:
+    """Decode one frame of a data set, or of a file of which all is read: that may be deflated."""
     import pydicom
     from pydicom.pixels.utils import as_pixel_options
 
     dataset = pydicom.dcmread(source, force=True) if isinstance(source, str | Path) else source
     present = [key for key in _PIXEL_ATTRIBUTES if key in dataset]
     if not present:
-        raise UnreadableImageError(
-            f"{name}: has no complete pixel data", "the file has none, or is cut off within it", COPY_AGAIN
-        )
-    options = as_pixel_options(dataset, pixel_keyword=present[0])
+        raise no_pixels(name)
     if decoder.UID.is_encapsulated:
-        _check_compressed(dataset.PixelData, dataset, frame, name)
-    pixels, _ = decoder.as_array(dataset, index=frame, validate=True, raw=False, **options)
-    return native(np.asarray(pixels))
-
-
-def _is_plain_file(source: str | Path | Dataset, header: Dataset, decoder: Any) -> TypeGuard[str | Path]:
-    """Whether pydicom can reach into the file: not for deflated ones and those without meta information."""
-    has_meta = "TransferSyntaxUID" in getattr(header, "file_meta", {})
-    return isinstance(source, str | Path) and has_meta and not decoder.UID.is_deflated
+        packed = checked_frame(dataset.PixelData, dataset, frame, name)
+        if is_packed_bits(header):
+            return unpacked_bits(packed, header)
+    options = as_pixel_options(dataset, pixel_keyword=present[0])
+    return _decoded(decoder, dataset, frame, options)
 
 
 def _decode_in_file(path: Path, header: Dataset, name: str, decoder: Any, frame: int, pixels_start: int) -> PixelArray:
-    """Decode one frame of a long series without reading the others."""
-    from pydicom.encaps import parse_fragments
-    from pydicom.pixels.utils import pixel_array
-
-    if decoder.UID.is_encapsulated:
-        with path.open("rb") as file:
-            file.seek(pixels_start + 12)  # tag, VR and length of the pixel data element
-            _, starts = parse_fragments(file)
-            file.seek(starts[-1] + 4 if starts else 0)
-            end = file.tell() + 4 + int.from_bytes(file.read(4), "little")
-            # pydicom hands the half of a frame to the decoders, and some make a picture of it.
-            if not starts or end > path.stat().st_size:
-                raise UnreadableImageError(f"{name}: truncated DICOM file", "the last frame is cut off", COPY_AGAIN)
-            file.seek(pixels_start + 12)
-            _check_compressed(file, header, frame, name)
-    return native(np.asarray(pixel_array(path, index=frame)))
-
-
-def _check_compressed(pixel_data: bytes | BinaryIO, header: Dataset, frame: int, name: str) -> None:
-    """Refuse a frame that says another size than the header: decoders take memory for what the frame says."""
-    from pydicom.encaps import get_frame
+    """Decode one frame, with the header that was read already and without reading other frames."""
     from pydicom.pixels.utils import as_pixel_options
 
-    options = as_pixel_options(header)
-    offsets, n_frames = options.get("extended_offsets"), options["number_of_frames"]
-    size = _size_in_frame(get_frame(pixel_data, frame, extended_offsets=offsets, number_of_frames=n_frames))
-    if size and size != (header.Rows, header.Columns):
-        raise UnreadableImageError(
-            f"{name}: damaged DICOM pixel data",
-            f"the frame is compressed from {size[0]} x {size[1]}, the header declares {header.Rows} x {header.Columns}",
-            COPY_AGAIN,
-        )
+    with path.open("rb") as file:
+        keyword, vr, n_bytes = _pixel_element(file, header, pixels_start, name)
+        start = file.tell()
+        if decoder.UID in _LITTLE_ENDIAN and keyword == "PixelData" and _is_plain_grey(header, n_bytes):
+            return _as_it_lies(file, header, start, frame)
+        options = as_pixel_options(header, pixel_keyword=keyword, transfer_syntax_uid=decoder.UID)
+        options |= {"pixel_vr": vr} if vr else {}
+        if decoder.UID.is_encapsulated:
+            check_fragments(file, path, name)
+            file.seek(start)
+            packed = checked_frame(file, header, frame, name)
+            if is_packed_bits(header):
+                return unpacked_bits(packed, header)
+            file.seek(start)
+        elif n_frames_of(header) == 1:
+            return _decoded(decoder, file.read(n_bytes), frame, options)  # its length is checked, a file's is not
+        return _decoded(decoder, file, frame, options)
 
 
-def _size_in_frame(data: bytes) -> tuple[int, int] | None:
-    """Return height and width that a JPEG 2000, JPEG or JPEG-LS frame declares; None where it does not, as in RLE."""
-    if data.startswith(_JPEG_2000) or data[4:8] == b"jP  ":  # bare, or in a JP2 file
-        start = data.find(_JPEG_2000)
-        right, bottom, left, top = struct.unpack(">4I", data[start + 8 : start + 24])
-        return bottom - top, right - left
-    position = 2 if data.startswith(b"\xff\xd8") else len(data)
-    while position + 9 <= len(data) and data[position] == 0xFF:
-        if data[position + 1] in _START_OF_FRAME:
-            height, width = struct.unpack(">HH", data[position + 5 : position + 9])
-            return (height, width) if height else None  # 0: the height follows the first scan
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return None
+def _is_plain_grey(header: Dataset, n_bytes: int) -> bool:
+    """Whether whole numbers lie one after the other, and as many as there should be."""
+    n_expected = n_frames_of(header) * header.Rows * header.Columns * header.BitsAllocated // 8
+    is_grey = header.PhotometricInterpretation in _GREY and header.get("SamplesPerPixel") == 1
+    return is_grey and header.BitsAllocated in (8, 16, 32) and n_bytes in (n_expected, n_expected + n_expected % 2)
+
+
+def _as_it_lies(file: BinaryIO, header: Dataset, start: int, frame: int) -> PixelArray:
+    """Read one frame of plain grey, the most common kind: pydicom's way for all kinds takes as long as the header."""
+    shape, n_bits = (header.Rows, header.Columns), header.BitsAllocated
+    dtype = np.dtype(f"<{'ui'[header.PixelRepresentation]}{n_bits // 8}")
+    n_bytes = math.prod(shape) * dtype.itemsize
+    file.seek(start + frame * n_bytes)
+    stored = np.frombuffer(file.read(n_bytes), dtype).reshape(shape)
+    n_unused = n_bits - header.BitsStored  # what stands in these bits does not count (PS3.5, 8.1.1)
+    return native(stored << n_unused >> n_unused if n_unused else stored)
+
+
+def _decoded(decoder: Any, source: Any, frame: int, options: Mapping[str, Any]) -> PixelArray:
+    pixels, _ = decoder.as_array(source, index=frame, validate=True, raw=False, **options)
+    return native(np.asarray(pixels))
+
+
+def _pixel_element(file: BinaryIO, header: Dataset, start: int, name: str) -> tuple[str, str, int]:
+    """Read tag, VR ("" where it is implicit) and length of the pixel data (PS3.5, 7.1); the file stands behind them."""
+    file.seek(start)
+    head = file.read(12)
+    order = "<" if header.original_encoding[1] is not False else ">"
+    is_explicit = head[4:6] in (b"OB", b"OW", b"OF", b"OD", b"UN")
+    if len(head) < 12:
+        raise no_pixels(name)
+    tag = struct.unpack(f"{order}HH", head[:4])
+    (n_bytes,) = struct.unpack(f"{order}L", head[8:] if is_explicit else head[4:8])
+    file.seek(start + (12 if is_explicit else 8))
+    n_left = os.fstat(file.fileno()).st_size - file.tell()
+    if tag not in _PIXEL_TAGS or (n_bytes != _UNDEFINED_LENGTH and n_bytes > n_left):
+        raise no_pixels(name)
+    return _PIXEL_TAGS[tag], head[4:6].decode() if is_explicit else "", n_bytes
+
+
+def no_pixels(name: str) -> UnreadableImageError:
+    """Return the error for a file that ends too early."""
+    why = "the file has none, or is cut off within it"
+    return UnreadableImageError(f"{name}: has no complete pixel data", why, COPY_AGAIN)
+
+
+def _is_plain_file(source: str | Path | Dataset, decoder: Any) -> TypeGuard[str | Path]:
+    """Whether a frame can be reached in the file itself: not in a deflated one."""
+    return isinstance(source, str | Path) and not decoder.UID.is_deflated

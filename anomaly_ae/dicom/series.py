@@ -1,36 +1,57 @@
-"""DICOM files of one series as stacks of slices, in the order in which they lie in the patient."""
+"""DICOM files of one series, or frames of one file, as stacks of slices in the order in which they lie."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from anomaly_ae.dicom.outlines import SEGMENTATION_CLASSES
 from anomaly_ae.dicom.read import read_header
-from anomaly_ae.dicom.shared import decoding
+from anomaly_ae.dicom.shared import MAX_FRAMES, decoding
+from anomaly_ae.dicom.values import n_frames_of, of_frame
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 _SAME_DIRECTION = 0.01  # largest difference of direction cosines, about half a degree
 _SAME_POSITION_MM = 0.01
+_APART = (  # functional groups of frames that lie at one place all the same (PS3.3 C.7.6.16.2.2, C.8.13.5)
+    ("FrameContentSequence", "StackID"),
+    ("FrameContentSequence", "TemporalPositionIndex"),
+    ("MREchoSequence", "EffectiveEchoTime"),
+    ("MRDiffusionSequence", "DiffusionBValue"),
+)
 _GAP = 1.5  # steps this many times longer than the usual one lack a slice
 
 
 class SliceHeader(NamedTuple):
-    """What a file says about patient and place; "" and None where it says nothing.
+    """What a file says about patient and place of one frame; "" and None where it says nothing.
 
     ``patient`` is PatientID, else StudyInstanceUID; ``series`` the two instance UIDs of study and series.
-    ``orientation`` (6) and ``position`` (3) are in the patient, in mm (PS3.3 C.7.6.2.1.1).
+    ``orientation`` (6) and ``position`` (3) are in the patient, in mm (PS3.3 C.7.6.2.1.1). ``part`` tells frames of one
+    file apart that are no neighbours: stack, time, echo and diffusion weighting.
     """
 
     patient: str
     series: str
     orientation: tuple[float, ...] | None
     position: tuple[float, ...] | None
+    part: str = ""
+
+
+class FileHeader(NamedTuple):
+    """A DICOM file: what kind of object it is, its UID, and a header for each of its frames.
+
+    ``kind`` is "image", "segmentation", or the name of an object that holds no image.
+    """
+
+    kind: str
+    instance: str
+    frames: tuple[SliceHeader, ...]
 
 
 class Stack(NamedTuple):
@@ -45,7 +66,7 @@ class Stack(NamedTuple):
     n_duplicates: int
 
 
-def slice_header(path: Path) -> SliceHeader:
+def file_header(path: Path) -> FileHeader:
     """Read where a DICOM file belongs; nothing of it may be written or shown but as a salted hash.
 
     Raises
@@ -55,17 +76,40 @@ def slice_header(path: Path) -> SliceHeader:
     """
     with decoding(str(path), "DICOM file", quote=False):
         header, _ = read_header(path, str(path))
-        study, series = (str(header.get(f"{level}InstanceUID") or "").strip() for level in ("Study", "Series"))
-        return SliceHeader(
-            patient=str(header.get("PatientID") or "").strip() or study,
-            series=f"{study}/{series}" if series else "",
-            orientation=_numbers(header, "ImageOrientationPatient", 6),
-            position=_numbers(header, "ImagePositionPatient", 3),
-        )
+        n_frames = min(n_frames_of(header), MAX_FRAMES)  # more are refused when they are read
+        frames = tuple(_slice_header(header, frame) for frame in range(n_frames))
+        return FileHeader(_kind(header), str(header.get("SOPInstanceUID") or ""), frames)
 
 
-def _numbers(header: Dataset, attribute: str, n: int) -> tuple[float, ...] | None:
-    values = header.get(attribute)
+def _kind(header: Dataset) -> str:
+    """Tell objects without an image by their class; an image class without rows and columns is a damaged image."""
+    uid: Any = header.get("SOPClassUID") or ""
+    if uid in SEGMENTATION_CLASSES:
+        return "segmentation"
+    is_known = getattr(uid, "is_valid", False) and not uid.is_private and uid.name != uid
+    if "Rows" in header or not is_known or "Image" in uid.name:
+        return "image"
+    return str(uid.name)
+
+
+def _slice_header(header: Dataset, frame: int) -> SliceHeader:
+    study, series = (str(header.get(f"{level}InstanceUID") or "").strip() for level in ("Study", "Series"))
+    orientation = of_frame(header, frame, "PlaneOrientationSequence", "ImageOrientationPatient")
+    position = of_frame(header, frame, "PlanePositionSequence", "ImagePositionPatient")
+    is_one = n_frames_of(header) == 1
+    has_place = (
+        is_one or "PerFrameFunctionalGroupsSequence" in header
+    )  # else it is the place of the file, not of frames
+    return SliceHeader(
+        patient=str(header.get("PatientID") or "").strip() or study,
+        series=f"{study}/{series}" if series else "",
+        orientation=_numbers(orientation, 6) if has_place else None,
+        position=_numbers(position, 3) if has_place else None,
+        part="" if is_one else "|".join(str(of_frame(header, frame, *where)) for where in _APART),
+    )
+
+
+def _numbers(values: Any, n: int) -> tuple[float, ...] | None:
     if not values or len(values) != n:
         return None
     numbers = tuple(float(value) for value in values)
@@ -73,7 +117,7 @@ def _numbers(header: Dataset, attribute: str, n: int) -> tuple[float, ...] | Non
 
 
 def stacks(headers: Sequence[SliceHeader]) -> list[Stack]:
-    """Split the files of one series by orientation, and sort each part along its slice normal.
+    """Split the slices of one series by orientation and part, and sort each piece along its slice normal.
 
     InstanceNumber is not asked: it counts in the order of acquisition, or of whoever copied the files. The distance of
     slices is that of their positions; SliceThickness, and SpacingBetweenSlices in many files, are something else.
@@ -81,7 +125,7 @@ def stacks(headers: Sequence[SliceHeader]) -> list[Stack]:
     Returns
     -------
     list of Stack
-        Files without orientation or position are in none of them.
+        Slices without orientation or position are in none of them.
     """
     parts: list[list[int]] = []
     for index, header in enumerate(headers):
@@ -97,6 +141,8 @@ def stacks(headers: Sequence[SliceHeader]) -> list[Stack]:
 
 
 def _parallel(one: SliceHeader, other: SliceHeader) -> bool:
+    if one.part != other.part:
+        return False
     return bool(np.abs(np.array(one.orientation) - np.array(other.orientation)).max() < _SAME_DIRECTION)
 
 

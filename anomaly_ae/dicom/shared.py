@@ -6,6 +6,7 @@ import logging
 import math
 import re
 import struct
+import sys
 import threading
 import warnings
 import zlib
@@ -23,6 +24,7 @@ MAX_PIXELS = 2**28
 """Most samples (height x width x channels) of one image: 268 million, 512 MiB at 16 bits."""
 
 _MOST_BYTES = 4 * MAX_PIXELS  # that deflated data may become: an image of so many samples of 32 bits
+_LZMA_PIECE, _MOST_PIECE = 2**16, 2**24  # bytes of xz, of which one becomes 7,000; and unpacked at once
 _PIECE = 2**18  # deflated bytes, which become 258 MiB at most (zlib, technical details: 1032 to 1)
 
 _PYTHON_ERRORS = (LookupError, TypeError, struct.error)  # decoders let them happen: "'<' not supported between ..."
@@ -56,7 +58,7 @@ def check_size(name: str, shape: Sequence[int]) -> None:
         )
 
 
-def check_inflated_size(name: str, data: bytes, wbits: int = zlib.MAX_WBITS) -> None:
+def check_inflated_size(name: str, data: bytes, wbits: int = zlib.MAX_WBITS, is_lzma: bool = False) -> None:
     """Refuse deflated data too large to be true; a decoder that knows no size beforehand inflates any amount.
 
     Parameters
@@ -67,25 +69,42 @@ def check_inflated_size(name: str, data: bytes, wbits: int = zlib.MAX_WBITS) -> 
         One whole deflated part. Little data, which cannot become much, is not inflated here.
     wbits : int
         As zlib has it: -15 for data without zlib's header.
+    is_lzma : bool
+        The data are in the format of xz instead.
 
     Raises
     ------
     UnreadableImageError
         More than 4 bytes for each of `MAX_PIXELS` samples.
     """
-    if len(data) <= _PIECE:
+    if len(data) <= (_LZMA_PIECE if is_lzma else _PIECE):
         return
-    inflater, n_bytes = zlib.decompressobj(wbits), 0
-    for start in range(0, len(data), _PIECE):
-        n_bytes += len(inflater.decompress(data[start : start + _PIECE]))
+    n_bytes = 0
+    for piece in _unpacked(data) if is_lzma else _inflated(data, wbits):
+        n_bytes += len(piece)
         if n_bytes > _MOST_BYTES:
             raise UnreadableImageError(
                 f"{name}: {len(data):,} deflated bytes become more than {_MOST_BYTES:,}",
                 f"one image may have {MAX_PIXELS:,} samples",
                 "save it uncompressed, in parts or reduced; a damaged file can also be the cause",
             )
+
+
+def _inflated(data: bytes, wbits: int) -> Iterator[bytes]:
+    inflater = zlib.decompressobj(wbits)
+    for start in range(0, len(data), _PIECE):
+        yield inflater.decompress(data[start : start + _PIECE])
         if inflater.eof:
             return
+
+
+def _unpacked(data: bytes) -> Iterator[bytes]:
+    import lzma
+
+    unpacker = lzma.LZMADecompressor()
+    yield unpacker.decompress(data, _MOST_PIECE)
+    while not unpacker.eof and not unpacker.needs_input:
+        yield unpacker.decompress(b"", _MOST_PIECE)
 
 
 def check_frame(name: str, frame: int, n_frames: int) -> None:
@@ -218,6 +237,8 @@ def _enter_silence() -> None:
         logger = logging.getLogger(name)
         _undo.callback(setattr, logger, "disabled", logger.disabled)
         logger.disabled = True
+    if "highdicom" not in sys.modules:
+        return
     written = logging.getLogger("highdicom")  # warns of a name that it finds odd, with the name
     _undo.callback(written.setLevel, written.level)
     written.setLevel(logging.CRITICAL + 1)

@@ -14,9 +14,14 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 
+# pydicom finds a number ten times as fast as a name, and most files have none of these.
+_N_FRAMES, _MODALITY_LUT, _PADDING = 0x00280008, 0x00283000, 0x00280120
+_GROUPS_OF_FRAMES, _GROUPS_OF_ALL = 0x52009230, 0x52009229  # functional groups (PS3.3 C.7.6.16)
+
+
 def n_frames_of(header: Dataset) -> int:
     """Return NumberOfFrames; an image without it, or with none, has one frame."""
-    return int(header.get("NumberOfFrames") or 1)
+    return int(header.get("NumberOfFrames") or 1) if _N_FRAMES in header else 1
 
 
 def colour_image(stored: PixelArray, header: Dataset, frame: int, name: str) -> Image:
@@ -38,7 +43,7 @@ def grey_image(stored: PixelArray, header: Dataset, frame: int, name: str) -> Im
     is_float = stored.dtype.kind == "f"
     if is_float:
         values, ends, bits = stored, None, None  # float pixel data has no modality LUT and no stored range
-    elif header.get("ModalityLUTSequence"):
+    elif _MODALITY_LUT in header and header.ModalityLUTSequence:
         values, ends, bits = _look_up(stored, header)
     else:
         values, ends = _rescale(stored, header, frame)
@@ -73,8 +78,7 @@ def _rescale(stored: PixelArray, header: Dataset, frame: int) -> tuple[PixelArra
     if slope == 1 and intercept == 0:
         return stored, (low, high)
     if slope.is_integer() and intercept.is_integer():
-        values = stored.astype(np.int64) * int(slope) + int(intercept)
-        return _narrowed(values, low, high), (low, high)
+        return _whole_numbers(stored, int(slope), int(intercept), (low, high)), (low, high)
     # float32 holds 24 bits: enough for 16 stored bits and the rounding of the slope, not for more.
     dtype = np.float32 if header.BitsStored <= 16 else np.float64
     return (stored * slope + intercept).astype(dtype), (low, high)
@@ -85,13 +89,23 @@ def _stored_range(header: Dataset) -> tuple[int, int]:
     return (-n_values // 2, n_values // 2 - 1) if header.PixelRepresentation == 1 else (0, n_values - 1)
 
 
+def _whole_numbers(stored: PixelArray, slope: int, intercept: int, ends: tuple[float, float]) -> PixelArray:
+    """Rescale in the dtype that holds the device's whole range and every value."""
+    found = [int(end) * slope + intercept for end in (stored.min(), stored.max())]
+    dtype = _narrowest(*ends, *found)
+    return np.add(stored if slope == 1 else stored * dtype(slope), dtype(intercept), dtype=dtype)
+
+
+def _narrowest(*numbers: float) -> type[np.signedinteger[Any]]:
+    for dtype in (np.int16, np.int32):
+        if np.iinfo(dtype).min <= min(numbers) and max(numbers) <= np.iinfo(dtype).max:
+            return dtype
+    return np.int64
+
+
 def _narrowed(values: PixelArray, low: float, high: float) -> PixelArray:
     """Cast int64 values to the dtype that holds the device's whole range and every value."""
-    low, high = min(low, high, values.min()), max(low, high, values.max())
-    for dtype in (np.int16, np.int32):
-        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
-            return values.astype(dtype)
-    return values
+    return values.astype(_narrowest(low, high, values.min(), values.max()), copy=False)
 
 
 def _invert(values: PixelArray, ends: tuple[float, float] | None, name: str) -> PixelArray:
@@ -109,6 +123,8 @@ def _invert(values: PixelArray, ends: tuple[float, float] | None, name: str) -> 
 
 
 def _valid(stored: PixelArray, header: Dataset) -> BoolArray | None:
+    if _PADDING not in header:
+        return None
     value, limit = header.get("PixelPaddingValue"), header.get("PixelPaddingRangeLimit")
     if not isinstance(value, int):
         return None
@@ -136,8 +152,8 @@ def _spacing_mm(header: Dataset, frame: int) -> tuple[float, float] | None:
 
 def of_frame(header: Dataset, frame: int, sequence: str, attribute: str) -> Any:
     """Attribute of this frame, else of all frames (functional groups, PS3.3 C.7.6.16), else of the image."""
-    for groups, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
-        items = header.get(groups) or []
+    for groups, index in ((_GROUPS_OF_FRAMES, frame), (_GROUPS_OF_ALL, 0)):
+        items = (header[groups].value or []) if groups in header else []
         macro = items[index].get(sequence) if index < len(items) else None
         if macro and attribute in macro[0]:
             return macro[0].get(attribute)

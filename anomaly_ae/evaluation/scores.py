@@ -178,7 +178,9 @@ def _row(sample: Sample, score: float) -> dict[str, Any]:
 
 def _mask_px(sample: Sample) -> int | None:
     try:
-        return None if sample.mask is None else int(read_mask(sample.mask).sum())
+        if sample.mask is None:
+            return None
+        return int(read_mask(sample.mask, frame=sample.frame, image_file=sample.files[0]).sum())
     except AnomalyAEError:
         return None
 

@@ -148,13 +148,10 @@ class TheirMaps:
         if len(pixels) != 1:
             raise UnreadableImageError(f"{path}: {len(pixels)} channels", "a map has one", "save it as grey")
         anomaly_map = np.asarray(pixels[0], np.float32)
-        mask, valid = (self._mask(file, anomaly_map) for file in (sample.mask, sample.valid))
+        mask, valid = (_mask(file, sample, anomaly_map) for file in (sample.mask, sample.valid))
         if not np.isfinite(anomaly_map if valid is None else anomaly_map[valid]).all():
             raise UnreadableImageError(f"{path}: NaN or infinite values", "such pixels have no rank", "see the tool")
         return PixelMap(anomaly_map, mask, valid)
-
-    def _mask(self, file: Path | None, anomaly_map: npt.NDArray[np.float32]) -> BoolArray | None:
-        return None if file is None else read_mask(file, anomaly_map.shape)
 
     def usable(self, samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, int]]:
         """Return the images whose map and mask can be used, and how many are left out for which reason."""
@@ -189,3 +186,7 @@ class TheirMaps:
 
 def _valid_pixels(pixel_map: PixelMap) -> npt.NDArray[np.float32]:
     return pixel_map.anomaly_map if pixel_map.valid is None else pixel_map.anomaly_map[pixel_map.valid]
+
+
+def _mask(file: Path | None, sample: Sample, anomaly_map: npt.NDArray[np.float32]) -> BoolArray | None:
+    return None if file is None else read_mask(file, anomaly_map.shape, sample.frame, sample.files[0])

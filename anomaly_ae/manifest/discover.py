@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -143,7 +143,8 @@ def _from_paths(paths: Sequence[Path], identified: bool) -> Manifest:
     samples = tuple(sample for name in sorted(names) for sample in _samples(Path(), name, _Place(), None))
     notes = _ignored_notes(n_others, n_masks, "masks")
     root = paths[0].resolve() if len(paths) == 1 and paths[0].is_dir() else Path()
-    return _volumes(Manifest(root, samples, notes, "flat"), identified)
+    listed = {path.as_posix() for path in paths if not path.is_dir()}
+    return _volumes(Manifest(root, samples, notes, "flat"), identified, listed)
 
 
 def _refuse_table(path: Path) -> None:
@@ -173,8 +174,8 @@ def _from_folder(root: Path, identified: bool) -> Manifest:
     return with_group_file(_volumes(Manifest(root, tuple(samples), notes, layout), identified))
 
 
-def _volumes(manifest: Manifest, identified: bool) -> Manifest:
-    manifest = with_series(manifest, identified)
+def _volumes(manifest: Manifest, identified: bool, named: Collection[str] = ()) -> Manifest:
+    manifest = with_series(manifest, identified, named)
     return replace(manifest, samples=with_slices(manifest.samples))
 
 

@@ -72,7 +72,8 @@ def with_public_names(manifest: Manifest) -> Manifest:
     """
     samples = manifest.samples
     files = dict.fromkeys(file for sample in samples for file in sample.files)
-    if not any(is_medical(file) for file in files):
+    n_medical = sum(is_medical(file) for file in files)
+    if not n_medical:
         return manifest
     places = {s.path: CHANNEL_SEPARATOR.join(_absolute(file) for file in s.files) for s in samples}
     names = _Names(
@@ -86,7 +87,15 @@ def with_public_names(manifest: Manifest) -> Manifest:
     if len({sample.id for sample in named}) < len(named):
         raise DataError("two rows name the same image", "by different paths", "keep one, or tell them apart with `id`")
     _remember(samples, named, names)
-    return replace(manifest, samples=named, is_private=True)
+    return replace(manifest, samples=named, notes=(*manifest.notes, *_note(n_medical, len(files))), is_private=True)
+
+
+def _note(n_medical: int, n_files: int) -> tuple[str, ...]:
+    """Say why pictures have no names: one stray DICOM file among them is enough."""
+    if n_medical == n_files:
+        return ()
+    are = "is" if n_medical == 1 else "are"
+    return (f"no file is called by its name, since {n_medical} of {n_files} {are} DICOM or NIfTI: --identified",)
 
 
 class _Names(NamedTuple):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from anomaly_ae.errors import DataError, OutputError
 from anomaly_ae.files import write_text
+from anomaly_ae.manifest.outlines import label_rows
 from anomaly_ae.manifest.slices import slices_of, with_slices
 from anomaly_ae.nifti import is_nifti_file
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Sample
@@ -145,9 +146,10 @@ def _cells(path: Path, number: int, names: list[str], cells: list[str]) -> dict[
 
 
 def read_manifest_csv(path: Path) -> Manifest:
-    """Read a manifest written by hand or by `write_manifest`; files are not opened, but for NIfTI without a frame.
+    """Read a manifest written by hand or by `write_manifest`; of images only NIfTI files without a frame are opened.
 
-    A row that names a NIfTI file and no frame stands for all of its slices: see `slices_of`.
+    A row that names a NIfTI file and no frame stands for all of its slices: see `slices_of`. Rows without a label whose
+    mask is a DICOM Segmentation are labelled by it.
 
     Raises
     ------
@@ -164,7 +166,7 @@ def read_manifest_csv(path: Path) -> Manifest:
         frames[row.cells["path"]].add(row.cells.get("frame") or "0")
     numbered = [(row.number, s) for row in rows for s in _samples_of_row(path, row, len(frames[row.cells["path"]]))]
     _refuse_duplicate_ids(path, numbered)
-    samples = with_slices(sample for _, sample in numbered)
+    samples = with_slices(label_rows([sample for _, sample in numbered]))
     notes = (f"further columns, kept as they are: {', '.join(extra_names)}",) if extra_names else ()
     return Manifest(path.parent, samples, notes, "csv")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from anomaly_ae.dicom import count_dicom_frames, is_dicom, read_dicom
+from anomaly_ae.dicom import count_dicom_frames, is_dicom, is_segmentation, read_dicom, read_outlines
 from anomaly_ae.dicom.shared import check_frame, decoding, file_head
 from anomaly_ae.errors import DataError, UnreadableImageError, UsageError
 from anomaly_ae.nifti import count_nifti_frames, grid_problem, is_nifti, read_nifti, volume_frames
@@ -224,13 +224,14 @@ def read_mask(
     Parameters
     ----------
     path : path
-        Any format of `read_image`, with one frame, or a NIfTI volume.
+        Any format of `read_image`, with one frame, a NIfTI volume, or a DICOM Segmentation (see
+        `anomaly_ae.dicom.outlines`).
     shape : (height, width) or None
         What the mask must measure.
     frame : int
         Of the image: which slice of a NIfTI mask it is. A mask of one volume serves all times of a 4-D file.
     image_file : path or None
-        What a NIfTI mask must lie on voxel by voxel.
+        What a NIfTI mask must lie on voxel by voxel, and which image of a Segmentation it is.
 
     Returns
     -------
@@ -241,18 +242,33 @@ def read_mask(
     UnreadableImageError
         As `read_image`, or several frames.
     DataError
-        The mask has another shape than `shape`, or lies on another grid than `image_file`.
+        The mask has another shape than `shape`, lies on another grid than `image_file`, or knows nothing of it.
     """
     path, name = Path(path), str(path)
     problem = "" if image_file is None else _mask_grid_problem(image_file, path)
     if problem:
         raise DataError(f"{name}: is no mask of {image_file}", problem, "resample it onto the grid of the image")
     kind = _kind(path, name)
+    if kind == "DICOM" and is_segmentation(path):
+        return _checked(_outlines(path, name, frame, image_file), shape, name)
     image = only_finite(_read(path, name, frame % count_nifti_frames(path) if kind == "NIfTI" else 0))
     if image.n_frames > 1 and kind != "NIfTI":
         raise UnreadableImageError(f"{name}: {image.n_frames} frames", "a mask has one", "save one mask per image")
     is_defect = image.pixels > _LOSSY_MASK_LEVEL if kind == "JPEG" else image.pixels != 0
     mask: BoolArray = np.logical_and(is_defect.any(axis=0), True if image.valid is None else image.valid)
+    return _checked(mask, shape, name)
+
+
+def _outlines(path: Path, name: str, frame: int, image_file: str | Path | None) -> BoolArray:
+    if image_file is None:
+        raise DataError(f"{name}: is a DICOM segmentation", "what it marks depends on the image", "name the image")
+    if _kind(Path(image_file), str(image_file)) != "DICOM":
+        why = "a DICOM segmentation belongs to DICOM images, and this is none"
+        raise DataError(f"{name}: is no mask of {image_file}", why, "give the DICOM image, or the mask as an image")
+    return read_outlines(path, image_file, frame)
+
+
+def _checked(mask: BoolArray, shape: tuple[int, ...] | None, name: str) -> BoolArray:
     if shape is not None and mask.shape != tuple(shape):
         raise DataError(
             f"{name}: mask {_by(mask.shape)}, image {_by(shape)} (height x width)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ _PHOTOMETRIC = {_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE}
 _ALPHA = {1, 2}  # associated, unassociated
 _JPEG = {6, 7}
 _DEFLATE = {8, 32946}
+_LZMA, _PACKBITS = 34925, 32773
 _ORIENTATION = 274
 
 
@@ -79,9 +81,20 @@ def _check_page(page: Any, n_bytes_file: int, name: str) -> None:
     is_whole = all(n_bytes > 0 and start + n_bytes <= n_bytes_file for start, n_bytes in parts)
     if not is_whole or len(parts) < math.prod(page.chunked):
         raise UnreadableImageError(f"{name}: truncated TIFF file", "parts of the image are missing", COPY_AGAIN)
-    for start, n_bytes in parts if page.compression in _DEFLATE else ():
+    _check_parts(page, parts, name)
+
+
+def _check_parts(page: Any, parts: Sequence[tuple[int, int]], name: str) -> None:
+    """Refuse compressed parts that would become more than an image can be; tifffile inflates any amount."""
+    n_bytes_part = math.prod(page.chunks) * page.bitspersample // 8
+    for start, n_bytes in parts if page.compression in (*_DEFLATE, _LZMA, _PACKBITS) else ():
+        if page.compression == _PACKBITS:  # each byte of runs may become 64
+            if n_bytes > 2 * n_bytes_part + page.chunks[0]:
+                why = f"{n_bytes:,} bytes of runs for {n_bytes_part:,}"
+                raise UnreadableImageError(f"{name}: damaged TIFF file", why, COPY_AGAIN)
+            continue
         page.parent.filehandle.seek(start)
-        check_inflated_size(name, page.parent.filehandle.read(n_bytes))
+        check_inflated_size(name, page.parent.filehandle.read(n_bytes), is_lzma=page.compression == _LZMA)
 
 
 def _samples(page: Any) -> PixelArray | None:
