@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from anomaly_ae.readers import read_mask
 from anomaly_ae.records import ANOMALOUS_LABEL, BoolArray, Decision, FloatArray, Image, Sample, Score
 from anomaly_ae.regions import at_or_above
 from anomaly_ae.report import PictureWriter, overlay, write_heatmap
-from anomaly_ae.results import no_pixel_figures, pixel_figures
+from anomaly_ae.results import PixelFigures, no_pixel_figures, pixel_figures
 
 MIN_FREE_BYTES = 2**30
 _DISK_IS_FULL = "not enough free disk space for the maps"
@@ -125,12 +124,12 @@ class MapKeeper:
         np.save(path, result.anomaly_map, allow_pickle=False)
         self._entries.append((path, sample, image.valid))
 
-    def figures(self, pixel_threshold: float) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Return the pixel figures, or why there are none, and the rows of ``pixels.csv``."""
+    def figures(self, pixel_threshold: float) -> PixelFigures:
+        """Return the pixel figures, or why there are none."""
         if not self._has_masks:
-            return no_pixel_figures("there are no masks"), []
+            return no_pixel_figures("there are no masks")
         if self._disk_is_full:
-            return no_pixel_figures(_DISK_IS_FULL), []
+            return no_pixel_figures(_DISK_IS_FULL)
         return pixel_figures(self._maps, [sample for _, sample, _ in self._entries], pixel_threshold)
 
     def warnings(self) -> list[str]:

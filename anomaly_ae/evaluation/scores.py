@@ -209,22 +209,21 @@ def _metrics(
     folder: Path,
 ) -> dict[str, Any]:
     """Return ``metrics.json``; pixel figures where there are maps and masks, with a warning on what is left out."""
-    overlaps: list[dict[str, Any]] = []
     if maps is None or not any(sample.mask for sample in samples):
         pixel = no_pixel_figures("there are no maps" if maps is None else "there are no masks")
     else:
         usable, left_out = maps.usable(samples)
         limit = limits.thresholds.pixel.value if limits.thresholds and limits.has_pixels else None
-        pixel, overlaps = pixel_figures(lambda: maps.maps(usable), usable, limit)
+        pixel = pixel_figures(lambda: maps.maps(usable), usable, limit)
         measured.warnings += [f"{n} {what} are left out of the pixel figures" for what, n in left_out.items()]
-    write_pixels(folder, overlaps)
+    write_pixels(folder, pixel)
     return {
         "format": FORMAT,
         "counts": counts(measured.rows, measured.units, len(measured.failures)),
         "what_if": False,
         "chosen_on_these_images": False,
         **run_metrics(measured.rows, measured.units, limits.thresholds, options.by, options.defect_rates),
-        "pixel": pixel,
+        "pixel": pixel.metrics,
         "baselines": {},
     }
 

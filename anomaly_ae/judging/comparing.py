@@ -11,6 +11,7 @@ import numpy as np
 from anomaly_ae.errors import UsageError
 from anomaly_ae.judging.measuring import Figure, Study, figures
 from anomaly_ae.judging.pairing import Shared, Variant, group_runs, outcomes, share_items
+from anomaly_ae.judging.pixels import PIXEL_AP, pixel_figures
 from anomaly_ae.judging.runs import SavedRun
 from anomaly_ae.judging.tables import Sheet, Table, limits, number, p_text
 from anomaly_ae.metrics.checks import check_confidence
@@ -106,7 +107,7 @@ def compare_runs(
     variants, notes = group_runs(runs, names)
     shared = share_items(runs)
     study = Study(variants, [outcomes(v, shared) for v in variants], shared, confidence, n_draws, seed)
-    found = figures(study)
+    found = [*figures(study), *pixel_figures(study)]
     adjusted = holm([figure.difference.p if figure.difference else None for figure in found])
     return Comparison(
         noun=shared.noun,
@@ -167,7 +168,7 @@ def _missing(study: Study) -> Iterator[tuple[str, str]]:
     if labels.all() or not labels.any():
         yield "ROC-AUC and average precision", "both normal and anomalous images are needed"
     if any(run.metrics for variant in study.variants for run in variant.runs):
-        yield "pixel average precision", "not all runs have it, or not on the same images"
+        yield PIXEL_AP, "not all runs have it, or not on the same images"
 
 
 def _figure_cells(figure: Figure) -> tuple[str, ...]:
