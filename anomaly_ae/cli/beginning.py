@@ -115,12 +115,15 @@ def preview(
     data: DataArgument,
     out: Annotated[Path, typer.Option("--out", help="Picture to write.")] = Path("preview.png"),
     preset: Annotated[str | None, typer.Option("--preset", help="Whose damage to show; picked if not given.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="TOML file instead of a preset.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Another seed, another sheet.", min=0)] = 0,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Draw a sheet of normal images (top rows) and what training makes of them (below)."""
     from anomaly_ae.demo import write_preview
 
+    if preset and config:
+        raise UsageError("--preset and --config", "both name the settings", "give one of them")
     refuse_existing_file(out, overwrite)
-    write_preview(data, out, preset, seed)
+    write_preview(data, out, config or preset, seed)
     typer.echo(f"wrote {out}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,18 +27,21 @@ from anomaly_ae.cli.shared import (
     SensitivityOption,
     ThreadsOption,
     ValueOption,
+    WhoOption,
+    WhyOption,
     app,
     asked_of,
     listener,
     load,
     warn_identified,
 )
-from anomaly_ae.errors import UsageError
+from anomaly_ae.errors import AnomalyAEError, UsageError
 from anomaly_ae.files import refuse_existing_file
 
 if TYPE_CHECKING:
     from anomaly_ae.calibration import Asked
     from anomaly_ae.detector import Detector
+    from anomaly_ae.journal import State
 
 PresetOption = Annotated[
     str | None,
@@ -64,6 +68,9 @@ def fit(
     members: MembersOption = None,
     rate: RateOption = None,
     confidence: ConfidenceOption = None,
+    review_rate: ReviewRateOption = None,
+    who: WhoOption = "",
+    why: WhyOption = "",
     group_regex: GroupOption = None,
     identified: IdentifiedOption = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
@@ -71,6 +78,7 @@ def fit(
 ) -> None:
     """Learn from the normal images of DATA, set the thresholds, write one model file.
 
+    Where a model is replaced, the change of its thresholds is appended to MODEL.journal.jsonl.
     The first Ctrl-C stops training, calibrates and writes what there is; the second aborts and keeps the
     checkpoint for --resume.
     """
@@ -84,8 +92,10 @@ def fit(
     changes = [*(f"{key}={value}" for key, value in given.items() if value is not None), *(settings or [])]
     named = config or preset
     chosen = load_config(named or "default", changes)  # a misspelt --set fails here, not after the images were read
+    asked_of(rate, confidence, None, None, None, review_rate, None)  # contradictions, too
     warn_identified(identified)
     manifest = load_manifest(data, group_regex, identified=identified)
+    before = _replaced(out)
     from anomaly_ae.fitting import fit as fit_detector
     from anomaly_ae.learning import checkpoint_of, remove_checkpoints
     from anomaly_ae.loading import use_threads
@@ -101,12 +111,14 @@ def fit(
             device=device,
             rate=rate,
             confidence=confidence,
+            review_rate=review_rate,
             checkpoint=checkpoint,
             resume=resume,
             listener=listener(),
             should_stop=should_stop,
         )
-    detector.save(out)
+    n_images = ", ".join(f"{n} for {name}" for name, n in detector.provenance["n_images"].items())
+    _save(detector, out, before, f"fitted anew: {n_images}", who, why)
     remove_checkpoints(checkpoint)
     _say_thresholds(detector, out)
     typer.echo(f"wrote {out}")
@@ -133,9 +145,10 @@ def calibrate(
     value: ValueOption = None,
     review_rate: ReviewRateOption = None,
     review_sensitivity: ReviewSensitivityOption = None,
-    who: Annotated[str, typer.Option("--who", help="Name for the journal (default: user name of the system).")] = "",
-    why: Annotated[str, typer.Option("--why", help="Reason for the journal.")] = "",
+    who: WhoOption = "",
+    why: WhyOption = "",
     group_regex: GroupOption = None,
+    identified: IdentifiedOption = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
 ) -> None:
@@ -145,15 +158,13 @@ def calibrate(
     appended to MODEL.journal.jsonl.
     """
     asked = asked_of(rate, confidence, sensitivity, cost, value, review_rate, review_sensitivity)
-    _check_sources(data, scores, verdicts, group_regex, asked)
-    from anomaly_ae.journal import State, change, journal, journal_of
+    _check_sources(data, scores, verdicts, group_regex, identified, asked)
+    from anomaly_ae.journal import journal_of
 
+    warn_identified(identified)
     old = load(model, device, threads)
-    new, what, n_left_out = _recalibrated(old, data, scores, verdicts, group_regex, asked)
-    before = State(old.provenance.get("file_sha256"), old.calibrated[1])
-    with journal(journal_of(model)) as append:
-        after = State(new.save(model), new.calibrated[1])
-        append(change(what, before, after, who, why))
+    new, what, n_left_out = _recalibrated(old, data, scores, verdicts, group_regex, identified, asked)
+    _save(new, model, _state(old), what, who, why)
     _say_thresholds(new, model)
     typer.echo(f"wrote {model}, and the change into {journal_of(model)}")
     _finish_fit(n_left_out)
@@ -166,6 +177,40 @@ def info(model: ModelArgument) -> None:
 
     for line in Detector.load(model, "cpu").describe():
         typer.echo(line)
+
+
+def _state(detector: Detector) -> State:
+    """Return what the journal says of a loaded model."""
+    from anomaly_ae.journal import State
+
+    return State(detector.provenance.get("file_sha256"), detector.calibrated[1])
+
+
+def _replaced(model: Path) -> State | None:
+    """Return the state of a model that a fit will replace, if there is one; its journal has to be writable."""
+    from anomaly_ae.detector import Detector
+    from anomaly_ae.journal import journal, journal_of
+
+    if not model.exists():
+        return None
+    with journal(journal_of(model)):  # now, not after the training
+        pass
+    try:
+        return _state(Detector.load(model, "cpu"))
+    except AnomalyAEError:
+        return None
+
+
+def _save(detector: Detector, model: Path, before: State | None, what: str, who: str, why: str) -> None:
+    """Write a model file, and into its journal what has changed; the first model of a name has no journal."""
+    from anomaly_ae.journal import change, journal, journal_of
+
+    if not model.exists() and not journal_of(model).exists():
+        detector.save(model)
+        return
+    with journal(journal_of(model)) as append:
+        after = replace(_state(detector), model_sha256=detector.save(model))
+        append(change(what, before, after, who, why))
 
 
 @contextmanager
@@ -186,15 +231,21 @@ def _check_model_name(out: Path, overwrite: bool) -> None:
 
 
 def _check_sources(
-    data: Path | None, scores: Path | None, verdicts: Path | None, group_regex: str | None, asked: Asked
+    data: Path | None,
+    scores: Path | None,
+    verdicts: Path | None,
+    group_regex: str | None,
+    identified: bool,
+    asked: Asked,
 ) -> None:
     """Refuse sources that contradict each other, or that cannot give what a rule needs: before anything is read."""
     if data is not None and scores is not None:
         raise UsageError("DATA and --scores", "both say where the scores come from", "give one of them")
     if verdicts is not None and scores is None:
         raise UsageError("--verdicts needs --scores", "", "e.g. --scores run/scores.csv --verdicts verdicts.csv")
-    if group_regex is not None and data is None:
-        raise UsageError("--group-regex needs DATA", "a finished run and a model have their groups already")
+    if (group_regex is not None or identified) and data is None:
+        option = "--group-regex" if group_regex is not None else "--identified"
+        raise UsageError(f"{option} needs DATA", "a finished run and a model have their names and groups already")
     if asked.needs_anomalies and scores is None:
         raise UsageError(
             "this rule needs labelled anomalies",
@@ -211,6 +262,7 @@ def _recalibrated(
     scores: Path | None,
     verdicts: Path | None,
     group_regex: str | None,
+    identified: bool,
     asked: Asked,
 ) -> tuple[Detector, str, int]:
     """Return the detector with new thresholds, what was done, and how many images could not be used."""
@@ -221,7 +273,7 @@ def _recalibrated(
     from anomaly_ae.results import finished_scores
 
     if data is not None:
-        samples = calibration_samples(load_manifest(data, group_regex))
+        samples = calibration_samples(load_manifest(data, group_regex, identified=identified))
         new = recalibrated(from_images(detector, samples, asked.rate, asked.confidence, listener()), asked)
         n = len(new.calibrated[0].image)
         return new, f"calibrated with {n} images", len(samples) - n

@@ -64,6 +64,8 @@ ReviewSensitivityOption = Annotated[
         "--review-sensitivity", help="Review band: a second, lower limit that this share of anomalies reaches."
     ),
 ]
+WhoOption = Annotated[str, typer.Option("--who", help="Name for the journal (default: user name of the system).")]
+WhyOption = Annotated[str, typer.Option("--why", help="Reason for the journal.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU if there is one), cpu, cuda, cuda:1.")]
 ThreadsOption = Annotated[
     int | None,
