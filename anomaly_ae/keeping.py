@@ -136,7 +136,7 @@ class MapKeeper:
         """Say what is missing in the pixel figures."""
         if self._disk_is_full:
             return [f"no pixel figures: {_DISK_IS_FULL}"]
-        return [f"{n} {what} are left out of the pixel figures" for what, n in self._left_out.items()]
+        return [left_out_text(n, what) for what, n in self._left_out.items()]
 
     def close(self) -> None:
         """Remove the temporary maps."""
@@ -147,6 +147,17 @@ class MapKeeper:
             anomaly_map = np.load(path, allow_pickle=False)
             mask = read_mask(sample.mask, anomaly_map.shape, sample.frame) if sample.mask else None
             yield PixelMap(anomaly_map, mask, valid)
+
+
+def left_out_text(n: int, what: str) -> str:
+    """Say how many images take no part in the pixel figures.
+
+    >>> left_out_text(1, "images without a label"), left_out_text(2, "images without a label")[:30]
+    ('1 image without a label is left out of the pixel figures', '2 images without a label are l')
+    """
+    if n == 1:
+        return f"1 {what.replace('images', 'image', 1)} is left out of the pixel figures"
+    return f"{n} {what} are left out of the pixel figures"
 
 
 def why_left_out(sample: Sample, mask: BoolArray | None) -> str:

@@ -41,8 +41,8 @@ line is a process of its own, start-up included; on a shared machine time of the
 
 The second line less the first is what intervals cost, {extra:.1f} s of the processor here, within what such times vary
 by: 1,000 sets of whole images are drawn, and their figures computed from counts of every image at {n_levels} levels.
-The levels are chosen so that less than 1/256 of the masked pixels, and of the regions, lies between two; `evaluate` keeps
-these counts ({kib:,.0f} KiB here), and `compare` draws the intervals of its differences from them. The figures
+The levels are chosen so that less than 1/256 of the masked pixels, and of the regions, lies between two. `evaluate`
+keeps these counts ({kib:,.0f} KiB here), and `compare` draws the intervals of its differences from them. The figures
 themselves are exact:
 
 | figure | exact | from the counts at the levels | 95 % interval |

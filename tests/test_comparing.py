@@ -197,9 +197,9 @@ def test_only_common_images_are_compared_and_the_rest_is_counted(tmp_path: Path)
     scores = np.r_[NORMAL[:50], ANOMALOUS]
     assert figure(found, "ROC-AUC", "a").value == pytest.approx(roc_auc(LABELS[10:], scores).value)
     notes = "\n".join(found.notes)
-    assert f"{first}: 10 images are left out, which another run lacks or could not inspect" in notes
-    assert f"{second}: 1 images are left out" in notes
-    assert f"{second}: 1 images without a label" in notes
+    assert f"{first}: left out 10 images that another run lacks or could not inspect" in notes
+    assert f"{second}: left out 1 image that another run lacks" in notes
+    assert f"{second}: left out 1 image without a label or a decision" in notes
 
 
 @pytest.mark.parametrize(

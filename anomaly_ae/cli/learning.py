@@ -269,6 +269,7 @@ def _recalibrated(
     from anomaly_ae.fitting import calibrate as from_images
     from anomaly_ae.fitting import calibration_samples
     from anomaly_ae.manifest import load_manifest
+    from anomaly_ae.manifest.checks import n_of
     from anomaly_ae.recalibration import recalibrated
     from anomaly_ae.results import finished_scores
 
@@ -276,13 +277,14 @@ def _recalibrated(
         samples = calibration_samples(load_manifest(data, group_regex, identified=identified))
         new = recalibrated(from_images(detector, samples, asked.rate, asked.confidence, listener()), asked)
         n = len(new.calibrated[0].image)
-        return new, f"calibrated with {n} images", len(samples) - n
+        return new, f"calibrated with {n_of(n, 'image')}", len(samples) - n
     if scores is None:
         return recalibrated(detector, asked), "another rule on the same calibration scores", 0
     finished = finished_scores(scores, detector.weights_sha256, verdicts)
     for line in finished.lines():
         typer.echo(line)
-    what = f"calibrated with a finished run: {finished.n_normal} normal images, {finished.n_anomalous} anomalous"
+    n_normal = n_of(finished.n_normal, "normal image")
+    what = f"calibrated with a finished run: {n_normal}, {finished.n_anomalous} anomalous"
     return recalibrated(detector, asked, finished), what, 0
 
 

@@ -311,6 +311,7 @@ def _run_info(
 def _warnings(collected: _Collected, shortcuts: Mapping[str, float]) -> Iterator[str]:
     yield from shortcut_warnings(shortcuts)
     if collected.seen_in_fit.total():
-        yield f"{collected.seen_in_fit.total()} of these images were used in fit: figures are too good"
+        n_seen = collected.seen_in_fit.total()
+        yield f"{n_seen} of these images {'was' if n_seen == 1 else 'were'} used in fit: figures are too good"
     if collected.aborted:
         yield "the run was stopped before all images were scored"

@@ -18,6 +18,7 @@ from anomaly_ae.evaluation.result import RunResult
 from anomaly_ae.evaluation.run import RunOptions
 from anomaly_ae.evaluation.samples import refuse_unknown_columns, test_samples
 from anomaly_ae.evaluation.theirs import TheirMaps, TheirScores, read_scores
+from anomaly_ae.keeping import left_out_text
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, check_groups
 from anomaly_ae.manifest.checks import n_of
@@ -215,7 +216,7 @@ def _metrics(
         usable, left_out = maps.usable(samples)
         limit = limits.thresholds.pixel.value if limits.thresholds and limits.has_pixels else None
         pixel = pixel_figures(lambda: maps.maps(usable), usable, limit)
-        measured.warnings += [f"{n} {what} are left out of the pixel figures" for what, n in left_out.items()]
+        measured.warnings += [left_out_text(n, what) for what, n in left_out.items()]
     write_pixels(folder, pixel)
     return {
         "format": FORMAT,

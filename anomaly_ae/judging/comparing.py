@@ -14,6 +14,7 @@ from anomaly_ae.judging.pairing import Shared, Variant, group_runs, outcomes, sh
 from anomaly_ae.judging.pixels import PIXEL_AP, pixel_figures
 from anomaly_ae.judging.runs import SavedRun
 from anomaly_ae.judging.tables import Sheet, Table, limits, number, p_text
+from anomaly_ae.manifest.checks import n_of
 from anomaly_ae.metrics.checks import check_confidence
 from anomaly_ae.metrics.intervals import N_FEW
 from anomaly_ae.metrics.paired import holm
@@ -144,7 +145,7 @@ def _notes(study: Study, found: Sequence[Figure], adjusted: Sequence[float | Non
     if any(figure.spread is not None for figure in found):
         yield "Spread is the standard deviation over runs of other seeds; the intervals do not hold it."
     if n_tests:
-        yield f"Differences are to {study.variants[0].name}; p (Holm) is adjusted for all {n_tests} tests here."
+        yield f"Differences are to {study.variants[0].name}; p (Holm) is adjusted for {n_of(n_tests, 'test')}."
     yield from _few(shared)
     kept = {figure.name for figure in found}
     yield from (f"{name}: left out, {why}." for name, why in _missing(study) if name not in kept)
@@ -160,7 +161,8 @@ def _few(shared: Shared) -> Iterator[str]:
     for name, among in (("normal", ~shared.labels), ("anomalous", shared.labels)):
         n = shared.n_drawn(among)
         if n < N_FEW:
-            yield f"Only {n} {name} {shared.of}s: the intervals of differences are rough, and small p-values rougher."
+            few = n_of(n, f"{name} {shared.of}")
+            yield f"Only {few}: the intervals of differences are rough, and small p-values rougher."
 
 
 def _missing(study: Study) -> Iterator[tuple[str, str]]:
