@@ -115,11 +115,20 @@ def interval(metric: Metric, form: Any) -> str:
 
 def interval_notes(metric: Metric) -> str:
     """Return how every interval of a metric was computed, in one line."""
+    known = [one for one in metric.get("intervals") or () if one["low"] is not None and one["high"] is not None]
     return "; ".join(
-        f"{limits['low']:.4g} to {limits['high']:.4g}: {limits['method']}, {limits['unit']}s taken as independent"
-        for limits in metric.get("intervals") or ()
-        if limits["low"] is not None and limits["high"] is not None
+        f"{_limit(one['low'])} to {_limit(one['high'])}: {one['method']}, {one['unit']}s taken as independent"
+        for one in known
     )
+
+
+def _limit(value: float) -> str:
+    """Return an end of an interval: of a share with three digits, of a count as `number`.
+
+    >>> _limit(5.9e-08), _limit(0.98765), _limit(12345.6)
+    ('0.000', '0.988', '12,346')
+    """
+    return ratio(value) if 0 <= value <= 1 else number(value)
 
 
 def rate_with_interval(metric: Metric) -> str:
@@ -212,6 +221,7 @@ def _found(sensitivity: Metric, noun: str) -> str:
     verb = "was" if n == 1 else "were"
     if n < FEW:
         n_found = round(sensitivity["value"] * n)
+        verb = "was" if n_found == 1 else "were"
         rate = f"{ratio(sensitivity['value'], 2)} {interval(sensitivity, _two_digits)}".strip()
         return f"{n_found} of {count(n, f'anomalous {noun}')} {verb} found (sensitivity {rate})"
     return f"{rate_with_interval(sensitivity)} of {count(n, f'anomalous {noun}')} {verb} found"
