@@ -13,6 +13,7 @@ import typer
 from anomaly_ae.cli.shared import (
     EXIT_SOME_UNREADABLE,
     ConfidenceOption,
+    ConfigOption,
     CostOption,
     DataArgument,
     DeviceOption,
@@ -33,6 +34,7 @@ from anomaly_ae.cli.shared import (
     asked_of,
     listener,
     load,
+    refuse_two_settings,
     warn_identified,
 )
 from anomaly_ae.errors import AnomalyAEError, UsageError
@@ -50,21 +52,24 @@ PresetOption = Annotated[
     ),
 ]
 
+SettingsOption = Annotated[
+    list[str] | None, typer.Option("--set", help="One setting, e.g. training.steps=4000; may be repeated.")
+]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", help="Of every random draw (default: 0, or of --config).", min=0)
+]
+
 
 @app.command()
 def fit(
     data: DataArgument,
     out: Annotated[Path, typer.Option("--out", help="Model file to write (.safetensors).", show_default=False)],
     preset: PresetOption = None,
-    config: Annotated[Path | None, typer.Option("--config", help="TOML file instead of a preset.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="One setting, e.g. training.steps=4000; may be repeated.")
-    ] = None,
+    config: ConfigOption = None,
+    settings: SettingsOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="Of every random draw (default: 0, or of --config).", min=0)
-    ] = None,
+    seed: SeedOption = None,
     members: MembersOption = None,
     rate: RateOption = None,
     confidence: ConfidenceOption = None,
@@ -83,8 +88,7 @@ def fit(
     checkpoint for --resume.
     """
     _check_model_name(out, overwrite)
-    if preset and config:
-        raise UsageError("--preset and --config", "both name the settings", "give one of them, and --set for changes")
+    refuse_two_settings(preset, config)
     from anomaly_ae.config import load_config
     from anomaly_ae.manifest import load_manifest
 
