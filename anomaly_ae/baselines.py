@@ -13,6 +13,7 @@ import numpy as np
 
 from anomaly_ae.prepare import resample
 from anomaly_ae.records import FloatArray, PixelArray
+from anomaly_ae.shortcuts import deviation_and_sharpness
 
 SIDE_PX = 64
 N_COMPONENTS = 30
@@ -70,8 +71,9 @@ def small_grey(pixels: PixelArray, limits: FloatArray) -> FloatArray:
 def contrast_and_sharpness(pixels: PixelArray, limits: FloatArray) -> dict[str, float]:
     """Return what lamp and lens do to an image besides its mean grey, at full resolution.
 
-    "contrast" is the standard deviation of the grey values in units of the intensity limits; "sharpness" the mean
-    absolute difference of neighbours in a row, divided by it (0 for an even image).
+    "contrast" is the standard deviation of the grey values in units of the intensity limits; "sharpness" as in
+    `shortcuts.deviation_and_sharpness`. The shortcuts of a run take the same two of the file's own numbers, inside
+    `valid`: where one channel is all there is, they differ from these by the unit alone.
 
     Parameters
     ----------
@@ -80,9 +82,8 @@ def contrast_and_sharpness(pixels: PixelArray, limits: FloatArray) -> dict[str, 
     """
     rows = pixels[:, :: math.ceil(pixels.size / MAX_VALUES)].astype(np.float64)  # each row stays whole
     scaled = np.nan_to_num(_in_units_of(limits, rows)).clip(-FARTHEST, FARTHEST)
-    contrast = float(scaled.std())
-    steps = float(np.abs(np.diff(scaled, axis=-1)).mean()) if scaled.shape[-1] > 1 else 0.0
-    return {"contrast": contrast, "sharpness": steps / contrast if contrast > 0 else 0.0}
+    contrast, sharpness = deviation_and_sharpness(scaled, scaled)
+    return {"contrast": contrast, "sharpness": sharpness}
 
 
 def _in_units_of(limits: FloatArray, pixels: PixelArray) -> PixelArray:

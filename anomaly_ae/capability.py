@@ -274,7 +274,7 @@ def _bases(
             "give normal images that were used for nothing else",
         )
     if len(new) < len(readable):
-        listener.say(f"left out: {len(readable) - len(new)} images that were used in fit")
+        listener.say(f"left out, used in fit: {count(len(readable) - len(new), 'image')}")
     images = [read_sample(s) for s in new]
     calm = [image for image in images if not _is_flagged(detector, image, listener)]
     if not calm:

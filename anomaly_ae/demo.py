@@ -51,11 +51,11 @@ def make_demo(out: Path, overwrite: bool, preset: str | None, listener: Listener
     return out / "report.html"
 
 
-def write_preview(data: Path, out: Path, preset: str | None, seed: int) -> None:
+def write_preview(data: Path, out: Path, preset: str | Path | None, seed: int) -> None:
     """Write a sheet of training crops: normal ones in the first row of each pair, in the second what training makes.
 
-    Scale, crops and damage are those of a `fit` with this seed on (at most 100) normal images of ``data``; with
-    ``preset=None`` its preset, too.
+    Scale, crops and damage are those of a `fit` with this seed on (at most 100) normal images of ``data``, by a preset
+    or a TOML file; with ``preset=None`` its preset, too.
     """
     import torch
     from PIL import Image as Picture

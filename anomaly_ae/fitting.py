@@ -19,7 +19,7 @@ from torch import Tensor
 
 from anomaly_ae.backbone import WITHOUT_MEANING, read_backbone
 from anomaly_ae.baselines import fit_pca, small_grey
-from anomaly_ae.calibration import calibration_scores, thresholds_from
+from anomaly_ae.calibration import Asked, calibration_scores, thresholds_by
 from anomaly_ae.config import Config, config_to_dict, load_config, with_values
 from anomaly_ae.detector import Detector
 from anomaly_ae.device import choose_device, describe_device
@@ -44,7 +44,7 @@ from anomaly_ae.survey import (
     readable_parts,
     survey_images,
 )
-from anomaly_ae.threshold import Share, check_reachable, parse_confidence, parse_rate, reachable_text
+from anomaly_ae.threshold import Share, check_reachable, default_rate, reachable_text
 from anomaly_ae.training import Progress
 
 
@@ -57,6 +57,7 @@ def fit(
     seed: int = 0,
     rate: Share | None = None,
     confidence: Share | None = None,
+    review_rate: Share | None = None,
     checkpoint: Path | None = None,
     resume: bool = True,
     listener: Listener | None = None,
@@ -73,6 +74,8 @@ def fit(
         configuration holds its own).
     rate, confidence : see `threshold.conformal_threshold`
         An asked-for rate that the calibration normals cannot support is refused before training.
+    review_rate : Share or None
+        Where a review band begins: a second, lower limit that this share of normal images reaches.
     checkpoint : Path or None
         Where the state of the training is kept.
     resume : bool
@@ -87,7 +90,7 @@ def fit(
     DataError, CalibrationError, ConfigError
     """
     place = choose_device(device)  # before anything is read: a typo costs no time
-    _check_promise(rate, confidence)
+    asked = Asked(rate, confidence, review_rate=review_rate)
     check_groups(manifest.samples)
     listener = listener or Listener()
     overrides = [f"seed={seed}", *overrides]
@@ -114,13 +117,13 @@ def fit(
     listener.say(detector.geometry.describe(_typical_shape(survey.shapes)))
     offered = parts["calibration"]
     parts["calibration"] = _without_misfits(offered, forms, detector, listener)
-    _check_reachable(parts["calibration"], rate, confidence)
+    _check_reachable(parts["calibration"], asked)
     listener.say(reachable_text(len(parts["calibration"]), _n_groups(parts["calibration"]), confidence))
     listener.say(f"training on {describe_device(place)}: {_steps_text(detector.config)}")
     fingerprint = _fingerprint(detector.config, parts)
     finished = learn(detector, parts, checkpoint, resume, fingerprint, listener, should_stop)
     detector.provenance = {**_provenance(detector, survey, finished, reason), **_described(parts, forms)}
-    detector = _set_thresholds(detector, parts["calibration"], forms, rate, confidence, listener)
+    detector = _set_thresholds(detector, parts["calibration"], forms, asked, listener)
     n_not_calibrated = len(offered) - len(detector.calibrated[0].image)
     detector.provenance["n_lesion_free"] = n_lesion_free
     detector.provenance["n_unusable"] = _n_images(given) - _n_images(readable) + n_not_calibrated
@@ -138,22 +141,17 @@ def calibrate(
 
     Images that cannot be read are left out and named; the promise counts those that were scored.
     """
-    listener = listener or Listener()
+    listener, asked = listener or Listener(), Asked(rate, confidence)
     check_groups([replace(sample, split="calibration") for sample in samples])  # that is what all of them are now
-    _check_reachable(samples, rate, confidence)
+    _check_reachable(samples, asked)
     forms = readable_forms(samples, listener, " of the calibration")
     readable = [sample for sample in samples if sample.id in forms]
     _refuse_known(detector, readable, forms)
-    return _set_thresholds(detector, readable, forms, rate, confidence, listener)
+    return _set_thresholds(detector, readable, forms, asked, listener)
 
 
 def _set_thresholds(
-    detector: Detector,
-    samples: Sequence[Sample],
-    forms: Mapping[str, Form],
-    rate: Share | None,
-    confidence: Share | None,
-    listener: Listener,
+    detector: Detector, samples: Sequence[Sample], forms: Mapping[str, Form], asked: Asked, listener: Listener
 ) -> Detector:
     values: list[float] = []
     peaks: list[float] = []
@@ -171,7 +169,7 @@ def _set_thresholds(
     if not kept:
         raise DataError("no normal image could be scored for calibration", "all were left out", "see the lines above")
     scores = calibration_scores(values, peaks, [s.unit for s in kept], [s.group for s in kept])
-    calibrated = detector.with_thresholds(scores, thresholds_from(scores, rate, confidence))
+    calibrated = detector.with_thresholds(scores, thresholds_by(asked, scores))
     for key, facts in _described({"calibration": kept}, forms).items():
         calibrated.provenance[key] = {**calibrated.provenance.get(key, {}), **facts}
     calibrated.provenance["calibration_statistics"] = {name: [one[name] for one in plain] for name in plain[0]}
@@ -300,18 +298,14 @@ def _misfit(name: str, form: Form, detector: Detector) -> str:
     return ""
 
 
-def _check_promise(rate: Share | None, confidence: Share | None) -> None:
-    """Refuse what is no rate or no confidence."""
-    if rate is not None:
-        parse_rate(rate)
-    if confidence is not None:
-        parse_confidence(confidence)
-
-
-def _check_reachable(samples: Sequence[Sample], rate: Share | None, confidence: Share | None) -> None:
-    """Refuse an asked-for rate that so many images, or groups, cannot support."""
-    if rate is not None:
-        check_reachable(len(samples), _n_groups(samples), rate, confidence)
+def _check_reachable(samples: Sequence[Sample], asked: Asked) -> None:
+    """Refuse asked-for rates that so many images, or groups, cannot support."""
+    n, n_groups = len(samples), _n_groups(samples)
+    for rate in (asked.rate, asked.review_rate):
+        if rate is not None:
+            check_reachable(n, n_groups, rate, asked.confidence)
+    if asked.rate is None:  # beside the default a review rate has to be the larger one, too
+        replace(asked, rate=default_rate(n, n_groups, asked.confidence))
 
 
 def _n_groups(samples: Sequence[Sample]) -> int | None:

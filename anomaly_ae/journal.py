@@ -42,13 +42,15 @@ def journal_of(model: Path) -> Path:
     return model.with_name(f"{model.stem}.journal.jsonl")
 
 
-def change(what: str, before: State, after: State, who: str = "", why: str = "") -> dict[str, Any]:
+def change(what: str, before: State | None, after: State, who: str = "", why: str = "") -> dict[str, Any]:
     """Return one line of a journal.
 
     Parameters
     ----------
     what : str
         What was done, with counts; no names of images.
+    before : State or None
+        None where there was no model, or none that can be read.
     who : str
         Name of the person; empty takes the user name of the system.
     """
@@ -58,7 +60,7 @@ def change(what: str, before: State, after: State, who: str = "", why: str = "")
         "who": who or _user_name(),
         "what": what,
         "why": why,
-        "before": before.as_json(),
+        "before": before.as_json() if before else None,
         "after": after.as_json(),
         "version": __version__,
     }

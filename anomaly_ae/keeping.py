@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from anomaly_ae.readers import read_mask
 from anomaly_ae.records import ANOMALOUS_LABEL, BoolArray, Decision, FloatArray, Image, Sample, Score
 from anomaly_ae.regions import ALL_REGIONS, in_regions
 from anomaly_ae.report import PictureWriter, overlay, write_heatmap
-from anomaly_ae.results import no_pixel_figures, pixel_figures
+from anomaly_ae.results import PixelFigures, no_pixel_figures, pixel_figures
 
 MIN_FREE_BYTES = 2**30
 _DISK_IS_FULL = "not enough free disk space for the maps"
@@ -133,12 +132,12 @@ class MapKeeper:
         np.save(path, result.anomaly_map, allow_pickle=False)
         self._entries.append((path, sample, image.valid, image.spacing_mm))
 
-    def figures(self, detector: Detector) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Return the pixel figures, or why there are none, and the rows of ``pixels.csv``."""
+    def figures(self, detector: Detector) -> PixelFigures:
+        """Return the pixel figures, or why there are none."""
         if not self._has_masks:
-            return no_pixel_figures("there are no masks"), []
+            return no_pixel_figures("there are no masks")
         if self._disk_is_full:
-            return no_pixel_figures(_DISK_IS_FULL), []
+            return no_pixel_figures(_DISK_IS_FULL)
         limit, samples = detector.calibrated[1].pixel.value, [sample for _, sample, *_ in self._entries]
         return pixel_figures(self._maps, samples, limit, detector.rules)
 
@@ -146,7 +145,7 @@ class MapKeeper:
         """Say what is missing in the pixel figures."""
         if self._disk_is_full:
             return [f"no pixel figures: {_DISK_IS_FULL}"]
-        return [f"{n} {what} are left out of the pixel figures" for what, n in self._left_out.items()]
+        return [left_out_text(n, what) for what, n in self._left_out.items()]
 
     def close(self) -> None:
         """Remove the temporary maps."""
@@ -157,6 +156,17 @@ class MapKeeper:
             anomaly_map = np.load(path, allow_pickle=False)
             mask = read_mask(sample.mask, anomaly_map.shape, sample.frame, sample.files[0]) if sample.mask else None
             yield PixelMap(anomaly_map, mask, valid, spacing_mm)
+
+
+def left_out_text(n: int, what: str) -> str:
+    """Say how many images take no part in the pixel figures.
+
+    >>> left_out_text(1, "images without a label"), left_out_text(2, "images without a label")[:30]
+    ('1 image without a label is left out of the pixel figures', '2 images without a label are l')
+    """
+    if n == 1:
+        return f"1 {what.replace('images', 'image', 1)} is left out of the pixel figures"
+    return f"{n} {what} are left out of the pixel figures"
 
 
 def why_left_out(sample: Sample, mask: BoolArray | None) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from anomaly_ae.metrics import mann_whitney_separation
 from anomaly_ae.metrics.curves import ScoreCounts, area_under_roc
@@ -21,6 +22,7 @@ SHORTCUT_LIMIT = 0.8
 # Statistics of larger images are taken on every n-th row; they only answer whether grey separates the labels.
 _MAX_VALUES = 4_000_000
 
+Floats = npt.NDArray[np.float64]
 Properties = Mapping[str, float | None]
 """Plain numbers of one image, as from `properties`."""
 
@@ -61,19 +63,31 @@ def size_on_disk(files: Sequence[Path]) -> float:
 
 
 def grey_statistics(image: Image) -> tuple[float, float, float]:
-    """Return mean and deviation of the values inside `valid`, in the file's own numbers, and the sharpness.
-
-    Sharpness is the mean absolute difference of neighbours in a row over the deviation; 0 for a constant image.
-    """
+    """Return mean and deviation of the values inside `valid`, in the file's own numbers, and the sharpness."""
     step = math.ceil(image.pixels.size / _MAX_VALUES)
     rows = image.pixels[:, ::step].astype(np.float64)  # (C, H / step, W): each row stays whole
     inside = rows if image.valid is None else rows[:, image.valid[::step]]
     if inside.size == 0:
         return math.nan, math.nan, math.nan
+    return float(inside.mean()), *deviation_and_sharpness(rows, inside)
+
+
+def deviation_and_sharpness(rows: Floats, inside: Floats) -> tuple[float, float]:
+    """Return the deviation of the values `inside`, and the mean absolute difference of neighbours in `rows` over it.
+
+    The second is the sharpness: a lens out of focus lowers it, a brighter or weaker lamp does not; 0 for a constant
+    image.
+
+    Parameters
+    ----------
+    rows : float64 array, (C, ..., W)
+    inside : float64 array
+        Those of the values that count.
+    """
     with np.errstate(over="ignore", invalid="ignore"):  # absurd values have no square: then it is not finite
         deviation = float(inside.std())
         steps = float(np.abs(np.diff(rows, axis=-1)).mean()) if rows.shape[-1] > 1 else 0.0
-    return float(inside.mean()), deviation, steps / deviation if deviation > 0 else 0.0
+    return deviation, steps / deviation if deviation > 0 else 0.0
 
 
 def separations(

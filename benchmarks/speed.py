@@ -1,7 +1,6 @@
 """Time and memory of the real commands on embedded images; one line per question.
 
-    python benchmarks/speed.py --out docs/benchmarks/speed.md [--only start fit fast score memory regions]
-                               [--device auto]
+    python benchmarks/speed.py --out docs/benchmarks/speed.md [--only QUESTION ...] [--device auto]
 
 Run it alone on an otherwise idle machine. Every command is a process of its own, timed from start to end.
 """
@@ -26,6 +25,8 @@ from scipy.ndimage import gaussian_filter
 import anomaly_ae
 from anomaly_ae.files import write_text
 from anomaly_ae.regions import RegionRules, surviving_level
+from anomaly_ae.report import PictureWriter
+from anomaly_ae.results import read_rows
 from anomaly_ae.synthetic import make_dataset
 
 AREAS_PX = (1, 20, 200, 5_000)
@@ -88,6 +89,33 @@ class Bench:
             self.seconds(*COMMAND, "fit", data, "--preset", "default", *settings, "--out", model)
         return data, model
 
+    def used(self, *command: str | Path) -> tuple[float, float, int]:
+        """Run a command to its end; return seconds by the clock, of the processor, and its largest memory in MiB."""
+        started = time.perf_counter()
+        process = subprocess.Popen([str(c) for c in command], stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, process.args)
+        return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss // 1024
+
+    def finished(self, n_images: int) -> Path:
+        """Return a run of so many images, a fifth of them anomalous, with small pictures: scores of another tool."""
+        rng, data = np.random.default_rng(0), self.work / f"scored_{n_images}"
+        data.mkdir()
+        parts = (("calibration", "normal", 1000), ("test", "normal", 4 * n_images // 5))
+        rows, scores = ["path,label,split"], ["path,score"]
+        for split, label, n in (*parts, ("test", "anomalous", n_images // 5)):
+            for i, score in enumerate(rng.normal(1.5 * (label == "anomalous"), 1, n)):
+                rows.append(f"{split}/{label}/{i:05d}.png,{label},{split}")
+                scores.append(f"{split}/{label}/{i:05d}.png,{score}")
+        (data / "data.csv").write_text("\n".join(rows), encoding="utf-8")
+        (data / "scores.csv").write_text("\n".join(scores), encoding="utf-8")
+        self.seconds(*COMMAND, "evaluate", "--scores", data / "scores.csv", data / "data.csv", "--out", data / "run")
+        add_pictures(data / "run", n_images, rng)
+        return data / "run"
+
     def score(self, n_images: int, size_px: int) -> tuple[float, int]:
         """Return seconds and the largest resident memory in MiB of scoring so many files."""
         data, model = self.untrained(size_px)
@@ -97,14 +125,20 @@ class Bench:
         for i in range(n_images):
             shutil.copy(originals[i % len(originals)], folder / f"{i:06d}.png")
         command = [*COMMAND, "score", model, folder, "--out", self.work / f"run_{folder.name}", "--device", self.device]
-        started = time.perf_counter()
-        process = subprocess.Popen([str(c) for c in command], stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, process.args)
-        return seconds, usage.ru_maxrss // 1024
+        seconds, _, mebibytes = self.used(*command)
+        return seconds, mebibytes
+
+
+def add_pictures(run: Path, n_images: int, rng: np.random.Generator) -> None:
+    """Give a run the small pictures that scoring would have kept: smooth noise, with a patch as strong as the score."""
+    smooth = [gaussian_filter(rng.normal(size=(256, 256)), 4).astype(np.float32) for _ in range(20)]
+    writer = PictureWriter(n_images)
+    for i, row in enumerate(read_rows(run / "scores.jsonl")):
+        noise = np.roll(smooth[i % len(smooth)], int(rng.integers(256)), -1)
+        shown, anomaly_map = (0.5 + 4 * noise[None]).clip(0, 1), 4 * noise
+        anomaly_map[100:120, 60:90] += max(row["display"], 0.0)
+        writer.add(row["id"], row["label"], row["score"], shown, anomaly_map, shown, None)
+    writer.write(run / "pictures.npz")
 
 
 def start(bench: Bench) -> Iterator[tuple[str, str]]:
@@ -168,6 +202,21 @@ def _fastest(anomaly_map: np.ndarray, rules: RegionRules) -> float:
     return min(times)
 
 
+def redecide(bench: Bench) -> Iterator[tuple[str, str]]:
+    """How long a finished run takes to be decided again, with its report."""
+    few, many = bench.finished(10), bench.finished(10_000)
+    load = os.getloadavg()[0]
+    (clock_few, cpu_few, _), (clock, cpu, _) = (
+        bench.used(*COMMAND, "threshold", run, "--false-alarm-rate", "0.002") for run in (few, many)
+    )
+    what = "`threshold RUN --false-alarm-rate 0.002`, 10,000 images, with a new report"
+    yield what, f"{clock:.1f} s by the clock, {cpu:.1f} s of the processor (load of the machine {load:.1f})"
+    yield (
+        "the same without start-up (less a run of 10 images)",
+        f"{clock - clock_few:.1f} s by the clock, {cpu - cpu_few:.1f} s of the processor",
+    )
+
+
 QUESTIONS: dict[str, Callable[[Bench], Iterator[tuple[str, str]]]] = {
     "start": start,
     "fit": fit_with("default"),
@@ -175,6 +224,7 @@ QUESTIONS: dict[str, Callable[[Bench], Iterator[tuple[str, str]]]] = {
     "score": score,
     "memory": memory,
     "regions": regions,
+    "redecide": redecide,
 }
 
 

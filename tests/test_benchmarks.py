@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from anomaly_ae.errors import ConfigError
+from anomaly_ae.errors import ConfigError, UsageError
 from anomaly_ae.manifest import load_manifest, write_manifest
 from anomaly_ae.records import Decision
 from anomaly_ae.synthetic import make_dataset
@@ -21,6 +21,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import quality  # noqa: E402
+import trust  # noqa: E402
 from bench import cells as bench_cells  # noqa: E402
 from bench.measures import by_size, smallest_found_px  # noqa: E402
 from bench.sets import embedded_sets  # noqa: E402
@@ -103,6 +104,40 @@ def test_grid_has_a_row_per_cell_and_a_column_per_figure(grid: Path) -> None:
     assert len({row["weights_sha256"] for row in rows}) == 4
     assert len(json.loads((grid / "quality.json").read_text(encoding="utf-8"))["cells"]) == 4
     assert not list(grid.rglob("maps"))
+
+
+def test_the_page_on_trust_is_made_of_a_finished_bench(grid: Path, root: Path, tmp_path: Path) -> None:
+    out, options = tmp_path / "trust.md", ["--manifest", "dev.csv", "--planted", "parts", "--per-grade", "2"]
+    trust.main([str(root), str(grid), "--out", str(out), *options])
+    text = out.read_text(encoding="utf-8")
+    metrics = json.loads((grid / "cells/parts/default/seed-0/run/metrics.json").read_text(encoding="utf-8"))
+    at = metrics["image"]["at_threshold"][0]
+    for name in ("false_alarm_rate", "sensitivity"):
+        limits = at[name]["intervals"][0]
+        assert f"{at[name]['value']:.3f} [{limits['low']:.3f}, {limits['high']:.3f}]" in text
+    assert f"| parts | {metrics['image']['shortcuts']['mean grey']:.2f} |".replace("*", "") in text.replace("*", "")
+    sha256 = json.loads((grid / "cells/parts/default/seed-0/run/run.json").read_text(encoding="utf-8"))
+    assert sha256["model"]["weights_sha256"][:12] in text
+    assert text.count("2 of each grade") == len(trust.KINDS)
+    assert "Mean difference of planted (spot) and real" in text
+    before = {path: path.stat().st_mtime_ns for path in (grid / "planted").rglob("capability.json")}
+    trust.main([str(root), str(grid), "--out", str(out), *options])
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "the same models are not measured again"
+    with pytest.raises(UsageError, match="no runs"):
+        trust.main([str(root), str(tmp_path), "--out", str(out), *options])
+
+
+def test_the_nearest_row_is_the_one_that_forecasts() -> None:
+    cells = [
+        {"size_px": size, "contrast": contrast, "sensitivity": share}
+        for contrast, shares in ((0.1, (0.0, 0.0)), (0.5, (0.2, 0.8)))
+        for size, share in zip((4.0, 16.0), shares, strict=True)
+    ]
+    classes = [{"sensitivity": {"value": value}} for value in (0.2, 0.5, 0.9)]
+    text = " ".join(trust.nearest_row(classes, [[4, 4], [8, 8], [40, 90]], {"kind": "spot", "cells": cells}))
+    assert "0.35 at contrast 0.1, 0.00 at contrast 0.5" in text, "half way on the logarithm of the size"
+    assert "Nearest is contrast 0.5" in text
+    assert "Larger than anything planted: 1 of 3 classes" in text
 
 
 def test_pixel_figures_of_the_bench_agree_with_those_of_the_run(grid: Path, root: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import pytest
 import torch
 import typer.main
 from command import done, left_behind, run
+from PIL import Image as Picture
 
 from anomaly_ae import __version__
 from anomaly_ae.cli import app
@@ -299,8 +300,6 @@ def test_a_file_of_settings_keeps_its_seed_and_may_be_changed_in_part(part_folde
 
 
 def test_preview_draws_pairs_of_rows(part_folder: Path, tmp_path: Path) -> None:
-    from PIL import Image as Picture
-
     sheets = []
     for seed in ("0", "0", "1"):
         done("preview", part_folder, "--out", tmp_path / "sheet.png", "--seed", seed, "--overwrite")
@@ -308,6 +307,16 @@ def test_preview_draws_pairs_of_rows(part_folder: Path, tmp_path: Path) -> None:
     with Picture.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (6 * 64, 4 * 64), "twelve images: two rows of six, and their damaged twins"
     assert sheets[0] == sheets[1] != sheets[2]
+
+
+def test_preview_shows_the_damage_of_a_file_of_settings(part_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("[training]\ncrop_px = 32\n", encoding="utf-8")
+    done("preview", part_folder, "--config", tmp_path / "mine.toml", "--out", tmp_path / "sheet.png")
+    with Picture.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (6 * 32, 4 * 32), "its crops"
+    both = run("preview", part_folder, "--config", tmp_path / "mine.toml", "--preset", "smoke")
+    assert both.code == 2
+    assert "both name the settings" in both.error
 
 
 @pytest.mark.parametrize("n_images", [2, 5, 7])

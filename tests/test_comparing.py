@@ -18,7 +18,9 @@ from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.judging import Comparison, SavedRun, load_run
 from anomaly_ae.judging import compare_runs as compare_with_many_draws
 from anomaly_ae.judging.measuring import Figure
-from anomaly_ae.metrics import average_precision, rate, roc_auc
+from anomaly_ae.metrics import PixelMap, average_precision, rate, roc_auc
+from anomaly_ae.records import Sample
+from anomaly_ae.results import pixel_figures, write_json, write_pixels
 
 RNG = np.random.default_rng(0)
 NORMAL, ANOMALOUS = RNG.uniform(0, 1.05, 60), RNG.uniform(0.6, 1.6, 40)
@@ -195,9 +197,9 @@ def test_only_common_images_are_compared_and_the_rest_is_counted(tmp_path: Path)
     scores = np.r_[NORMAL[:50], ANOMALOUS]
     assert figure(found, "ROC-AUC", "a").value == pytest.approx(roc_auc(LABELS[10:], scores).value)
     notes = "\n".join(found.notes)
-    assert f"{first}: 10 images are left out, which another run lacks or could not inspect" in notes
-    assert f"{second}: 1 images are left out" in notes
-    assert f"{second}: 1 images without a label" in notes
+    assert f"{first}: left out 10 images that another run lacks or could not inspect" in notes
+    assert f"{second}: left out 1 image that another run lacks" in notes
+    assert f"{second}: left out 1 image without a label or a decision" in notes
 
 
 @pytest.mark.parametrize(
@@ -290,6 +292,71 @@ def test_the_command_prints_and_writes(tmp_path: Path) -> None:
     assert run("compare", *folders, "--out", tmp_path / "table.doc").code == 2
     done("compare", folders[0], "--out", tmp_path / "alone.csv")
     assert "error" not in done("compare", *folders, "--out", tmp_path / "out", "--overwrite")
+
+
+def with_pixels(folder: Path, strength: float, *, seed: int = 0, n: int = 30, moved_masks: bool = False) -> SavedRun:
+    """Give a run of images n0, ... and a0, ... maps whose masked pixels stand out by so much."""
+    rng, samples, maps = np.random.default_rng(seed), [], []
+    noise, own = rng.normal(size=(2 * n, 16, 16)), rng.uniform(0, 1, 2 * n)
+    for i in range(2 * n):
+        name = f"n{i}" if i < n else f"a{i - n}"
+        samples.append(Sample(id=name, path=name, files=(), unit=name, group=name))
+        mask = None if i < n else np.zeros((16, 16), bool)
+        if mask is not None:
+            mask[4:9, 3 : 8 + moved_masks] = True
+            noise[i][mask] += strength + own[i]
+        maps.append(PixelMap(noise[i].astype(np.float32), mask))
+    found = pixel_figures(lambda: maps, samples, None)
+    write_pixels(folder, found)
+    write_json(folder / "metrics.json", {"format": 1, "pixel": found.metrics})
+    return load_run(folder)
+
+
+def test_pixel_figures_are_compared_by_whole_images(tmp_path: Path) -> None:
+    rows = images(NORMAL[:30], ANOMALOUS[:30])
+    folders = [write_run(tmp_path / name, rows) for name in ("weak", "strong", "weak_too")]
+    runs = [with_pixels(folder, s) for folder, s in zip(folders, (0.5, 2.0, 0.5), strict=True)]
+    found = compare_runs(runs)
+    for name, key in (("pixel average precision", "average_precision"), ("AU-PRO 0.3", "au_pro")):
+        stored = [run.metrics["pixel"][key] for run in runs]
+        values = [one["value"] if "value" in one else one["0.3"]["value"] for one in stored]
+        strong, same = (figure(found, name, variant).difference for variant in ("strong", "weak_too"))
+        assert strong is not None
+        assert strong.interval is not None
+        assert strong.p is not None
+        assert strong.value == pytest.approx(values[1] - values[0])
+        assert 0 < strong.interval.low < strong.value < strong.interval.high
+        assert (strong.interval.unit, strong.p < 0.01) == ("image", True)
+        assert same is not None
+        assert (same.value, same.interval, same.reason) == (0.0, None, "no image makes a difference")
+        own = figure(found, name, "strong").interval
+        assert own is not None
+        assert own.low < values[1] < own.high
+
+
+def test_the_paired_interval_is_narrower_than_what_each_run_varies_by(tmp_path: Path) -> None:
+    """Both runs see the same images: what makes an image hard for both is no part of the difference."""
+    rows = images(NORMAL[:30], ANOMALOUS[:30])
+    runs = [with_pixels(write_run(tmp_path / name, rows), s) for name, s in (("a", 0.5), ("b", 0.6))]
+    found = compare_runs(runs)
+    own, step = figure(found, "pixel average precision", "b").interval, figure(found, "pixel average precision", "b")
+    assert own is not None
+    assert step.difference is not None
+    assert step.difference.interval is not None
+    assert step.difference.interval.high - step.difference.interval.low < 0.5 * (own.high - own.low)
+
+
+def test_pixel_figures_without_a_pair_say_why(tmp_path: Path) -> None:
+    rows = images(NORMAL[:30], ANOMALOUS[:30])
+    for name, moved in (("a", False), ("b", True), ("c", False)):
+        with_pixels(write_run(tmp_path / name, rows), 1.0, moved_masks=moved)
+    (tmp_path / "c" / "pixel_counts.npz").unlink()
+    for other, why in (("b", "the masks differ between the runs"), ("c", "a run keeps no pixel counts")):
+        found = compare_runs([load_run(tmp_path / name) for name in ("a", other)])
+        step = figure(found, "pixel average precision", other).difference
+        assert step is not None
+        assert step.interval is None
+        assert any(note.startswith(f"pixel average precision: {why}") for note in found.notes)
 
 
 def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path) -> None:

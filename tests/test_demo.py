@@ -31,6 +31,7 @@ FILES = {
         "metrics.json",
         "model.safetensors",
         "pictures.npz",
+        "pixel_counts.npz",
         "pixels.csv",
         "report.html",
     ),

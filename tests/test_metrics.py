@@ -656,10 +656,10 @@ def test_an_iterator_that_is_used_up_is_noticed():
 def test_memory_does_not_grow_with_the_normal_pixels():
     def maps():
         rng = np.random.default_rng(16)
-        mask = np.zeros((128, 128), dtype=bool)
+        mask = np.zeros((256, 256), dtype=bool)
         mask[:8, :8] = True
         for index in range(120):
-            yield PixelMap(rng.random((128, 128), dtype=np.float32), mask if index < 10 else None)
+            yield PixelMap(rng.random((256, 256), dtype=np.float32), mask if index < 10 else None)
 
     pixel_metrics(lambda: [PixelMap(np.zeros((4, 4), np.float32), np.eye(4, dtype=bool))])  # imports
     tracemalloc.start()
@@ -668,7 +668,7 @@ def test_memory_does_not_grow_with_the_normal_pixels():
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 120 * 128 * 128 * 4 / 4  # a quarter of what the maps themselves would fill
+    assert peak < 120 * 256 * 256 * 4 / 4  # a quarter of what the maps themselves would fill
 
 
 # --- the package -----------------------------------------------------------------------------------------

@@ -135,8 +135,8 @@ def test_incomplete_parts_are_left_out_and_counted(tmp_path: Path) -> None:
     rows.append(image("other.png", 0.5, extra={"part": "", "camera": "A"}))
     found = study(tmp_path, rows)
     assert found.notes[0].startswith("7 parts x 2 appraisers x 3 trials")
-    assert any(note.startswith("1 parts are left out") for note in found.notes)
-    assert any(note.startswith("1 images are left out") for note in found.notes)
+    assert any(note.startswith("left out 1 part:") for note in found.notes)
+    assert any(note.startswith("left out 1 image ") for note in found.notes)
 
 
 @pytest.mark.parametrize(

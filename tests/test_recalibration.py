@@ -147,6 +147,55 @@ def test_images_that_set_the_thresholds_are_no_test_images(model: Path, finished
     assert "were used in fit" in outcome.error
 
 
+def test_a_fit_over_a_model_is_a_change_of_its_thresholds(model: Path, part_folder: Path) -> None:
+    before, path = Detector.load(model, "cpu"), journal_of(model)
+    command = ("fit", part_folder, "--preset", "smoke", "--set", "training.steps=2", "--out", model, "--overwrite")
+    text = done(*command, "--seed", "3", "--review-false-alarm-rate", "60%", "--who", "Ann", "--why", "new lamp")
+    after = Detector.load(model, "cpu")
+    (line,) = read_journal(path)
+    assert (line["who"], line["why"]) == ("Ann", "new lamp")
+    assert line["what"] == "fitted anew: 55 for train, 10 for validation, 15 for calibration"
+    assert line["before"]["model_sha256"] == before.provenance["file_sha256"]
+    assert line["after"]["model_sha256"] == after.provenance["file_sha256"]
+    assert line["after"]["thresholds"]["image"]["review"]["rate"] == "3/5"
+    review = after.calibrated[1].image.review
+    assert review
+    assert review.value < after.calibrated[1].image.value
+    assert "for review: about" in text
+    model.write_bytes(b"no model any more")
+    done(*command)
+    assert [entry["before"] is None for entry in read_journal(path)] == [False, True]
+
+
+def test_a_first_fit_has_no_journal_and_one_that_cannot_be_written_is_said_before(
+    part_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "new.safetensors"
+    command = ("fit", part_folder, "--preset", "smoke", "--set", "training.steps=2", "--out", out)
+    done(*command)
+    assert not journal_of(out).exists()
+    journal_of(out).mkdir()
+    monkeypatch.setattr("anomaly_ae.fitting.fit", lambda *_, **__: pytest.fail("it has begun"))
+    assert "cannot write" in run(*command, "--overwrite").error
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--review-false-alarm-rate", "1%"), "out of reach"),
+        (("--false-alarm-rate", "20%", "--review-false-alarm-rate", "10%"), "a larger review rate"),
+        (("--review-false-alarm-rate", "nonsense"), "nonsense"),
+    ],
+)
+def test_a_review_band_that_cannot_be_is_refused_before_training(
+    part_folder: Path, tmp_path: Path, options: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anomaly_ae.fitting.learn", lambda *_, **__: pytest.fail("it has begun"))
+    outcome = run("fit", part_folder, "--preset", "smoke", "--out", tmp_path / "m.safetensors", *options)
+    assert outcome.code in {1, 2}
+    assert words in outcome.error
+
+
 def test_overruled_rejects_change_nothing(model: Path, finished: Path) -> None:
     before, path = model.read_bytes(), finished / "scores.csv"
     lines = path.read_text("utf-8").splitlines()
@@ -171,6 +220,7 @@ def test_overruled_rejects_change_nothing(model: Path, finished: Path) -> None:
         (("--verdicts", "v.csv", "--value", "3"), "--verdicts needs --scores"),
         (("images", "--scores", "scores.csv"), "DATA and --scores"),
         (("--value", "3", "--group-regex", "(a)"), "--group-regex needs DATA"),
+        (("--value", "3", "--identified"), "--identified needs DATA"),
         (("--value", "nan"), "must be a finite number"),
         (("--cost", "9"), "is no cost"),
         (("--review-false-alarm-rate", "50%", "--value", "-99"), "is not below the threshold"),

@@ -7,6 +7,8 @@ import itertools
 import json
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,6 +20,7 @@ import PIL.Image
 import pydicom
 import pytest
 from command import done, run
+from filelock import FileLock
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from scanner import study
@@ -500,6 +503,32 @@ def test_the_key_file_grows_and_only_its_owner_reads_it(tmp_path: Path, monkeypa
             assert stat.S_IMODE((tmp_path / "private" / name).stat().st_mode) == 0o600
     monkeypatch.setenv("ANOMALY_AE_PRIVATE", str(tmp_path / "other"))
     assert hashed(["c"], "patient")["c"] != first["c"], "another salt, other names"
+
+
+ADDING = """
+import sys
+from anomaly_ae.dicom.patients import hashed, remember
+for i in range(20):
+    remember(hashed([f"{sys.argv[1]}-{i}"], "patient"))
+"""
+
+
+def test_programs_that_add_at_once_lose_nothing(tmp_path: Path) -> None:
+    """Real processes, which begin without a salt: all get the same one, and every entry is kept."""
+    place = {**os.environ, "ANOMALY_AE_PRIVATE": str(tmp_path / "private")}
+    programs = [subprocess.Popen([sys.executable, "-c", ADDING, name], env=place) for name in "abcd"]
+    assert [program.wait(120) for program in programs] == [0] * 4
+    with (tmp_path / "private/patients.csv").open(encoding="utf-8", newline="") as file:
+        key = {row["patient_id"]: row["name"] for row in csv.DictReader(file)}
+    assert set(key) == {f"{name}-{i}" for name in "abcd" for i in range(20)}
+    assert len(set(key.values())) == 80
+
+
+def test_a_lock_that_is_not_let_go_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANOMALY_AE_PRIVATE", str(tmp_path))
+    monkeypatch.setattr("anomaly_ae.dicom.patients.WAIT_S", 0.1)
+    with FileLock(tmp_path / ".patients.csv.lock"), pytest.raises(OutputError, match="another program has held"):
+        remember({"a": "patient-1"})
 
 
 def test_a_damaged_salt_is_no_new_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

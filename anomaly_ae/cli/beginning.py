@@ -9,6 +9,7 @@ import typer
 
 from anomaly_ae.cli.shared import (
     EXIT_SOME_UNREADABLE,
+    ConfigOption,
     DataArgument,
     GroupOption,
     IdentifiedOption,
@@ -16,6 +17,7 @@ from anomaly_ae.cli.shared import (
     ThreadsOption,
     app,
     listener,
+    refuse_two_settings,
     warn_identified,
 )
 from anomaly_ae.errors import OutputError, UsageError
@@ -115,12 +117,14 @@ def preview(
     data: DataArgument,
     out: Annotated[Path, typer.Option("--out", help="Picture to write.")] = Path("preview.png"),
     preset: Annotated[str | None, typer.Option("--preset", help="Whose damage to show; picked if not given.")] = None,
+    config: ConfigOption = None,
     seed: Annotated[int, typer.Option("--seed", help="Another seed, another sheet.", min=0)] = 0,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Draw a sheet of normal images (top rows) and what training makes of them (below)."""
     from anomaly_ae.demo import write_preview
 
+    refuse_two_settings(preset, config)
     refuse_existing_file(out, overwrite)
-    write_preview(data, out, preset, seed)
+    write_preview(data, out, config or preset, seed)
     typer.echo(f"wrote {out}")

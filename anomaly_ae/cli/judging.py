@@ -79,7 +79,8 @@ def check(
         write_junit(junit, {"anomaly-ae check": gates, "anomaly-ae check --expect": golden})
         _say_written([junit])
     n_failed = sum(not outcome.passed for outcome in (*gates, *golden))
-    typer.echo(f"{n_failed} of {len(gates) + len(golden)} not met" if n_failed else f"all {len(gates + golden)} met")
+    n = len(gates) + len(golden)
+    typer.echo(f"{n_failed} of {n} not met" if n_failed else f"all {n} met" if n > 1 else "met")
     raise typer.Exit(EXIT_GATE_NOT_MET if n_failed else 0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ import typer
 from anomaly_ae.cli.shared import (
     EXIT_SOME_UNREADABLE,
     ConfidenceOption,
+    ConfigOption,
     CostOption,
     DataArgument,
     DeviceOption,
@@ -26,19 +28,23 @@ from anomaly_ae.cli.shared import (
     SensitivityOption,
     ThreadsOption,
     ValueOption,
+    WhoOption,
+    WhyOption,
     app,
     asked_of,
     listener,
     load,
+    refuse_two_settings,
     say_notes,
     warn_identified,
 )
-from anomaly_ae.errors import UsageError
+from anomaly_ae.errors import AnomalyAEError, UsageError
 from anomaly_ae.files import refuse_existing_file
 
 if TYPE_CHECKING:
     from anomaly_ae.calibration import Asked
     from anomaly_ae.detector import Detector
+    from anomaly_ae.journal import State
 
 PresetOption = Annotated[
     str | None,
@@ -47,24 +53,30 @@ PresetOption = Annotated[
     ),
 ]
 
+SettingsOption = Annotated[
+    list[str] | None, typer.Option("--set", help="One setting, e.g. training.steps=4000; may be repeated.")
+]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", help="Of every random draw (default: 0, or of --config).", min=0)
+]
+
 
 @app.command()
 def fit(
     data: DataArgument,
     out: Annotated[Path, typer.Option("--out", help="Model file to write (.safetensors).", show_default=False)],
     preset: PresetOption = None,
-    config: Annotated[Path | None, typer.Option("--config", help="TOML file instead of a preset.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="One setting, e.g. training.steps=4000; may be repeated.")
-    ] = None,
+    config: ConfigOption = None,
+    settings: SettingsOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="Of every random draw (default: 0, or of --config).", min=0)
-    ] = None,
+    seed: SeedOption = None,
     members: MembersOption = None,
     rate: RateOption = None,
     confidence: ConfidenceOption = None,
+    review_rate: ReviewRateOption = None,
+    who: WhoOption = "",
+    why: WhyOption = "",
     group_regex: GroupOption = None,
     identified: IdentifiedOption = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
@@ -72,12 +84,12 @@ def fit(
 ) -> None:
     """Learn from the normal images of DATA, set the thresholds, write one model file.
 
+    Where a model is replaced, the change of its thresholds is appended to MODEL.journal.jsonl.
     The first Ctrl-C stops training, calibrates and writes what there is; the second aborts and keeps the
     checkpoint for --resume.
     """
     _check_model_name(out, overwrite)
-    if preset and config:
-        raise UsageError("--preset and --config", "both name the settings", "give one of them, and --set for changes")
+    refuse_two_settings(preset, config)
     from anomaly_ae.config import load_config
     from anomaly_ae.manifest import load_manifest
 
@@ -85,9 +97,11 @@ def fit(
     changes = [*(f"{key}={value}" for key, value in given.items() if value is not None), *(settings or [])]
     named = config or preset
     chosen = load_config(named or "default", changes)  # a misspelt --set fails here, not after the images were read
+    asked_of(rate, confidence, None, None, None, review_rate, None)  # contradictions, too
     warn_identified(identified)
     manifest = load_manifest(data, group_regex, identified=identified)
     say_notes(manifest)
+    before = _replaced(out)
     from anomaly_ae.fitting import fit as fit_detector
     from anomaly_ae.learning import checkpoint_of, remove_checkpoints
     from anomaly_ae.loading import use_threads
@@ -103,12 +117,14 @@ def fit(
             device=device,
             rate=rate,
             confidence=confidence,
+            review_rate=review_rate,
             checkpoint=checkpoint,
             resume=resume,
             listener=listener(),
             should_stop=should_stop,
         )
-    detector.save(out)
+    n_images = ", ".join(f"{n} for {name}" for name, n in detector.provenance["n_images"].items())
+    _save(detector, out, before, f"fitted anew: {n_images}", who, why)
     remove_checkpoints(checkpoint)
     _say_thresholds(detector, out)
     typer.echo(f"wrote {out}")
@@ -135,13 +151,14 @@ def calibrate(
     value: ValueOption = None,
     review_rate: ReviewRateOption = None,
     review_sensitivity: ReviewSensitivityOption = None,
-    who: Annotated[str, typer.Option("--who", help="Name for the journal (default: user name of the system).")] = "",
-    why: Annotated[str, typer.Option("--why", help="Reason for the journal.")] = "",
+    who: WhoOption = "",
+    why: WhyOption = "",
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="With DATA: another region rule, e.g. scoring.min_area_px=20; scores change."),
     ] = None,
     group_regex: GroupOption = None,
+    identified: IdentifiedOption = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
 ) -> None:
@@ -152,20 +169,18 @@ def calibrate(
     """
     asked = asked_of(rate, confidence, sensitivity, cost, value, review_rate, review_sensitivity)
     changes = settings or []
-    _check_sources(data, scores, verdicts, group_regex, asked, changes)
-    from anomaly_ae.journal import State, change, journal, journal_of
+    _check_sources(data, scores, verdicts, group_regex, identified, asked, changes)
+    from anomaly_ae.journal import journal_of
     from anomaly_ae.recalibration import rescored
 
+    warn_identified(identified)
     old = load(model, device, threads)
     changed = rescored(old, changes) if changes else old
-    new, what, n_left_out = _recalibrated(changed, data, scores, verdicts, group_regex, asked)
+    new, what, n_left_out = _recalibrated(changed, data, scores, verdicts, group_regex, identified, asked)
     if changes:
         what += f"; scores changed by {', '.join(changes)}"
         typer.echo(f"region rules: {new.rules.describe() or 'none'}. Scores change: runs made before do not compare.")
-    before = State(old.provenance.get("file_sha256"), old.calibrated[1])
-    with journal(journal_of(model)) as append:
-        after = State(new.save(model), new.calibrated[1])
-        append(change(what, before, after, who, why))
+    _save(new, model, _state(old), what, who, why)
     _say_thresholds(new, model)
     typer.echo(f"wrote {model}, and the change into {journal_of(model)}")
     _finish_fit(n_left_out)
@@ -178,6 +193,40 @@ def info(model: ModelArgument) -> None:
 
     for line in Detector.load(model, "cpu").describe():
         typer.echo(line)
+
+
+def _state(detector: Detector) -> State:
+    """Return what the journal says of a loaded model."""
+    from anomaly_ae.journal import State
+
+    return State(detector.provenance.get("file_sha256"), detector.calibrated[1])
+
+
+def _replaced(model: Path) -> State | None:
+    """Return the state of a model that a fit will replace, if there is one; its journal has to be writable."""
+    from anomaly_ae.detector import Detector
+    from anomaly_ae.journal import journal, journal_of
+
+    if not model.exists():
+        return None
+    with journal(journal_of(model)):  # now, not after the training
+        pass
+    try:
+        return _state(Detector.load(model, "cpu"))
+    except AnomalyAEError:
+        return None
+
+
+def _save(detector: Detector, model: Path, before: State | None, what: str, who: str, why: str) -> None:
+    """Write a model file, and into its journal what has changed; the first model of a name has no journal."""
+    from anomaly_ae.journal import change, journal, journal_of
+
+    if not model.exists() and not journal_of(model).exists():
+        detector.save(model)
+        return
+    with journal(journal_of(model)) as append:
+        after = replace(_state(detector), model_sha256=detector.save(model))
+        append(change(what, before, after, who, why))
 
 
 @contextmanager
@@ -202,6 +251,7 @@ def _check_sources(
     scores: Path | None,
     verdicts: Path | None,
     group_regex: str | None,
+    identified: bool,
     asked: Asked,
     changes: list[str],
 ) -> None:
@@ -210,8 +260,9 @@ def _check_sources(
         raise UsageError("DATA and --scores", "both say where the scores come from", "give one of them")
     if verdicts is not None and scores is None:
         raise UsageError("--verdicts needs --scores", "", "e.g. --scores run/scores.csv --verdicts verdicts.csv")
-    if group_regex is not None and data is None:
-        raise UsageError("--group-regex needs DATA", "a finished run and a model have their groups already")
+    if (group_regex is not None or identified) and data is None:
+        option = "--group-regex" if group_regex is not None else "--identified"
+        raise UsageError(f"{option} needs DATA", "a finished run and a model have their names and groups already")
     if changes and data is None:
         why = "scores of the old settings say nothing of the new ones"
         raise UsageError("--set needs DATA", why, "give normal images that were used for nothing else")
@@ -231,27 +282,30 @@ def _recalibrated(
     scores: Path | None,
     verdicts: Path | None,
     group_regex: str | None,
+    identified: bool,
     asked: Asked,
 ) -> tuple[Detector, str, int]:
     """Return the detector with new thresholds, what was done, and how many images could not be used."""
     from anomaly_ae.fitting import calibrate as from_images
     from anomaly_ae.fitting import calibration_samples, kept_for_calibration
     from anomaly_ae.manifest import load_manifest
+    from anomaly_ae.manifest.checks import n_of
     from anomaly_ae.recalibration import recalibrated
     from anomaly_ae.results import finished_scores
 
     if data is not None:
-        samples = calibration_samples(load_manifest(data, group_regex))
+        samples = calibration_samples(load_manifest(data, group_regex, identified=identified))
         samples = samples if detector.scores else kept_for_calibration(detector, samples, listener())
         new = recalibrated(from_images(detector, samples, asked.rate, asked.confidence, listener()), asked)
         n = len(new.calibrated[0].image)
-        return new, f"calibrated with {n} images", len(samples) - n
+        return new, f"calibrated with {n_of(n, 'image')}", len(samples) - n
     if scores is None:
         return recalibrated(detector, asked), "another rule on the same calibration scores", 0
     finished = finished_scores(scores, detector.weights_sha256, verdicts)
     for line in finished.lines():
         typer.echo(line)
-    what = f"calibrated with a finished run: {finished.n_normal} normal images, {finished.n_anomalous} anomalous"
+    n_normal = n_of(finished.n_normal, "normal image")
+    what = f"calibrated with a finished run: {n_normal}, {finished.n_anomalous} anomalous"
     return recalibrated(detector, asked, finished), what, 0
 
 

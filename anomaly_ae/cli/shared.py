@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from anomaly_ae.errors import UsageError
+
 if TYPE_CHECKING:
     from anomaly_ae.calibration import Asked
     from anomaly_ae.detector import Detector
@@ -25,6 +27,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file instead of a preset.")]
 DataArgument = Annotated[Path, typer.Argument(help="Folder of images, or a manifest CSV.", show_default=False)]
 ModelArgument = Annotated[Path, typer.Argument(help="Model file that fit wrote (.safetensors).", show_default=False)]
 RunArgument = Annotated[Path, typer.Argument(help="Folder that score or evaluate wrote.", show_default=False)]
@@ -65,6 +68,8 @@ ReviewSensitivityOption = Annotated[
         "--review-sensitivity", help="Review band: a second, lower limit that this share of anomalies reaches."
     ),
 ]
+WhoOption = Annotated[str, typer.Option("--who", help="Name for the journal (default: user name of the system).")]
+WhyOption = Annotated[str, typer.Option("--why", help="Reason for the journal.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU if there is one), cpu, cuda, cuda:1.")]
 ThreadsOption = Annotated[
     int | None,
@@ -100,6 +105,14 @@ def asked_of(
 
     costs = None if cost is None else Cost.parse(cost)
     return Asked(rate, confidence, sensitivity, costs, value, review_rate, review_sensitivity)
+
+
+def refuse_two_settings(preset: str | None, config: Path | None) -> None:
+    """Refuse a preset beside a file of settings."""
+    if preset and config:
+        raise UsageError(
+            "--preset and --config", "both name the settings", "give one of them; fit has --set for changes"
+        )
 
 
 def warn_identified(identified: bool) -> None:

@@ -13,12 +13,14 @@ from anomaly_ae.cli.shared import (
     DataArgument,
     DeviceOption,
     GroupOption,
+    IdentifiedOption,
     ModelArgument,
     OverwriteOption,
     ThreadsOption,
     app,
     listener,
     load,
+    warn_identified,
 )
 from anomaly_ae.errors import UsageError
 from anomaly_ae.files import refuse_folder
@@ -73,6 +75,7 @@ def capability(
     ] = "0.03,0.06,0.12,0.25,0.5",
     n_per_grade: Annotated[int, typer.Option("--per-grade", help="Defects of each size and contrast.", min=1)] = 20,
     seed: Annotated[int, typer.Option("--seed", help="Of images, places and shapes.", min=0)] = 0,
+    identified: IdentifiedOption = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     overwrite: OverwriteOption = False,
@@ -83,7 +86,8 @@ def capability(
 
     sizes_px, shares = _numbers(sizes, "--sizes"), _numbers(contrasts, "--contrasts")
     refuse_folder(out, overwrite)
-    samples = held_out_normals(load_manifest(normals))
+    warn_identified(identified)
+    samples = held_out_normals(load_manifest(normals, identified=identified))
     detector = load(model, device, threads)
     found, examples = measure_capability(detector, samples, kind, sizes_px, shares, n_per_grade, seed, listener())
     for line in found.lines():
@@ -103,6 +107,7 @@ def audit(
         typer.Option("--planted", help="Self-check: plant defects into this share first, e.g. 0.02.", min=0, max=0.5),
     ] = 0.0,
     group_regex: GroupOption = None,
+    identified: IdentifiedOption = False,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
@@ -114,7 +119,8 @@ def audit(
 
     config = load_config(preset, [f"seed={seed}"])
     refuse_folder(out, overwrite)
-    manifest = load_manifest(data, group_regex)
+    warn_identified(identified)
+    manifest = load_manifest(data, group_regex, identified=identified)
     from anomaly_ae.audit import audit as rank_normals
     from anomaly_ae.audit import write_audit
     from anomaly_ae.loading import use_threads
@@ -134,6 +140,7 @@ def curve(
     preset: PresetOption = "fast",
     shares: Annotated[str, typer.Option("--shares", help="Of the normal images; one model each.")] = "0.1,0.25,0.5,1",
     group_regex: GroupOption = None,
+    identified: IdentifiedOption = False,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
@@ -147,7 +154,8 @@ def curve(
     if len(parts) < 2 or not all(0 < part <= 1 for part in parts):
         raise UsageError(f"--shares {shares}", "two or more numbers above 0 and up to 1 are needed", "e.g. 0.25,0.5,1")
     refuse_folder(out, overwrite)
-    manifest = load_manifest(data, group_regex)
+    warn_identified(identified)
+    manifest = load_manifest(data, group_regex, identified=identified)
     from anomaly_ae.curve import learning_curve, write_curve
     from anomaly_ae.loading import use_threads
 

@@ -12,8 +12,8 @@ import hmac
 import io
 import os
 import secrets
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from anomaly_ae.errors import OutputError
@@ -21,6 +21,7 @@ from anomaly_ae.files import replacing
 
 FOLDER_VARIABLE = "ANOMALY_AE_PRIVATE"
 SALT_FILE, KEY_FILE = "salt", "patients.csv"
+WAIT_S = 60
 
 _OWNER_ONLY = 0o600
 _N_DIGITS = 12  # 48 bits: of a million patients two share a hash with a chance of 0.2 %
@@ -48,22 +49,42 @@ def hashed(texts: Iterable[str], kind: str) -> dict[str, str]:
 def remember(names: Mapping[str, str], file: str = KEY_FILE) -> None:
     """Add identifiers and their names to a key file, which only its owner may read.
 
+    Programs that add at the same time wait for each other: each reads what is there, adds, and replaces the file.
+
     Raises
     ------
     OutputError
-        The key file cannot be read or written.
+        The key file cannot be read or written, or another program holds it for longer than `WAIT_S`.
     """
-    path = private_folder() / file
-    known = _read_key(path)
-    if {name: text for text, name in names.items()}.items() <= known.items():
+    path, new = private_folder() / file, {name: text for text, name in names.items()}
+    if new.items() <= _read_key(path).items():  # the usual case: nothing to wait for
         return
-    lines = io.StringIO(newline="")
-    table = csv.writer(lines, lineterminator="\n")
-    table.writerow(("name", "patient_id" if file == KEY_FILE else "original"))
-    table.writerows(sorted({**known, **{name: text for text, name in names.items()}}.items()))
-    with replacing(path) as temporary:
-        temporary.touch(_OWNER_ONLY)
-        temporary.write_text(lines.getvalue(), encoding="utf-8", newline="")
+    with _alone_with(path):
+        lines = io.StringIO(newline="")
+        table = csv.writer(lines, lineterminator="\n")
+        table.writerow(("name", "patient_id" if file == KEY_FILE else "original"))
+        table.writerows(sorted({**_read_key(path), **new}.items()))
+        with replacing(path) as temporary:
+            temporary.touch(_OWNER_ONLY)
+            temporary.write_text(lines.getvalue(), encoding="utf-8", newline="")
+
+
+@contextmanager
+def _alone_with(path: Path) -> Iterator[None]:
+    """Hold the lock of a key file. The system lets go of it when a program ends, however it ends."""
+    from filelock import FileLock, Timeout
+
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with FileLock(lock, WAIT_S, mode=_OWNER_ONLY):
+            yield
+    except Timeout as error:
+        why = f"another program has held {lock.name} for {WAIT_S} s"
+        raise OutputError(f"cannot add to {path}", why, "end that program, or try again") from error
+    except (OSError, NotImplementedError) as error:  # the second: a network drive without locks
+        cure = f"let {FOLDER_VARIABLE} name a folder of your own"
+        raise OutputError(f"cannot lock {path}", str(error), cure) from error
 
 
 def _read_key(path: Path) -> dict[str, str]:
@@ -80,16 +101,22 @@ def _read_key(path: Path) -> dict[str, str]:
 def _salt(path: Path) -> bytes:
     """Read the salt, or make one; of two programs that begin at the same time the first makes it."""
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with suppress(FileExistsError):
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _OWNER_ONLY)
-            with os.fdopen(handle, "wb") as file:
-                file.write(secrets.token_bytes(_N_SALT_BYTES))
+        if not path.exists():
+            with _alone_with(path):
+                _make_salt(path)
         salt = path.read_bytes()
     except OSError as error:
         why = f"{error.strerror or error}; without it patients have no names"
-        raise OutputError(f"cannot write {path}", why, f"let {FOLDER_VARIABLE} name a folder of your own") from error
+        raise OutputError(f"cannot read {path}", why, f"let {FOLDER_VARIABLE} name a folder of your own") from error
     if len(salt) != _N_SALT_BYTES:
         why = f"{len(salt)} bytes instead of {_N_SALT_BYTES}; names of patients would not be those of before"
         raise OutputError(f"{path} is damaged", why, "bring it back from a copy, or delete it to begin anew")
     return salt
+
+
+def _make_salt(path: Path) -> None:
+    if path.exists():  # made by another program in the meantime
+        return
+    with replacing(path) as temporary:
+        temporary.touch(_OWNER_ONLY)
+        temporary.write_bytes(secrets.token_bytes(_N_SALT_BYTES))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from anomaly_ae.manifest.checks import n_of
 from anomaly_ae.records import Failure
 
 FIGURES = (("ROC-AUC", "roc_auc"), ("average precision", "average_precision"))
@@ -33,7 +34,7 @@ class RunResult:
         """Say in words what was found."""
         review = "" if self.n_review is None else f", {self.n_review} for review"
         decided = "" if self.no_threshold else f", {self.n_anomalous} anomalous{review}"
-        lines = [f"{self.n_scored} images scored{decided}"]
+        lines = [f"{n_of(self.n_scored, 'image')} scored{decided}"]
         if self.failures:
             lines.append(f"{len(self.failures)} could not be read; failures.csv names them and says why:")
             lines += [f"  {failure.path}: {failure.reason}" for failure in self.failures[:5]]
@@ -70,8 +71,7 @@ def _rate_line(metric: Mapping[str, Any], name: str, label: str) -> str:
     n = metric[f"n_{label}"]
     if metric["value"] is None or n >= FEW:
         return _figure_line(name, metric)
-    images = "image" if n == 1 else "images"
-    return f"{n} {label} {images}: {_figure_line(name, metric, 2)}"
+    return f"{n_of(n, f'{label} image')}: {_figure_line(name, metric, 2)}"
 
 
 def _figure_line(name: str, metric: Mapping[str, Any], n_digits: int = 3) -> str:

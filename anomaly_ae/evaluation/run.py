@@ -268,7 +268,7 @@ def _write_metrics(
     """Measure, write ``metrics.json``, and return what it holds; the maps have been used then, and go."""
     job.listener.progress("measuring", 0, 1, "")
     provenance, thresholds = job.detector.provenance, job.detector.calibrated[1]
-    pixel, overlaps = keeper.figures(job.detector)
+    pixel = keeper.figures(job.detector)
     metrics = {
         "format": FORMAT,
         "model": {"name": provenance.get("file"), "sha256": provenance.get("file_sha256")},
@@ -281,11 +281,11 @@ def _write_metrics(
         "what_if": False,
         "chosen_on_these_images": chosen_on_these(thresholds, collected.rows),
         **run_metrics(collected.rows, units, thresholds, job.options.by, job.options.defect_rates),
-        "pixel": pixel,
+        "pixel": pixel.metrics,
         "baselines": baseline_figures(collected.rows),
     }
     write_json(folder / "metrics.json", metrics)
-    write_pixels(folder, overlaps)
+    write_pixels(folder, pixel)
     keeper.close()
     return metrics
 
@@ -311,6 +311,7 @@ def _run_info(
 def _warnings(collected: _Collected, shortcuts: Mapping[str, float]) -> Iterator[str]:
     yield from shortcut_warnings(shortcuts)
     if collected.seen_in_fit.total():
-        yield f"{collected.seen_in_fit.total()} of these images were used in fit: figures are too good"
+        n_seen = collected.seen_in_fit.total()
+        yield f"{n_seen} of these images {'was' if n_seen == 1 else 'were'} used in fit: figures are too good"
     if collected.aborted:
         yield "the run was stopped before all images were scored"

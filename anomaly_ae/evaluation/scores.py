@@ -18,6 +18,7 @@ from anomaly_ae.evaluation.result import RunResult
 from anomaly_ae.evaluation.run import RunOptions
 from anomaly_ae.evaluation.samples import refuse_unknown_columns, test_samples
 from anomaly_ae.evaluation.theirs import TheirMaps, TheirScores, read_scores
+from anomaly_ae.keeping import left_out_text
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, check_groups
 from anomaly_ae.manifest.checks import n_of
@@ -211,22 +212,21 @@ def _metrics(
     folder: Path,
 ) -> dict[str, Any]:
     """Return ``metrics.json``; pixel figures where there are maps and masks, with a warning on what is left out."""
-    overlaps: list[dict[str, Any]] = []
     if maps is None or not any(sample.mask for sample in samples):
         pixel = no_pixel_figures("there are no maps" if maps is None else "there are no masks")
     else:
         usable, left_out = maps.usable(samples)
         limit = limits.thresholds.pixel.value if limits.thresholds and limits.has_pixels else None
-        pixel, overlaps = pixel_figures(lambda: maps.maps(usable), usable, limit)
-        measured.warnings += [f"{n} {what} are left out of the pixel figures" for what, n in left_out.items()]
-    write_pixels(folder, overlaps)
+        pixel = pixel_figures(lambda: maps.maps(usable), usable, limit)
+        measured.warnings += [left_out_text(n, what) for what, n in left_out.items()]
+    write_pixels(folder, pixel)
     return {
         "format": FORMAT,
         "counts": counts(measured.rows, measured.units, len(measured.failures)),
         "what_if": False,
         "chosen_on_these_images": False,
         **run_metrics(measured.rows, measured.units, limits.thresholds, options.by, options.defect_rates),
-        "pixel": pixel,
+        "pixel": pixel.metrics,
         "baselines": {},
     }
 

@@ -5,6 +5,7 @@
 `tables`      one table as text, Markdown, LaTeX, and as CSV
 `pairing`     runs that differ in their seed alone as one row; the images that all runs share
 `measuring`   figures of every variant, with paired differences to the first
+`pixels`      figures of pixels, with paired differences from counts per image
 `comparing`   figures side by side, and which images changed sides
 `gates`       demands on sensitivity and false-alarm rate, met or not
 `golden`      images whose decision is known beforehand

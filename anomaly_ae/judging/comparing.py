@@ -11,8 +11,10 @@ import numpy as np
 from anomaly_ae.errors import UsageError
 from anomaly_ae.judging.measuring import Figure, Study, figures
 from anomaly_ae.judging.pairing import Shared, Variant, group_runs, outcomes, share_items
+from anomaly_ae.judging.pixels import PIXEL_AP, pixel_figures
 from anomaly_ae.judging.runs import SavedRun
 from anomaly_ae.judging.tables import Sheet, Table, limits, number, p_text
+from anomaly_ae.manifest.checks import n_of
 from anomaly_ae.metrics.checks import check_confidence
 from anomaly_ae.metrics.intervals import N_FEW
 from anomaly_ae.metrics.paired import holm
@@ -106,7 +108,7 @@ def compare_runs(
     variants, notes = group_runs(runs, names)
     shared = share_items(runs)
     study = Study(variants, [outcomes(v, shared) for v in variants], shared, confidence, n_draws, seed)
-    found = figures(study)
+    found = [*figures(study), *pixel_figures(study)]
     adjusted = holm([figure.difference.p if figure.difference else None for figure in found])
     return Comparison(
         noun=shared.noun,
@@ -143,7 +145,7 @@ def _notes(study: Study, found: Sequence[Figure], adjusted: Sequence[float | Non
     if any(figure.spread is not None for figure in found):
         yield "Spread is the standard deviation over runs of other seeds; the intervals do not hold it."
     if n_tests:
-        yield f"Differences are to {study.variants[0].name}; p (Holm) is adjusted for all {n_tests} tests here."
+        yield f"Differences are to {study.variants[0].name}; p (Holm) is adjusted for {n_of(n_tests, 'test')}."
     yield from _few(shared)
     kept = {figure.name for figure in found}
     yield from (f"{name}: left out, {why}." for name, why in _missing(study) if name not in kept)
@@ -159,7 +161,8 @@ def _few(shared: Shared) -> Iterator[str]:
     for name, among in (("normal", ~shared.labels), ("anomalous", shared.labels)):
         n = shared.n_drawn(among)
         if n < N_FEW:
-            yield f"Only {n} {name} {shared.of}s: the intervals of differences are rough, and small p-values rougher."
+            few = n_of(n, f"{name} {shared.of}")
+            yield f"Only {few}: the intervals of differences are rough, and small p-values rougher."
 
 
 def _missing(study: Study) -> Iterator[tuple[str, str]]:
@@ -167,7 +170,7 @@ def _missing(study: Study) -> Iterator[tuple[str, str]]:
     if labels.all() or not labels.any():
         yield "ROC-AUC and average precision", "both normal and anomalous images are needed"
     if any(run.metrics for variant in study.variants for run in variant.runs):
-        yield "pixel average precision", "not all runs have it, or not on the same images"
+        yield PIXEL_AP, "not all runs have it, or not on the same images"
 
 
 def _figure_cells(figure: Figure) -> tuple[str, ...]:

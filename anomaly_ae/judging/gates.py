@@ -11,6 +11,7 @@ import numpy as np
 from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.judging.runs import Item, SavedRun, refuse_no_forecast
 from anomaly_ae.judging.tables import some_names
+from anomaly_ae.manifest.checks import n_of
 from anomaly_ae.metrics import rate
 from anomaly_ae.metrics.checks import BoolVector
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
@@ -135,8 +136,8 @@ def _outcome(gate: _Gate, items: list[Item], noun: str, sure: Fraction | None) -
     is_anomalous = gate.label == ANOMALOUS_LABEL
     wrong = np.array([(item.decision == Decision.ANOMALOUS) != is_anomalous for item in items])
     n_wrong = int(wrong.sum())
-    errors = "missed" if is_anomalous else f"false alarm{'' if n_wrong == 1 else 's'}"
-    text = f"{n_wrong} {errors} in {len(items)} {gate.label} {noun}s"
+    errors = f"{n_wrong} missed" if is_anomalous else n_of(n_wrong, "false alarm")
+    text = f"{errors} in {n_of(len(items), f'{gate.label} {noun}')}"
     if sure is None:
         return Outcome(gate.name, Fraction(n_wrong, len(items)) <= gate.limit, f"{text}, {_shown(gate, wrong.mean())}")
     groups = groups_if_any([{"group": item.group} for item in items])

@@ -129,6 +129,7 @@ def _outcome(one: Golden, item: Item | None, reason: str | None) -> Outcome:
     if item is None or item.score is None or item.decision is None:
         return Outcome(asked, False, f"not in the run under this {one.key}")
     within = one.low <= item.score <= one.high
-    band = "" if (one.low, one.high) == (-math.inf, math.inf) else f", band [{one.low:g}, {one.high:g}]"
+    ends = [f"{name} {end:g}" for name, end in (("from", one.low), ("to", one.high)) if math.isfinite(end)]
+    band = f", band {' '.join(ends)}" if ends else ""
     text = f"{WORDS[Decision(item.decision)]}, score {item.score:.4g}{band}"
     return Outcome(asked, within and item.decision == one.decision, text)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -95,7 +94,7 @@ class Study:
 
 
 def figures(study: Study) -> list[Figure]:
-    """Return all figures that the labels allow, variant by variant within each."""
+    """Return all figures of images (units) that the labels allow, variant by variant within each."""
     labels = study.shared.labels
     found: list[Figure] = []
     if labels.any() and not labels.all():
@@ -105,7 +104,7 @@ def figures(study: Study) -> list[Figure]:
         found += _rate_figures(study, "sensitivity", labels)
     if not labels.all():
         found += _rate_figures(study, "false-alarm rate", ~labels)
-    return [*found, *_pixel_figures(study)]
+    return found
 
 
 def _area_figures(study: Study, name: str, area: Area) -> Iterator[Figure]:
@@ -127,10 +126,10 @@ def _own_areas(study: Study, one: Outcomes, area: Area) -> Interval | None:
     shared, metric = study.shared, roc_auc if area is area_under_roc else average_precision
     groups = None if shared.groups is None else shared.groups.tolist()
     per_run = [metric(shared.labels, s, groups, unit=shared.noun, confidence=study.confidence) for s in one.scores]
-    return _mean_interval([own.intervals for own in per_run])
+    return mean_interval([own.intervals for own in per_run])
 
 
-def _mean_interval(per_run: Sequence[tuple[Interval, ...]]) -> Interval | None:
+def mean_interval(per_run: Sequence[tuple[Interval, ...]]) -> Interval | None:
     """Return the first interval of one run; the mean of the limits of several, None where one lacks it.
 
     A mean deviates no more than its parts do on average, so the mean of the limits errs on the wide side, also where a
@@ -177,7 +176,7 @@ def _rate_figures(study: Study, name: str, among: BoolVector) -> Iterator[Figure
 def _own_rate(study: Study, hits: BoolVector, among: BoolVector) -> Interval | None:
     shared = study.shared
     groups = None if shared.groups is None else shared.groups[among].tolist()
-    return _mean_interval([rate(run, groups, confidence=study.confidence, unit=shared.noun)[1] for run in hits])
+    return mean_interval([rate(run, groups, confidence=study.confidence, unit=shared.noun)[1] for run in hits])
 
 
 def _rate_difference(study: Study, first: BoolVector, other: BoolVector, among: BoolVector) -> Difference:
@@ -187,26 +186,3 @@ def _rate_difference(study: Study, first: BoolVector, other: BoolVector, among: 
     change = other.mean(axis=0) - first.mean(axis=0)
     draws = mean_draws(change, shared.codes[among], study.n_draws, study.seed)
     return study.bootstrapped(float(change.mean()), draws, shared.n_drawn(among))
-
-
-def _pixel_figures(study: Study) -> list[Figure]:
-    """Return the average precision of pixels as the runs have it, where all do, on the same images."""
-    runs = [run for variant in study.variants for run in variant.runs]
-    if study.shared.notes or any(_pixel_ap(run.metrics).get("value") is None for run in runs):
-        return []
-    found: list[Figure] = []
-    for i, variant in enumerate(study.variants):
-        stored = [_pixel_ap(run.metrics) for run in variant.runs]
-        values = np.array([one["value"] for one in stored])
-        intervals = stored[0]["intervals"] if len(stored) == 1 else []
-        interval = Interval(**intervals[0]) if intervals else None
-        why = "runs keep no maps, so no interval"
-        difference = Difference(float(values.mean()) - found[0].value, reason=why) if i else None
-        figure = study.figure("pixel average precision", i, values, interval, difference)
-        found.append(replace(figure, n_normal=stored[0]["n_normal"], n_anomalous=stored[0]["n_anomalous"]))
-    return found
-
-
-def _pixel_ap(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = metrics.get("pixel", {}).get("average_precision", {})
-    return found

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.judging.runs import SavedRun
 from anomaly_ae.judging.tables import Sheet, Table, limits, number, p_text, some_names
+from anomaly_ae.manifest.checks import n_of
 from anomaly_ae.metrics import rate
 from anomaly_ae.metrics.agreement import answer_counts, cohen_kappa, fleiss_kappa, part_draws
 from anomaly_ae.metrics.checks import BoolVector, FloatVector
@@ -187,9 +188,9 @@ def _references(
 
 def _left_out(n_parts: int, n_unnamed: int, n_trials: int) -> Iterator[str]:
     if n_parts:
-        yield f"{n_parts} parts are left out: not shown, or not inspected, {n_trials} times by every appraiser."
+        yield f"left out {n_of(n_parts, 'part')}: not shown, or not inspected, {n_trials} times by every appraiser."
     if n_unnamed:
-        yield f"{n_unnamed} images are left out: they name no part or no appraiser."
+        yield f"left out {n_of(n_unnamed, 'image')} without a part or an appraiser."
 
 
 def _decisions(design: Design) -> Iterator[Line]:

@@ -13,6 +13,7 @@ import numpy as np
 from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.judging.runs import Item, SavedRun
 from anomaly_ae.judging.tables import some_names
+from anomaly_ae.manifest.checks import n_of
 from anomaly_ae.metrics.checks import BoolVector, FloatVector, IntVector, group_numbers
 from anomaly_ae.records import ANOMALOUS_LABEL, Decision
 
@@ -233,10 +234,10 @@ def _left_out(
     for run, items in zip(runs, own, strict=True):
         if len(items) > len(common):
             n = len(items) - len(common)
-            lines.append(f"{run.folder}: {n} {noun}s are left out, which another run lacks or could not inspect.")
+            lines.append(f"{run.folder}: left out {n_of(n, noun)} that another run lacks or could not inspect.")
         unlabelled = len(run.units if noun == "unit" else run.rows) - len(items)
         if unlabelled:
-            lines.append(f"{run.folder}: {unlabelled} {noun}s without a label or a decision are left out.")
+            lines.append(f"{run.folder}: left out {n_of(unlabelled, noun)} without a label or a decision.")
     return lines
 
 

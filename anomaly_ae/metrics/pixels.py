@@ -3,13 +3,14 @@
 All figures change only at scores that some masked pixel has. So one pass over the maps collects the
 scores under the masks, and a second pass counts, image by image, how many of the other pixels lie below, at
 and between those scores. No binning, no sampling, and never more than one map at a time. The peak is about
-130 bytes per masked pixel; 1,000 maps of 512 x 512 take about 30 s on one core.
+130 bytes per masked pixel; 1,000 maps of 512 x 512 take about 30 s on one core. Both passes also fill a small table of
+counts per image (`pixel_counts`), of which the intervals are drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,13 +18,19 @@ import numpy.typing as npt
 
 from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.metrics.checks import FloatVector, IntVector
-from anomaly_ae.metrics.curves import ScoreCounts, area_under_roc, step_area_under_pr
-from anomaly_ae.metrics.sorting import fpr_at_95_sensitivity
+from anomaly_ae.metrics.pixel_counts import (
+    PRO_LIMITS,
+    PixelCounts,
+    PixelTable,
+    figure_intervals,
+    figure_values,
+    levels_of,
+)
 from anomaly_ae.records import BoolArray, Metric
 
 MapSource = Callable[[], Iterable["PixelMap"]]
 
-_NO_INTERVAL = "no interval: neighbouring pixels are not independent"
+_NO_INTERVAL = "no interval: the masks of one {unit}, or all alike"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,16 +60,31 @@ class _MaskedPixels(NamedTuple):
     """What the first pass collects.
 
     `distinct` (D,) are the scores under the masks, ascending; `n_pixels` (D,) how many masked pixels have
-    each, and `weight` (D,) what those pixels weigh when each region weighs 1 in all.
+    each, and `weight` (D,) what those pixels weigh when each region weighs 1 in all. `table` has its masked part.
     """
 
     distinct: npt.NDArray[np.float32]
     n_pixels: IntVector
     weight: FloatVector
     n_valid_px: int
+    table: PixelTable
 
 
-def pixel_metrics(maps: MapSource, pro_limits: Sequence[float] = (0.3, 0.05)) -> dict[str, Any]:
+@dataclass(slots=True)
+class _Found:
+    """Masked pixels while they are collected: of every image their scores and weights."""
+
+    scores: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    weights: list[FloatVector] = field(default_factory=list)
+    n_valid_px: int = 0
+
+
+def pixel_metrics(
+    maps: MapSource,
+    pro_limits: Sequence[float] = PRO_LIMITS,
+    groups: Sequence[Hashable] | None = None,
+    n_bootstrap: int = 1000,
+) -> dict[str, Any]:
     """ROC-AUC, average precision, AU-PRO, FPR at 95 % sensitivity and oracle Dice over all valid pixels of a test set.
 
     Parameters
@@ -71,6 +93,10 @@ def pixel_metrics(maps: MapSource, pro_limits: Sequence[float] = (0.3, 0.05)) ->
         Called twice; both times the same maps have to come.
     pro_limits : sequence of float
         False-positive rates in (0, 1] up to which the PRO curve is integrated.
+    groups : sequence of hashable, one for every map, or None
+        What belongs together and is drawn as a whole for the intervals; None = every image by itself.
+    n_bootstrap : int
+        Draws of the bootstrap, from seed 0; 0 = no intervals.
 
     Returns
     -------
@@ -81,7 +107,8 @@ def pixel_metrics(maps: MapSource, pro_limits: Sequence[float] = (0.3, 0.05)) ->
         the share of the region at or above it. A region is what hangs together in a mask (8 neighbours, 26 in
         volumes); where part of it is not valid, the rest counts as the region. The area up to the limit is divided by
         the limit: 1 is perfect. The last two take the threshold that is best on these very masks. A value is None,
-        with a reason, where masked or other pixels are missing.
+        with a reason, where masked or other pixels are missing. Values are exact; intervals are from a bootstrap of
+        whole images (groups), computed from counts at some hundred levels (`pixel_counts`).
 
     Raises
     ------
@@ -91,6 +118,16 @@ def pixel_metrics(maps: MapSource, pro_limits: Sequence[float] = (0.3, 0.05)) ->
     UsageError
         A limit out of range.
     """
+    return pixel_metrics_and_table(maps, pro_limits, groups, n_bootstrap)[0]
+
+
+def pixel_metrics_and_table(
+    maps: MapSource,
+    pro_limits: Sequence[float] = PRO_LIMITS,
+    groups: Sequence[Hashable] | None = None,
+    n_bootstrap: int = 1000,
+) -> tuple[dict[str, Any], PixelTable | None]:
+    """Return what `pixel_metrics` does, and the counts per image that intervals are drawn from; None without values."""
     if not all(0.0 < limit <= 1.0 for limit in pro_limits):
         raise UsageError(f"PRO limits {list(pro_limits)}", "false-positive rates lie above 0 and up to 1")
     masked = _collect_masked(maps())
@@ -99,77 +136,80 @@ def pixel_metrics(maps: MapSource, pro_limits: Sequence[float] = (0.3, 0.05)) ->
     if not n_anomalous_px or not n_normal_px:
         reason = "no masked pixels" if not n_anomalous_px else "no valid pixels outside the masks"
         missing = Metric(None, n_normal_px, n_anomalous_px, reason=reason)
-        return _figures(missing, missing, dict.fromkeys(pro_limits, missing), missing, missing)
-    normal = _count_normal(maps(), masked.distinct)  # (2D + 1,)
+        return _figures(lambda _: missing, pro_limits), None
+    normal = _count_normal(maps(), masked)  # (2D + 1,)
     if int(normal.sum()) != n_normal_px:
         raise DataError(
             f"{n_normal_px} normal pixels in the first pass over the maps, {int(normal.sum())} in the second",
             "both passes need the same maps",
             "pass a function that starts anew at each call, not an iterator",
         )
+    counts = PixelCounts(normal, _between_gaps(masked.n_pixels), _between_gaps(masked.weight))
+    values = figure_values(counts, pro_limits)
+    unit = "image" if groups is None else "group"
+    of = range(len(masked.table.normal)) if groups is None else groups
+    drawn = (values, masked.table, of, unit)
+    intervals = figure_intervals(*drawn, n_draws=n_bootstrap, pro_limits=pro_limits) if n_bootstrap else {}
 
-    def metric(value: float) -> Metric:
-        return Metric(value, n_normal_px, n_anomalous_px, reason=_NO_INTERVAL)
+    def metric(name: str) -> Metric:
+        own = intervals.get(name)
+        reason = "" if own else _NO_INTERVAL.format(unit=unit)
+        return Metric(values[name], n_normal_px, n_anomalous_px, (own,) if own else (), reason)
 
-    counts = ScoreCounts(normal, _between_gaps(masked.n_pixels))
-    roc_auc, average_precision = metric(area_under_roc(counts)), metric(step_area_under_pr(counts))
-    fpr, pro = _pro_curve(normal, _between_gaps(masked.weight))
-    au_pro = {limit: metric(_normalised_area(fpr, pro, limit)) for limit in pro_limits}
-    fpr_95, dice = metric(fpr_at_95_sensitivity(counts)), metric(_best_dice(counts))
-    return _figures(roc_auc, average_precision, au_pro, fpr_95, dice)
+    return _figures(metric, pro_limits), masked.table
 
 
-def _figures(
-    roc_auc: Metric, average_precision: Metric, au_pro: dict[float, Metric], fpr_95: Metric, dice: Metric
-) -> dict[str, Any]:
+def _figures(metric: Callable[[str], Metric], pro_limits: Sequence[float]) -> dict[str, Any]:
     return {
-        "roc_auc": roc_auc,
-        "average_precision": average_precision,
-        "au_pro": {f"{limit:g}": metric for limit, metric in au_pro.items()},
-        "fpr_at_95_sensitivity": fpr_95,
-        "oracle_dice": dice,
+        **{name: metric(name) for name in ("roc_auc", "average_precision", "fpr_at_95_sensitivity", "oracle_dice")},
+        "au_pro": {f"{limit:g}": metric(f"au_pro_{limit:g}") for limit in pro_limits},
     }
 
 
-def _best_dice(counts: ScoreCounts) -> float:
-    """Return the largest Dice coefficient of all pixels at any threshold: an oracle, for it looked at the masks."""
-    n_hits, n_flagged = np.cumsum(counts.anomalous[::-1]), np.cumsum((counts.anomalous + counts.normal)[::-1])
-    return float((2 * n_hits / (n_flagged + n_hits[-1])).max())
-
-
 def _collect_masked(maps: Iterable[PixelMap]) -> _MaskedPixels:
-    scores: list[npt.NDArray[np.float32]] = [np.empty(0, np.float32)]
-    weights: list[FloatVector] = [np.empty(0)]
-    n_valid_px = 0
+    found, nothing = _Found(), (np.empty(0, np.float32), np.empty(0))
     for index, pixel_map in enumerate(maps):
         _check_map(pixel_map, index)
         valid = pixel_map.valid
-        n_valid_px += pixel_map.anomaly_map.size if valid is None else int(np.count_nonzero(valid))
-        if pixel_map.mask is None or not pixel_map.mask.any():
-            continue
-        chosen, weight = _weigh_regions(pixel_map.mask, valid)
-        scores.append(pixel_map.anomaly_map[chosen])
-        weights.append(weight)
-    distinct, position = np.unique(np.concatenate(scores), return_inverse=True)
-    weight_per_score = np.bincount(position, weights=np.concatenate(weights), minlength=len(distinct))
+        found.n_valid_px += pixel_map.anomaly_map.size if valid is None else int(np.count_nonzero(valid))
+        mask = pixel_map.mask
+        scores, weights = nothing if mask is None or not mask.any() else _weighed_pixels(pixel_map, mask)
+        found.scores.append(scores)
+        found.weights.append(weights)
+    return _merged(found)
+
+
+def _merged(found: _Found) -> _MaskedPixels:
+    """Return the distinct masked scores with what lies at them, and the masked part of the table."""
+    every = np.concatenate([np.empty(0, np.float32), *found.scores])
+    distinct, position = np.unique(every, return_inverse=True)
+    weights = np.concatenate([np.empty(0), *found.weights])
+    weight = np.bincount(position, weights=weights, minlength=len(distinct)).astype(np.float64, copy=False)
     n_pixels = np.bincount(position, minlength=len(distinct))
-    return _MaskedPixels(distinct, n_pixels, weight_per_score.astype(np.float64, copy=False), n_valid_px)
+    levels = levels_of(distinct, n_pixels, weight) if len(distinct) else distinct
+    table = PixelTable(levels, *(np.zeros((len(found.scores), len(levels) + 1), t) for t in (np.int32, np.int32, "f4")))
+    for i, (scores, own) in enumerate(zip(found.scores, found.weights, strict=True)):
+        slot = np.searchsorted(levels, scores, side="right")
+        table.masked[i] = np.bincount(slot, minlength=len(levels) + 1)
+        table.overlap[i] = np.bincount(slot, weights=own, minlength=len(levels) + 1)
+    return _MaskedPixels(distinct, n_pixels, weight, found.n_valid_px, table)
 
 
-def _weigh_regions(mask: BoolArray, valid: BoolArray | None) -> tuple[BoolArray, FloatVector]:
+def _weighed_pixels(pixel_map: PixelMap, mask: BoolArray) -> tuple[npt.NDArray[np.float32], FloatVector]:
     """Return the masked valid pixels, and for each of them 1 / size of its region: a region weighs 1."""
     from scipy.ndimage import label
 
     region, _ = label(mask, structure=np.ones((3,) * mask.ndim))  # 8 neighbours, 26 in volumes
-    chosen = mask if valid is None else mask & valid
+    chosen = mask if pixel_map.valid is None else mask & pixel_map.valid
     number = region[chosen]  # (n_masked_px,)
-    return chosen, 1.0 / np.bincount(number)[number]
+    return pixel_map.anomaly_map[chosen], 1.0 / np.bincount(number)[number]
 
 
-def _count_normal(maps: Iterable[PixelMap], distinct: npt.NDArray[np.float32]) -> IntVector:
-    """Count normal pixels per slot, (2D + 1,): slot 2j lies below `distinct[j]`, 2j + 1 at it."""
+def _count_normal(maps: Iterable[PixelMap], masked: _MaskedPixels) -> IntVector:
+    """Count normal pixels per slot, (2D + 1,), and in the table: slot 2j lies below `distinct[j]`, 2j + 1 at it."""
+    distinct, table = masked.distinct, masked.table
     counts = np.zeros(2 * len(distinct) + 1, dtype=np.int64)
-    for pixel_map in maps:
+    for index, pixel_map in enumerate(maps):
         pixels = np.sort(_normal_pixels(pixel_map))
         if not len(pixels):
             continue
@@ -179,6 +219,9 @@ def _count_normal(maps: Iterable[PixelMap], distinct: npt.NDArray[np.float32]) -
         slot = 2 * n_below + (distinct[np.minimum(n_below, len(distinct) - 1)] == pixels)
         start = np.concatenate([[0], np.flatnonzero(slot[1:] != slot[:-1]) + 1])
         counts[slot[start]] += np.diff(start, append=len(slot))
+        if index < len(table.normal):  # a pass of more maps than the first is refused by its counts
+            at_levels = np.searchsorted(pixels, table.levels)
+            table.normal[index] = np.diff(at_levels, prepend=0, append=len(pixels))
     return counts
 
 
@@ -195,26 +238,6 @@ def _between_gaps(per_score: npt.NDArray[Any]) -> npt.NDArray[Any]:
     slots = np.zeros(2 * len(per_score) + 1, dtype=per_score.dtype)
     slots[1::2] = per_score
     return slots
-
-
-def _pro_curve(normal: IntVector, weight: FloatVector) -> tuple[FloatVector, FloatVector]:
-    """Return false-positive rate and per-region overlap, (2D + 2,) each, from (0, 0) on.
-
-    Between two masked scores the overlap stays and the rate grows: a slot of a gap gives a level piece, and a
-    slot of a score gives the straight piece between the thresholds just above it and at it.
-    """
-    n_false = np.concatenate([[0], np.cumsum(normal[::-1])])
-    overlap = np.concatenate([[0.0], np.cumsum(weight[::-1])])
-    return n_false / n_false[-1], overlap / overlap[-1]  # the weights of all pixels sum to the number of regions
-
-
-def _normalised_area(fpr: FloatVector, pro: FloatVector, limit: float) -> float:
-    """Area under the curve up to the limit, cut on the straight line between two points, over the limit."""
-    n_inside = int(np.searchsorted(fpr, limit, side="right"))
-    rate = np.append(fpr[:n_inside], limit)
-    overlap = np.append(pro[:n_inside], np.interp(limit, fpr, pro))
-    area = np.sum(np.diff(rate) * (overlap[1:] + overlap[:-1]) / 2)
-    return float(area / limit)
 
 
 def _check_map(pixel_map: PixelMap, index: int) -> None:

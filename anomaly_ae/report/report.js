@@ -234,7 +234,7 @@
     more.unobserve($("more"));
     more.observe($("more"));
     repaint();
-    $("shown").textContent = order.length === nRows ? `${formatted(nRows)} images` : `${formatted(order.length)} of ${formatted(nRows)} images`;
+    $("shown").textContent = `${order.length === nRows ? "" : `${formatted(order.length)} of `}${formatted(nRows)} image${nRows === 1 ? "" : "s"}`;
   }
 
   // ---- what-if threshold ---------------------------------------------------------------------------------------

@@ -101,14 +101,15 @@ def read_run(folder: Path) -> Run:
     thresholds = info.get("threshold")
     if not isinstance(thresholds, dict) or not (thresholds.get("image") or "reason" in thresholds):
         raise DataError(f"{folder / 'run.json'} has no image threshold", "the file is damaged", "evaluate again")
-    rows = tuple(_row(line, folder / "scores.csv") for line in _read_csv(folder / "scores.csv"))
+    scores, units = folder / "scores.csv", folder / "units.csv"  # once: of 10,000 rows each would make its own
+    rows = tuple(_row(line, scores) for line in _read_csv(scores))
     pictures, pictures_at = _shown_pictures(folder / "pictures.npz", info, rows)
     return Run(
         folder=folder,
         info=info,
         metrics=_read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else None,
         rows=rows,
-        units=tuple(_unit_row(line, folder / "units.csv") for line in _read_optional(folder / "units.csv")),
+        units=tuple(_unit_row(line, units) for line in _read_optional(units)),
         failures=tuple(_read_optional(folder / "failures.csv")),
         pictures=pictures,
         pictures_at=pictures_at,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
+from itertools import takewhile
 from typing import Any
 
 from anomaly_ae.regions import RegionRules
@@ -17,6 +18,9 @@ Metric = Mapping[str, Any]
 
 FEW = 30
 """Fewer images than this are counted in words before any share is named."""
+
+RELIABLE = 0.95
+"""Defects of a size are reliably seen where so many of them are found."""
 
 
 def number(value: float | None) -> str:
@@ -117,11 +121,20 @@ def interval(metric: Metric, form: Any) -> str:
 
 def interval_notes(metric: Metric) -> str:
     """Return how every interval of a metric was computed, in one line."""
+    known = [one for one in metric.get("intervals") or () if one["low"] is not None and one["high"] is not None]
     return "; ".join(
-        f"{limits['low']:.4g} to {limits['high']:.4g}: {limits['method']}, {limits['unit']}s taken as independent"
-        for limits in metric.get("intervals") or ()
-        if limits["low"] is not None and limits["high"] is not None
+        f"{_limit(one['low'])} to {_limit(one['high'])}: {one['method']}, {one['unit']}s taken as independent"
+        for one in known
     )
+
+
+def _limit(value: float) -> str:
+    """Return an end of an interval: of a share with three digits, of a count as `number`.
+
+    >>> _limit(5.9e-08), _limit(0.98765), _limit(12345.6)
+    ('0.000', '0.988', '12,346')
+    """
+    return ratio(value) if 0 <= value <= 1 else number(value)
 
 
 def rate_with_interval(metric: Metric) -> str:
@@ -143,7 +156,32 @@ def headline(run: Run) -> str:
         )
     at = run.metrics[noun]["at_threshold"][0]
     found, flagged = _found(at["sensitivity"], noun), _flagged(at["false_alarm_rate"], noun)
-    return f"At the {threshold_words(run, noun)}, {found}; {flagged}{_for_review(run, noun)}."
+    small = small_ones(run.metrics["image"].get("by_defect_size", ())) if noun == "image" else ""
+    return f"At the {threshold_words(run, noun)}, {found}{small}; {flagged}{_for_review(run, noun)}."
+
+
+def small_ones(classes: Sequence[Mapping[str, Any]]) -> str:
+    """Say up to which size defects are not reliably seen, where larger ones are: 95 % of every class above it.
+
+    Parameters
+    ----------
+    classes : sequence of mapping
+        ``by_defect_size`` of ``metrics.json``, from small to large.
+
+    >>> one = {"from_px": 4, "to_px": 9, "sensitivity": {"value": 0.5, "n_anomalous": 8}}
+    >>> small_ones([one, {"from_px": 12, "to_px": 99, "sensitivity": {"value": 1.0, "n_anomalous": 9}}])
+    '; those with less than 12 px of mask are not reliably seen (4 of 8)'
+    >>> small_ones([one]), small_ones([])
+    ('', '')
+    """
+    n_seen = sum(1 for _ in takewhile(lambda one: one["sensitivity"]["value"] >= RELIABLE, reversed(classes)))
+    small = classes[: len(classes) - n_seen]
+    if not n_seen or not small:
+        return ""
+    n = sum(one["sensitivity"]["n_anomalous"] for one in small)
+    n_found = round(sum(one["sensitivity"]["n_anomalous"] * one["sensitivity"]["value"] for one in small))
+    limit = classes[len(small)]["from_px"]
+    return f"; those with less than {limit:,} px of mask are not reliably seen ({n_found:,} of {n:,})"
 
 
 def _for_review(run: Run, noun: str) -> str:
@@ -230,6 +268,7 @@ def _found(sensitivity: Metric, noun: str) -> str:
     verb = "was" if n == 1 else "were"
     if n < FEW:
         n_found = round(sensitivity["value"] * n)
+        verb = "was" if n_found == 1 else "were"
         rate = f"{ratio(sensitivity['value'], 2)} {interval(sensitivity, _two_digits)}".strip()
         return f"{n_found} of {count(n, f'anomalous {noun}')} {verb} found (sensitivity {rate})"
     return f"{rate_with_interval(sensitivity)} of {count(n, f'anomalous {noun}')} {verb} found"

@@ -7,7 +7,13 @@ from anomaly_ae.results.beside import DEFECT_RATES, shortcut_figures
 from anomaly_ae.results.deciding import Redecided, redecide, regions_note
 from anomaly_ae.results.figures import baseline_figures, figures, groups_if_any, run_metrics
 from anomaly_ae.results.finished import FinishedScores, anomalous_scores, finished_scores
-from anomaly_ae.results.pixels import no_pixel_figures, pixel_figures, write_pixels
+from anomaly_ae.results.pixels import (
+    PixelFigures,
+    no_pixel_figures,
+    pixel_figures,
+    read_pixel_counts,
+    write_pixels,
+)
 from anomaly_ae.results.review import chosen_on_these, images_sha256, limit_lines
 from anomaly_ae.results.rows import decide_rows, score_row, unit_label, unit_rows
 from anomaly_ae.results.tables import (
@@ -30,6 +36,7 @@ __all__ = [
     "SCORE_COLUMNS",
     "UNIT_COLUMNS",
     "FinishedScores",
+    "PixelFigures",
     "Redecided",
     "Row",
     "anomalous_scores",
@@ -44,6 +51,7 @@ __all__ = [
     "no_pixel_figures",
     "pixel_figures",
     "read_json",
+    "read_pixel_counts",
     "read_rows",
     "redecide",
     "regions_note",

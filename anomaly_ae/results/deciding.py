@@ -9,6 +9,7 @@ from pathlib import Path
 from anomaly_ae.calibration import Asked, CalibrationScores, Thresholds, thresholds_by
 from anomaly_ae.errors import DataError
 from anomaly_ae.listener import Listener
+from anomaly_ae.manifest.checks import n_of
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
 from anomaly_ae.results.beside import DEFECT_RATES
 from anomaly_ae.results.figures import run_metrics
@@ -47,7 +48,8 @@ class Redecided:
     def lines(self) -> list[str]:
         """Say it in words."""
         review = f", {self.n_review} for review" if self.thresholds.image.review else ""
-        counts = f"{self.n_anomalous} of {self.n_images} images are anomalous at it{review}"
+        verb = "is" if self.n_anomalous == 1 else "are"
+        counts = f"{self.n_anomalous} of {n_of(self.n_images, 'image')} {verb} anomalous at it{review}"
         return [*self.promises, counts, *self.notes]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from anomaly_ae.calibration import CalibrationScores, calibration_scores
 from anomaly_ae.errors import DataError
+from anomaly_ae.manifest.checks import n_of
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
 from anomaly_ae.results.review import images_sha256
 from anomaly_ae.results.tables import FAILURE_COLUMNS, SCORE_COLUMNS, Row, read_csv, read_json, read_rows, reading
@@ -60,8 +61,8 @@ class FinishedScores:
     def lines(self) -> list[str]:
         """Say what was taken for what, and on what condition it holds."""
         lines = [
-            f"{self.n_normal} images taken as normal ({self.n_unlabelled} without a label, {self.n_rejected} had been "
-            f"rejected or sent for review), {self.n_anomalous} anomalous"
+            f"{n_of(self.n_normal, 'image')} taken as normal ({self.n_unlabelled} without a label, {self.n_rejected} "
+            f"had been rejected or sent for review), {self.n_anomalous} anomalous"
         ]
         if self.n_unlabelled:
             lines.append("Defects among the images without a label raise the threshold: verdicts.csv can name them.")

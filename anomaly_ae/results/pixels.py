@@ -1,23 +1,60 @@
-"""The figures of pixels: what ``metrics.json`` and ``pixels.csv`` say of maps and masks."""
+"""The figures of pixels: what ``metrics.json``, ``pixels.csv`` and ``pixel_counts.npz`` say of maps and masks."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from anomaly_ae.metrics import ImageOverlap, Overlaps, PixelMap, image_overlaps, mean_metric, pixel_metrics
+import numpy as np
+
+from anomaly_ae.errors import DataError
+from anomaly_ae.files import write_bytes
+from anomaly_ae.metrics import (
+    ImageOverlap,
+    Overlaps,
+    PixelMap,
+    PixelTable,
+    image_overlaps,
+    mean_metric,
+    pixel_metrics_and_table,
+)
 from anomaly_ae.records import BoolArray, Metric, Sample
 from anomaly_ae.regions import ALL_REGIONS, RegionRules, in_regions
-from anomaly_ae.results.tables import FORMAT, Row, write_csv
+from anomaly_ae.results.tables import FORMAT, write_csv
 
 PIXEL_COLUMNS = (
     *("format", "id", "defect", "group", "mask_px", "pixel_threshold", "found_px", "false_px"),
     *("dice", "iou", "aupimo"),
 )
+COUNTS_NAME = "pixel_counts.npz"
 ENOUGH_NORMAL_PX = 100_000
 _POOLED = "no interval: neighbouring pixels are not independent"
 _ORACLE = "oracle: the threshold is chosen on these masks"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PixelFigures:
+    """What maps say against masks.
+
+    Attributes
+    ----------
+    metrics : dict
+        The part "pixel" of ``metrics.json``.
+    rows : list of dict
+        ``pixels.csv``: one for each anomalous image with a mask.
+    ids : tuple of str
+        Of the images that were measured, with and without a mask.
+    table : PixelTable or None
+        ``pixel_counts.npz``: their counts, in this order; None where there are no figures.
+    """
+
+    metrics: dict[str, Any]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    ids: tuple[str, ...] = ()
+    table: PixelTable | None = None
 
 
 def pixel_figures(
@@ -25,7 +62,7 @@ def pixel_figures(
     samples: Sequence[Sample],
     threshold: float | None,
     rules: RegionRules = ALL_REGIONS,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> PixelFigures:
     """Measure maps against masks.
 
     Parameters
@@ -36,26 +73,22 @@ def pixel_figures(
         The calibrated pixel threshold; None leaves Dice and IoU at it out.
     rules : RegionRules
         Which regions count: Dice and IoU are those of the regions that are drawn.
-
-    Returns
-    -------
-    metrics : dict
-        The part "pixel" of ``metrics.json``.
-    rows : list of dict
-        ``pixels.csv``: one for each anomalous image with a mask.
     """
-    figures, overlaps = pixel_metrics(maps), image_overlaps(maps, _marks(threshold, rules))
-    metrics = {name: figures[name].as_json() for name in ("roc_auc", "average_precision", "fpr_at_95_sensitivity")}
+    figures, table = pixel_metrics_and_table(maps, groups=_groups_of(samples))
+    overlaps = image_overlaps(maps, _marks(threshold, rules))
     oracle = figures["oracle_dice"]
     if oracle.value is not None:
-        oracle = Metric(oracle.value, oracle.n_normal, oracle.n_anomalous, reason=_ORACLE)
-    metrics |= {
+        reason = "; ".join(filter(None, (_ORACLE, oracle.reason)))
+        oracle = Metric(oracle.value, oracle.n_normal, oracle.n_anomalous, oracle.intervals, reason)
+    metrics = {
+        **{name: figures[name].as_json() for name in ("roc_auc", "average_precision", "fpr_at_95_sensitivity")},
         "au_pro": {limit: metric.as_json() for limit, metric in figures["au_pro"].items()},
         "aupimo": _aupimo(overlaps, samples).as_json(),
         "oracle_dice": oracle.as_json(),
         "at_threshold": [] if threshold is None else [_at_threshold(overlaps, samples, threshold, oracle.n_normal)],
     }
-    return metrics, [_row(one, samples[one.index], threshold) for one in overlaps.images]
+    rows = [_row(one, samples[one.index], threshold) for one in overlaps.images]
+    return PixelFigures(metrics, rows, tuple(sample.id for sample in samples), table)
 
 
 def _marks(threshold: float | None, rules: RegionRules) -> Callable[[PixelMap], BoolArray] | None:
@@ -64,16 +97,50 @@ def _marks(threshold: float | None, rules: RegionRules) -> Callable[[PixelMap], 
     return lambda one: in_regions(one.anomaly_map, threshold, one.valid, one.spacing_mm, rules)
 
 
-def no_pixel_figures(reason: str) -> dict[str, Any]:
-    """Return what `pixel_figures` returns as metrics, with one reason in the place of every value."""
+def no_pixel_figures(reason: str) -> PixelFigures:
+    """Return what `pixel_figures` does, with one reason in the place of every value."""
     missing = Metric(None, 0, 0, reason=reason).as_json()
     names = ("roc_auc", "average_precision", "fpr_at_95_sensitivity", "aupimo", "oracle_dice")
-    return {**dict.fromkeys(names, missing), "au_pro": dict.fromkeys(("0.3", "0.05"), missing), "at_threshold": []}
+    au_pro = dict.fromkeys(("0.3", "0.05"), missing)
+    return PixelFigures({**dict.fromkeys(names, missing), "au_pro": au_pro, "at_threshold": []})
 
 
-def write_pixels(folder: Path, rows: Iterable[Row]) -> None:
-    """Write ``pixels.csv``."""
-    write_csv(folder / "pixels.csv", PIXEL_COLUMNS, rows)
+def write_pixels(folder: Path, found: PixelFigures) -> None:
+    """Write ``pixels.csv``, and ``pixel_counts.npz`` where there are counts."""
+    write_csv(folder / "pixels.csv", PIXEL_COLUMNS, found.rows)
+    if found.table is None:
+        return
+    buffer, table = io.BytesIO(), found.table
+    np.savez_compressed(
+        buffer,
+        id=np.array(found.ids),
+        levels=table.levels,
+        normal=table.normal,
+        masked=table.masked,
+        overlap=table.overlap,
+    )
+    write_bytes(folder / COUNTS_NAME, buffer.getvalue())
+
+
+def read_pixel_counts(folder: Path) -> tuple[list[str], PixelTable] | None:
+    """Return the ids and the counts of the images of a run; None where it keeps none.
+
+    Raises
+    ------
+    DataError
+        The file is damaged.
+    """
+    path = folder / COUNTS_NAME
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            ids, levels, *counts = (stored[name] for name in ("id", "levels", "normal", "masked", "overlap"))
+    except Exception as error:  # zipfile, zlib and numpy each have their own
+        raise DataError(f"cannot read {path}", str(error), "evaluate again") from error
+    if any(part.shape != (len(ids), len(levels) + 1) for part in counts):
+        raise DataError(f"cannot read {path}", "its tables do not fit together", "evaluate again")
+    return ids.tolist(), PixelTable(levels, *counts)
 
 
 def _aupimo(overlaps: Overlaps, samples: Sequence[Sample]) -> Metric:
@@ -104,7 +171,12 @@ def _at_threshold(overlaps: Overlaps, samples: Sequence[Sample], threshold: floa
 
 
 def _groups(overlaps: Overlaps, samples: Sequence[Sample]) -> list[str] | None:
-    groups = [samples[one.index].group for one in overlaps.images]
+    return _groups_of([samples[one.index] for one in overlaps.images])
+
+
+def _groups_of(samples: Sequence[Sample]) -> list[str] | None:
+    """Return the group of each; None where no two share one."""
+    groups = [sample.group for sample in samples]
     return groups if len(set(groups)) < len(groups) else None
 
 

@@ -109,7 +109,7 @@ def pixel_average_precision(images: Sequence[Inspected]) -> dict[str, Any]:
         for image in known:
             yield PixelMap(tifffile.imread(image.map_path), image.mask, image.valid)
 
-    figure: Metric = pixel_metrics(maps)["average_precision"]
+    figure: Metric = pixel_metrics(maps, groups=groups_if_any([image.row for image in known]))["average_precision"]
     return figure.as_json()
 
 
