@@ -46,7 +46,7 @@ class CalibrationScores:
     image_group : int64 array, (n,), or None
         Group number of every image; None where every image is its own group.
     unit : float64 array, (m,)
-        Largest image score of every unit.
+        Score of every unit, see `unit_scores`.
     unit_group : int64 array, (m,), or None
     """
 
@@ -282,17 +282,47 @@ def _n_groups(groups: _Groups) -> int | None:
     return None if groups is None else len(np.unique(groups))
 
 
+def unit_scores(
+    images: FloatArray, unit_of: npt.NDArray[np.integer], slab_of: npt.NDArray[np.integer]
+) -> npt.NDArray[np.float64]:
+    """Return the score of every unit: the largest of its images; slices of a volume count slab by slab, as their mean.
+
+    So a patient whose slices lie closer has not more chances for a high score: docs/decisions/0012.
+
+    Parameters
+    ----------
+    images : float array, (n,)
+        Scores of the images.
+    unit_of : int array, (n,)
+        Numbers of their units, from 0.
+    slab_of : int array, (n,)
+        Equal for neighbours, see `manifest.slab_numbers`; all different: the largest image counts.
+    """
+    slab = np.unique(slab_of, return_inverse=True)[1]
+    means = np.bincount(slab, np.asarray(images, np.float64)) / np.bincount(slab)
+    unit_of_slab = np.zeros(len(means), np.int64)
+    unit_of_slab[slab] = unit_of
+    unit = np.full(int(unit_of.max()) + 1, -np.inf)
+    np.maximum.at(unit, unit_of_slab, means)
+    return unit
+
+
 def calibration_scores(
-    image: Sequence[float], pixel: Sequence[float], units: Sequence[str], groups: Sequence[str]
+    image: Sequence[float],
+    pixel: Sequence[float],
+    units: Sequence[str],
+    groups: Sequence[str],
+    slabs: Sequence[int] | None = None,
 ) -> CalibrationScores:
-    """Collect calibration scores; groups and units become numbers, so that no name enters the model file."""
+    """Collect calibration scores; groups and units become numbers, so that no name enters the model file.
+
+    `slabs` is what slices of volumes count in, see `unit_scores`; None: every image by itself.
+    """
     unit_of = np.unique(units, return_inverse=True)[1]
     group_of = np.unique(groups, return_inverse=True)[1].astype(np.int64)
     scores = np.asarray(image, np.float64)
-    n_units = int(unit_of.max()) + 1
-    unit = np.full(n_units, -np.inf)
-    np.maximum.at(unit, unit_of, scores)
-    unit_group = np.zeros(n_units, np.int64)
+    unit = unit_scores(scores, unit_of, np.arange(len(scores)) if slabs is None else np.asarray(slabs))
+    unit_group = np.zeros(len(unit), np.int64)
     unit_group[unit_of] = group_of
     return CalibrationScores(
         image=scores,

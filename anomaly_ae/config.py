@@ -20,7 +20,7 @@ from anomaly_ae.errors import ConfigError
 
 MAX_MEMBERS = 16
 MAX_SCALES = 4
-PICKED_PRESETS = ("default", "texture", "object", "radiograph")
+PICKED_PRESETS = ("default", "texture", "object", "radiograph", "volume")
 """What `fit` chooses from; the others have to be asked for."""
 
 PRESETS = (*PICKED_PRESETS, "fast", "thorough", "smoke")
@@ -71,7 +71,13 @@ class GeometryConfig:
     """Working scale and place; used by ``prepare`` and ``alignment``."""
 
     max_side_px: int = _number(512, 32, 8192, "longer sides are shrunk to this; smaller images stay as they are")
-    min_side_px: int = _number(64, 16, 512, "shorter sides below this are enlarged to it")
+    min_side_px: int = _number(64, 16, 512, "shorter sides of flat images below this are enlarged to it")
+    spacing_mm: float = _number(
+        0.0, 0, 1000, "spacing of the pixels that images are resampled to first; 0: each keeps its own", before=0.0
+    )
+    slice_spacing_mm: float = _number(
+        0.0, 0, 1000, "the same between the slices of a volume (spatial_dims = 3); 0: as spacing_mm", before=0.0
+    )
     align: str = _choice(
         "off",
         ("off", "shift", "rigid"),
@@ -177,6 +183,14 @@ class ScoringConfig:
     window_px: int = _number(1024, 128, 8192, "larger images are mapped window by window of this side")
     coarse_weight: float = _number(
         1.0, 0, 10, "weight of each look at a shrunk image; the one at full resolution has 1", before=1.0
+    )
+    slab_mm: float = _number(
+        0.0,
+        0,
+        1000,
+        "slices of a volume count for their unit together, as the mean over so many mm; 0: fit takes the largest "
+        "distance of slices in the normal images",
+        before=0.0,
     )
     test_time_flips: bool = _switch(False, "the map is the mean over the image and its mirror images", before=False)
 
@@ -354,6 +368,9 @@ def _check_combinations(config: Config) -> None:
     if geometry.min_side_px > geometry.max_side_px:
         found = f"min_side_px = {geometry.min_side_px}, max_side_px = {geometry.max_side_px}"
         raise ConfigError("geometry: the smallest side is above the largest", found, "lower min_side_px")
+    if geometry.slice_spacing_mm and not geometry.spacing_mm:
+        fix = "set geometry.spacing_mm, too"
+        raise ConfigError("geometry.slice_spacing_mm without geometry.spacing_mm", "both or none are stated", fix)
     if geometry.align != "off" and config.model.spatial_dims != 2:
         raise ConfigError(f"geometry.align = {geometry.align}", "volumes cannot be aligned", "set geometry.align=off")
     for name, section in (("training", config.training), ("scoring", config.scoring)):

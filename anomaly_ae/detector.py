@@ -24,12 +24,12 @@ from anomaly_ae.device import choose_device
 from anomaly_ae.ensemble import Ensemble
 from anomaly_ae.errors import AnomalyAEError, ModelFileError, UsageError
 from anomaly_ae.loading import ImageStore, in_order, read_sample, torch_pixels
-from anomaly_ae.manifest import manifest_from_paths, renamed
+from anomaly_ae.manifest import manifest_from_paths, renamed, volumes_of
 from anomaly_ae.modelfile import read_tensors, tensors_below, tensors_sha256, write_tensors
 from anomaly_ae.preparation import Preparation
-from anomaly_ae.prepare import Geometry, Prepared, check_size, to_image_grid, to_working_grid
-from anomaly_ae.readers import Axes, image_from, image_sha256, pixel_sha256
-from anomaly_ae.records import Failure, FloatArray, Image, Sample, Score
+from anomaly_ae.prepare import Geometry, Prepared, at_spacing, check_size, to_image_grid, to_working_grid
+from anomaly_ae.readers import Axes, image_from, image_sha256, pixel_sha256, volume_from
+from anomaly_ae.records import Failure, FloatArray, Image, PixelArray, Sample, Score
 from anomaly_ae.regions import find_regions
 from anomaly_ae.scoring import AnomalyMapper, image_score, own_limits, to_device
 from anomaly_ae.threshold import decide, display_value, p_values
@@ -112,6 +112,11 @@ class Detector:
         return hashlib.sha256(json.dumps([*learned, settings]).encode()).hexdigest()
 
     @property
+    def _ahead(self) -> int:
+        """How many images are decoded ahead; a volume is as large as hundreds of images: one at a time."""
+        return 1 if self.config.model.spatial_dims == 3 else 0
+
+    @property
     def calibrated(self) -> tuple[CalibrationScores, Thresholds]:
         """The calibration; a model without one decides nothing."""
         if self.scores is None or self.thresholds is None:
@@ -124,7 +129,8 @@ class Detector:
         Parameters
         ----------
         source : path, array, PIL image, pydicom dataset, Image or Sample
-            Arrays are (H, W), (H, W, C) or (C, H, W), in the numbers of the camera (never rescaled before).
+            Arrays are (H, W), (H, W, C) or (C, H, W), in the numbers of the camera (never rescaled before); for a
+            model of volumes (slices, H, W) or (C, slices, H, W).
         axes : {"HW", "HWC", "CHW"} or None
             Axes of an array; None decides where the shape is unambiguous.
 
@@ -156,7 +162,7 @@ class Detector:
             started = time.perf_counter()
             return self._read(source, None), time.perf_counter() - started
 
-        for source, result in in_order(sources, read):
+        for source, result in in_order(sources, read, self._ahead):
             if isinstance(result, AnomalyAEError):
                 yield _failure(source, result), None
                 continue
@@ -171,7 +177,7 @@ class Detector:
 
         That is what calibration needs.
         """
-        for sample, image in in_order(samples, read_sample):
+        for sample, image in in_order(samples, read_sample, self._ahead):
             if isinstance(image, AnomalyAEError):
                 yield sample, image
                 continue
@@ -180,9 +186,15 @@ class Detector:
             except AnomalyAEError as error:
                 yield sample, renamed(error, sample)
 
+    def at_spacing(
+        self, name: str, shape: tuple[int, ...], spacing_mm: tuple[float, ...] | None
+    ) -> tuple[int, ...]:
+        """Return the spatial shape of an image at the spacing that the model resamples to, see `prepare.at_spacing`."""
+        return at_spacing(name, shape, spacing_mm, self.geometry.spacing_mm)
+
     def store(self, samples: Sequence[Sample]) -> ImageStore:
         """Decode samples into a store for training, whatever their size; close it after use."""
-        read = in_order(samples, lambda sample: self.preparation(read_sample(sample)))
+        read = in_order(samples, lambda sample: self.preparation(read_sample(sample)), self._ahead)
         told = (self._told(p) for p in _all_or_raise(read))
         return ImageStore(((p, self.limits_of(p)) for p in told), len(samples), self.device)
 
@@ -223,16 +235,20 @@ class Detector:
         trivial = {"mean grey": float(grey.mean()), "PCA residual": self.baseline.score(grey)}
         return {**trivial, **contrast_and_sharpness(image.pixels, limits)}
 
-    def in_unit_range(self, image: Image) -> FloatArray:
-        """Return the image for display: float32 (C, *spatial) in [0, 1] between the intensity limits."""
-        limits = self.limits_of(self.prepare(image)).reshape(-1, 2, *[1] * len(image.spatial_shape))
-        scaled = (image.pixels - limits[:, 0]) / (limits[:, 1] - limits[:, 0])
+    def in_unit_range(self, image: Image, part: PixelArray | None = None) -> FloatArray:
+        """Return the image, or a part of its pixels, for display: in [0, 1] between its intensity limits: float32."""
+        pixels = image.pixels if part is None else part
+        own = self.config.intensity.policy == "volume_percentile"
+        limits = self.limits_of(self.prepare(image)) if own else self.mapper.get_buffer("limits").cpu().numpy()
+        limits = limits.reshape(-1, 2, *[1] * (pixels.ndim - 1))
+        scaled = (pixels - limits[:, 0]) / (limits[:, 1] - limits[:, 0])
         shown: FloatArray = np.nan_to_num(scaled, posinf=1, neginf=0).clip(0, 1).astype(np.float32)
         return shown
 
     def prepare(self, image: Image) -> Prepared:
         """Bring an image to the model's working scale; refuse one of quite another size than the training images."""
-        check_size(image.source, image.spatial_shape, self.geometry)
+        shape = self.at_spacing(image.source, image.spatial_shape, image.spacing_mm)
+        check_size(image.source, shape, self.geometry)
         return self.preparation(image)
 
     def describe(self) -> list[str]:
@@ -303,7 +319,8 @@ class Detector:
             baseline = PcaBaseline(tensors["baseline.mean"].numpy(), tensors["baseline.components"].numpy())
             thresholds = Thresholds.from_json(values["thresholds"])
             provenance = {**values["provenance"], "file": Path(path).name, "file_sha256": digest}
-            sizes = {name: tuple(values["geometry"][name]) for name in ("smallest_px", "largest_px")}
+            tuples = ("smallest_px", "largest_px", "spacing_mm")
+            sizes = {name: tuple(values["geometry"].get(name, ())) for name in tuples}
             geometry = Geometry(**{**values["geometry"], **sizes})
         except (KeyError, TypeError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
@@ -312,7 +329,9 @@ class Detector:
 
     def _read(self, source: Source, axes: Axes | None) -> _Input:
         if isinstance(source, (str, Path)):
-            source = _only_image(Path(source))
+            source = _only_image(Path(source), self.config)
+        if isinstance(source, np.ndarray) and self.config.model.spatial_dims == 3:
+            source = volume_from(source)
         if isinstance(source, Sample):
             image = read_sample(source)
             return _Input(source, image, self.prepare(image), image_sha256(source.files))
@@ -372,11 +391,16 @@ class Detector:
         return raw, valid, limits
 
 
-def _only_image(path: Path) -> Sample:
-    samples = manifest_from_paths([path]).samples
+def taken(samples: Sequence[Sample], config: Config) -> tuple[Sample, ...]:
+    """Return the rows that a model takes: where it looks at volumes, these in place of their slices."""
+    return volumes_of(samples) if config.model.spatial_dims == 3 else tuple(samples)
+
+
+def _only_image(path: Path, config: Config) -> Sample:
+    samples = taken(manifest_from_paths([path]).samples, config)
     if len(samples) > 1:
         raise UsageError(
-            f"{path} holds {len(samples)} images or frames",
+            f"{path} holds {len(samples)} images, frames or volumes",
             "one score is for one image",
             "pass anomaly_ae.manifest.manifest_from_paths([path]).samples to score_many",
         )

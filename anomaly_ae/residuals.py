@@ -18,7 +18,7 @@ from anomaly_ae.loading import ImageStore
 from anomaly_ae.scoring import N_CONTEXT_BINS, AnomalyMapper, map_in_windows
 from anomaly_ae.training import TrainingData
 
-MIN_IMAGES = 60
+MIN_IMAGES, MIN_VOLUMES = 60, 20  # a volume has as many voxels as hundreds of images have pixels
 MAX_IMAGES = 200
 N_PIXELS_PER_IMAGE = 20_000
 SD_FLOOR = 0.5
@@ -63,7 +63,8 @@ class _Examples:
 
     def __init__(self, data: TrainingData, device: torch.device) -> None:
         validation = [(data.validation, i) for i in range(len(data.validation))]
-        n_more = max(0, MIN_IMAGES - len(validation))
+        are_volumes = data.train.image(0)[0].ndim == 4
+        n_more = max(0, (MIN_VOLUMES if are_volumes else MIN_IMAGES) - len(validation))
         training = [(data.train, i) for i in range(min(n_more, len(data.train)))]
         self._sources: list[tuple[ImageStore, int]] = [*validation, *training][:MAX_IMAGES]
         self._device = device

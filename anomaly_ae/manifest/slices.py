@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -106,3 +106,27 @@ def spacing_notes(samples: Iterable[Sample]) -> tuple[str, ...]:
     if not found or max(found) <= _ONE_SPACING * min(found):
         return ()
     return (f"slices lie {min(found):g} to {max(found):g} mm apart, differently from volume to volume",)
+
+
+def slab_numbers(samples: Sequence[Sample], slab_mm: float) -> list[int]:
+    """Number the slabs that slices count in for their unit, from 1: neighbours in the order of the rows.
+
+    As many slices of a volume make a slab as come closest to its thickness. What is no slice, or lies at a distance
+    that nobody knows, is a slab by itself, and so is every slice where `slab_mm` is 0.
+    """
+    numbers: list[int] = []
+    n_seen: Counter[str] = Counter()
+    number_of: dict[tuple[str, int], int] = {}
+    for row, sample in enumerate(samples):
+        spacing_mm = float(sample.extra.get(SPACING_COLUMN) or 0)
+        n_in_slab = max(1, round(slab_mm / spacing_mm)) if spacing_mm and not sample.is_volume else 1
+        volume = sample.volume or sample.path
+        slab = (volume, n_seen[volume] // n_in_slab) if n_in_slab > 1 else ("", row)
+        numbers.append(number_of.setdefault(slab, len(number_of) + 1))
+        n_seen[volume] += 1
+    return numbers
+
+
+def largest_spacing_mm(samples: Iterable[Sample]) -> float:
+    """Return the largest distance of slices in these rows; 0 where none is known."""
+    return max((float(s.extra.get(SPACING_COLUMN) or 0) for s in samples if not s.is_volume), default=0.0)
