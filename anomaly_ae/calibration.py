@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anomaly_ae.errors import DataError, UsageError
-from anomaly_ae.records import FloatArray
+from anomaly_ae.records import BoolArray, FloatArray
 from anomaly_ae.threshold import (
     DEFAULT_RATE,
     Cost,
@@ -282,12 +282,10 @@ def _n_groups(groups: _Groups) -> int | None:
     return None if groups is None else len(np.unique(groups))
 
 
-def unit_scores(
-    images: FloatArray, unit_of: npt.NDArray[np.integer], slab_of: npt.NDArray[np.integer]
-) -> npt.NDArray[np.float64]:
-    """Return the score of every unit: the largest of its images; slices of a volume count slab by slab, as their mean.
+def unit_scores(images: FloatArray, unit_of: npt.NDArray[np.integer], counted: BoolArray) -> npt.NDArray[np.float64]:
+    """Return the score of every unit: the largest of its images that count; of a unit without such, of all its images.
 
-    So a patient whose slices lie closer has not more chances for a high score: docs/decisions/0012.
+    Of slices that lie close only some count, so that more slices are not more chances: docs/decisions/0012.
 
     Parameters
     ----------
@@ -295,16 +293,13 @@ def unit_scores(
         Scores of the images.
     unit_of : int array, (n,)
         Numbers of their units, from 0.
-    slab_of : int array, (n,)
-        Equal for neighbours, see `manifest.slab_numbers`; all different: the largest image counts.
+    counted : bool array, (n,)
+        See `manifest.counted_for_unit`.
     """
-    slab = np.unique(slab_of, return_inverse=True)[1]
-    means = np.bincount(slab, np.asarray(images, np.float64)) / np.bincount(slab)
-    unit_of_slab = np.zeros(len(means), np.int64)
-    unit_of_slab[slab] = unit_of
-    unit = np.full(int(unit_of.max()) + 1, -np.inf)
-    np.maximum.at(unit, unit_of_slab, means)
-    return unit
+    some, every = (np.full(int(unit_of.max()) + 1, -np.inf) for _ in range(2))
+    np.maximum.at(some, unit_of[counted], images[counted])
+    np.maximum.at(every, unit_of, images)
+    return np.where(np.isfinite(some), some, every)
 
 
 def calibration_scores(
@@ -312,16 +307,16 @@ def calibration_scores(
     pixel: Sequence[float],
     units: Sequence[str],
     groups: Sequence[str],
-    slabs: Sequence[int] | None = None,
+    counted: Sequence[bool] | None = None,
 ) -> CalibrationScores:
     """Collect calibration scores; groups and units become numbers, so that no name enters the model file.
 
-    `slabs` is what slices of volumes count in, see `unit_scores`; None: every image by itself.
+    `counted` says which images count for their unit, see `unit_scores`; None: all.
     """
     unit_of = np.unique(units, return_inverse=True)[1]
     group_of = np.unique(groups, return_inverse=True)[1].astype(np.int64)
     scores = np.asarray(image, np.float64)
-    unit = unit_scores(scores, unit_of, np.arange(len(scores)) if slabs is None else np.asarray(slabs))
+    unit = unit_scores(scores, unit_of, np.ones(len(scores), bool) if counted is None else np.array(counted))
     unit_group = np.zeros(len(unit), np.int64)
     unit_group[unit_of] = group_of
     return CalibrationScores(

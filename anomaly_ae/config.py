@@ -184,12 +184,12 @@ class ScoringConfig:
     coarse_weight: float = _number(
         1.0, 0, 10, "weight of each look at a shrunk image; the one at full resolution has 1", before=1.0
     )
-    slab_mm: float = _number(
+    unit_every_mm: float = _number(
         0.0,
         0,
         1000,
-        "slices of a volume count for their unit together, as the mean over so many mm; 0: fit takes the largest "
-        "distance of slices in the normal images",
+        "of the slices of a volume one in so many mm counts for its unit; 0: fit takes the largest distance of slices "
+        "in the normal images",
         before=0.0,
     )
     test_time_flips: bool = _switch(False, "the map is the mean over the image and its mirror images", before=False)

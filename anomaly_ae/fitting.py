@@ -30,9 +30,9 @@ from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import (
     Manifest,
     check_groups,
+    counted_for_unit,
     largest_spacing_mm,
     lesion_free,
-    slab_numbers,
     split_normals,
 )
 from anomaly_ae.model import image_multiple
@@ -119,7 +119,7 @@ def fit(
     if config is None:
         name, reason = choose_preset(survey)
         config = load_config(name, overrides)
-    data_tell = {"model": {"n_channels": survey.n_channels}, "scoring": {"slab_mm": _slab_mm(config, parts)}}
+    data_tell = {"model": {"n_channels": survey.n_channels}, "scoring": {"unit_every_mm": _unit_every_mm(config, parts)}}
     config = with_values(config, **data_tell)
     listener.say(f"preset {config.preset}: {reason}")
     detector = untrained(config, survey, place)
@@ -187,8 +187,8 @@ def _set_thresholds(
         kept.append(sample)
     if not kept:
         raise DataError("no normal image could be scored for calibration", "all were unreadable", "see the lines above")
-    slabs = slab_numbers(kept, detector.config.scoring.slab_mm)
-    scores = calibration_scores(values, peaks, [s.unit for s in kept], [s.group for s in kept], slabs)
+    counted = counted_for_unit(kept, detector.config.scoring.unit_every_mm)
+    scores = calibration_scores(values, peaks, [s.unit for s in kept], [s.group for s in kept], counted)
     calibrated = detector.with_thresholds(scores, thresholds_from(scores, rate, confidence))
     for key, facts in _described({"calibration": kept}, forms).items():
         calibrated.provenance[key] = {**calibrated.provenance.get(key, {}), **facts}
@@ -332,9 +332,9 @@ def untrained(config: Config, survey: Survey, device: torch.device) -> Detector:
     return Detector(Ensemble(members, config.scoring), config, geometry, {}, device, baseline)
 
 
-def _slab_mm(config: Config, parts: Mapping[str, Sequence[Sample]]) -> float:
-    """Return the thickness over which slices count for their patient: unless asked for, that of the thickest."""
-    return config.scoring.slab_mm or largest_spacing_mm([sample for part in parts.values() for sample in part])
+def _unit_every_mm(config: Config, parts: Mapping[str, Sequence[Sample]]) -> float:
+    """Return in how many mm one slice counts for its patient: unless asked for, the largest distance of slices."""
+    return config.scoring.unit_every_mm or largest_spacing_mm([sample for part in parts.values() for sample in part])
 
 
 def _stated_shapes(survey: Survey, config: Config) -> list[tuple[int, ...]]:

@@ -75,12 +75,20 @@ def _seen(
 def keep_dicom(
     detector: Detector, sample: Sample, result: Score, image: Image, number: int, writer: DicomWriter
 ) -> None:
-    """Hand the overlay and the regions of an image to the writer of DICOM objects; of several channels the first."""
-    if result.anomaly_map is None or result.anomaly_map.ndim != 2:
-        return  # `score` has said so
-    shown = overlay(detector.in_unit_range(image), detector.display(result.anomaly_map))
+    """Hand the overlay and the regions of an image to the writer of DICOM objects; of several channels the first.
+
+    Of a volume those of every slice, under its number and four digits of the slice.
+    """
+    if result.anomaly_map is None:
+        return
+    pixels, display_map = detector.in_unit_range(image), detector.display(result.anomaly_map)
     inside = at_or_above(result.anomaly_map, detector.calibrated[1].pixel.value, image.valid)
-    writer.add(number, sample.id, sample.files[0], sample.frame, shown, inside)
+    if not sample.is_volume:
+        writer.add(number, sample.id, sample.files[0], sample.frame, overlay(pixels, display_map), inside)
+        return
+    for place, one in enumerate(sample.slices):
+        shown = overlay(pixels[:, place], display_map[place])
+        writer.add(10_000 * number + place + 1, sample.id, one.files[0], one.frame, shown, inside[place])
 
 
 def mask_of(sample: Sample, image: Image) -> BoolArray | None:

@@ -1,6 +1,6 @@
 """Time and memory of the real commands on embedded images; one line per question.
 
-    python benchmarks/speed.py --out docs/benchmarks/speed.md [--only start fit fast score memory] [--device auto]
+    python benchmarks/speed.py --out docs/benchmarks/speed.md [--only start fit fast score memory volume large]
 
 Run it alone on an otherwise idle machine. Every command is a process of its own, timed from start to end.
 """
@@ -16,13 +16,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 import anomaly_ae
+from anomaly_ae.detector import Detector
 from anomaly_ae.files import write_text
-from anomaly_ae.synthetic import make_dataset
+from anomaly_ae.nifti import write_volume
+from anomaly_ae.synthetic import draw_head, make_dataset, make_volumes
 
 COMMAND = [sys.executable, "-m", "anomaly_ae"]
 HEAD = """# Speed and memory
@@ -91,7 +96,11 @@ class Bench:
         originals = sorted((data / "test" / "good").glob("*.png"))
         for i in range(n_images):
             shutil.copy(originals[i % len(originals)], folder / f"{i:06d}.png")
-        command = [*COMMAND, "score", model, folder, "--out", self.work / f"run_{folder.name}", "--device", self.device]
+        return self.measured("score", model, folder, "--out", self.work / f"run_{folder.name}")
+
+    def measured(self, *arguments: str | Path) -> tuple[float, int]:
+        """Return seconds and the largest resident memory in MiB of a command in a process of its own."""
+        command = [*COMMAND, *arguments, "--device", self.device]
         started = time.perf_counter()
         process = subprocess.Popen([str(c) for c in command], stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
@@ -141,12 +150,49 @@ def memory(bench: Bench) -> Iterator[tuple[str, str]]:
         yield f"largest memory of `score`, {n_images:,} files of 128 x 128 px", f"{mebibytes} MiB ({speed})"
 
 
+def taking_any_size(model: Path, factor: float = 1.0) -> Path:
+    """Return a copy of a model that was made from small images, and that takes images of any size, at that scale."""
+    detector = Detector.load(model, "cpu")
+    detector.geometry = replace(detector.geometry, smallest_px=(), largest_px=(), factor=factor)
+    copy = model.with_stem(f"{model.stem}_{factor:g}")
+    detector.save(copy)
+    return copy
+
+
+def volume(bench: Bench) -> Iterator[tuple[str, str]]:
+    """A CT-sized volume, as one image, with its map as NIfTI: at full resolution, and shrunk to 256 voxels."""
+    data, model = bench.work / "heads", bench.work / "heads.safetensors"
+    make_volumes(data, n_train=10, n_test_normal=1, n_lesions=0, side_mm=32)
+    settings = ["--set", "training.steps=3"]
+    bench.seconds(*COMMAND, "fit", data, "--preset", "volume", *settings, "--out", model)
+    small = draw_head(np.random.SeedSequence(0), 64.0, (1, 1, 1))[0]
+    large = bench.work / "large.nii.gz"
+    write_volume(large, np.tile(small, (8, 8, 5))[..., :300], (0.7, 0.7, 1.0))
+    for factor in (1.0, 0.5):
+        run = bench.work / f"run_volume_{factor}"
+        seconds, mebibytes = bench.measured("score", taking_any_size(model, factor), large, "--out", run, "--maps")
+        at = "as it is" if factor == 1 else "shrunk by 2, as preset `volume` does"
+        yield f"`score --maps`, one NIfTI volume of 512 x 512 x 300, 16 bit, {at}", f"{seconds:.0f} s, {mebibytes} MiB"
+
+
+def large(bench: Bench) -> Iterator[tuple[str, str]]:
+    """A large flat image at full resolution."""
+    data, model = bench.untrained(512)
+    path = bench.work / "large.png"
+    small = np.asarray(Image.open(sorted((data / "test" / "good").glob("*.png"))[0]))
+    Image.fromarray(np.tile(small, (16, 16))[:8000, :8000]).save(path)
+    seconds, mebibytes = bench.measured("score", taking_any_size(model), path, "--out", bench.work / "run_large")
+    yield "`score`, one image of 8,000 x 8,000 px, 8 bit, as it is, three resolutions", f"{seconds:.0f} s, {mebibytes} MiB"
+
+
 QUESTIONS: dict[str, Callable[[Bench], Iterator[tuple[str, str]]]] = {
     "start": start,
     "fit": fit_with("default"),
     "fast": fit_with("fast"),
     "score": score,
     "memory": memory,
+    "volume": volume,
+    "large": large,
 }
 
 

@@ -23,7 +23,7 @@ from anomaly_ae.evaluation.result import RunResult
 from anomaly_ae.evaluation.samples import refuse_unknown_columns, test_samples
 from anomaly_ae.keeping import MapKeeper, keep_dicom, keep_pictures, mask_of
 from anomaly_ae.listener import Listener
-from anomaly_ae.manifest import Manifest, check_groups, slab_numbers
+from anomaly_ae.manifest import Manifest, check_groups, counted_for_unit
 from anomaly_ae.records import (
     NORMAL_LABEL,
     BoolArray,
@@ -197,16 +197,16 @@ def _score_all(job: _Job, folder: Path, keeper: MapKeeper | None, archive: Dicom
     pictures = PictureWriter(len(samples))
     hashes = detector.provenance.get("image_hashes", {})
     known, learned = {h for part in hashes.values() for h in part}, _learned_hashes(hashes)
-    inspected = zip(samples, _slabs(job), detector.inspect_many(samples), strict=True)
+    inspected = zip(samples, _counted(job), detector.inspect_many(samples), strict=True)
     try:
-        for done, (sample, slab, (result, image)) in enumerate(inspected, start=1):
+        for done, (sample, counts, (result, image)) in enumerate(inspected, start=1):
             job.listener.progress("scoring", done, len(samples), "")
             if isinstance(result, Failure) or image is None:
                 collected.failures.append(result)  # type: ignore[arg-type]
                 collected.failed_utc.append(datetime.now(UTC).isoformat(timespec="milliseconds"))
                 continue
             mask = mask_of(sample, image)
-            collected.rows.append(_row(detector, sample, result, image, mask, slab))
+            collected.rows.append(_row(detector, sample, result, image, mask, counts))
             own = {pixel_hash(image), result.image_sha256}
             collected.seen_in_fit[sample.label] += not known.isdisjoint(own)
             collected.n_learned += not learned.isdisjoint(own)
@@ -229,19 +229,19 @@ def _learned_hashes(hashes: Mapping[str, Sequence[str]]) -> set[str]:
     return {*hashes.get("train", ()), *hashes.get("validation", ())}
 
 
-def _slabs(job: _Job) -> Sequence[int | None]:
-    """Return what every image counts in for its unit; None where the model has not learned from slices."""
-    slab_mm = job.detector.config.scoring.slab_mm
-    return slab_numbers(job.samples, slab_mm) if slab_mm else [None] * len(job.samples)
+def _counted(job: _Job) -> Sequence[bool | None]:
+    """Say which images count for their unit; None where the model has not learned from slices."""
+    every_mm = job.detector.config.scoring.unit_every_mm
+    return counted_for_unit(job.samples, every_mm) if every_mm else [None] * len(job.samples)
 
 
 def _row(
-    detector: Detector, sample: Sample, result: Score, image: Image, mask: BoolArray | None, slab: int | None
+    detector: Detector, sample: Sample, result: Score, image: Image, mask: BoolArray | None, counts: bool | None
 ) -> dict[str, Any]:
     """Return one line of ``scores.jsonl``."""
     masked = None if mask is None else mask if image.valid is None else mask & image.valid
     return {
-        **score_row(sample, result, detector.calibrated[1].pixel.value, slab),
+        **score_row(sample, result, detector.calibrated[1].pixel.value, counts),
         "baselines": detector.baseline_scores(image),
         "properties": properties(image, size_on_disk(sample.files)),
         "mask_px": None if masked is None else int(masked.sum()),

@@ -9,7 +9,7 @@ from anomaly_ae.manifest.discover import load_manifest, manifest_from_paths
 from anomaly_ae.manifest.foreground import with_foreground
 from anomaly_ae.manifest.naming import renamed
 from anomaly_ae.manifest.scanning import Count, ScanReport, scan
-from anomaly_ae.manifest.slices import largest_spacing_mm, slab_numbers
+from anomaly_ae.manifest.slices import counted_for_unit, largest_spacing_mm
 from anomaly_ae.manifest.splits import MIN_NORMALS, lesion_free, make_folds, roles, split_normals
 from anomaly_ae.manifest.table import FIT_SPLITS, Manifest, write_manifest
 from anomaly_ae.manifest.volumes import slice_spacing_mm, volumes_of
@@ -22,6 +22,7 @@ __all__ = [
     "Refusal",
     "ScanReport",
     "check_groups",
+    "counted_for_unit",
     "largest_spacing_mm",
     "lesion_free",
     "load_manifest",
@@ -30,7 +31,6 @@ __all__ = [
     "renamed",
     "roles",
     "scan",
-    "slab_numbers",
     "slice_spacing_mm",
     "split_normals",
     "volumes_of",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -108,23 +108,24 @@ def spacing_notes(samples: Iterable[Sample]) -> tuple[str, ...]:
     return (f"slices lie {min(found):g} to {max(found):g} mm apart, differently from volume to volume",)
 
 
-def slab_numbers(samples: Sequence[Sample], slab_mm: float) -> list[int]:
-    """Number the slabs that slices count in for their unit, from 1: neighbours in the order of the rows.
+def counted_for_unit(samples: Sequence[Sample], every_mm: float) -> list[bool]:
+    """Say which rows count for the score of their unit: of the slices of a volume about one in `every_mm`.
 
-    As many slices of a volume make a slab as come closest to its thickness. What is no slice, or lies at a distance
-    that nobody knows, is a slab by itself, and so is every slice where `slab_mm` is 0.
+    As many neighbours as come closest to that distance have one among them that counts, the middle one; so a volume is
+    looked at equally often whatever its slices' distance. What is no slice, or lies at a distance that nobody knows,
+    counts, and so does every slice where `every_mm` is 0.
     """
-    numbers: list[int] = []
-    n_seen: Counter[str] = Counter()
-    number_of: dict[tuple[str, int], int] = {}
+    volumes: defaultdict[str, list[int]] = defaultdict(list)
     for row, sample in enumerate(samples):
-        spacing_mm = float(sample.extra.get(SPACING_COLUMN) or 0)
-        n_in_slab = max(1, round(slab_mm / spacing_mm)) if spacing_mm and not sample.is_volume else 1
-        volume = sample.volume or sample.path
-        slab = (volume, n_seen[volume] // n_in_slab) if n_in_slab > 1 else ("", row)
-        numbers.append(number_of.setdefault(slab, len(number_of) + 1))
-        n_seen[volume] += 1
-    return numbers
+        volumes[sample.volume or sample.path].append(row)
+    counted = [False] * len(samples)
+    for own in volumes.values():
+        first = samples[own[0]]
+        spacing_mm = 0.0 if first.is_volume else float(first.extra.get(SPACING_COLUMN) or 0)
+        n_neighbours = max(1, round(every_mm / spacing_mm)) if spacing_mm else 1
+        for row in own[n_neighbours // 2 :: n_neighbours] or [own[len(own) // 2]]:
+            counted[row] = True
+    return counted
 
 
 def largest_spacing_mm(samples: Iterable[Sample]) -> float:

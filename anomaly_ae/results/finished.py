@@ -10,7 +10,7 @@ from anomaly_ae.calibration import CalibrationScores, calibration_scores
 from anomaly_ae.errors import DataError
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
 from anomaly_ae.results.review import images_sha256
-from anomaly_ae.results.rows import slabs_of
+from anomaly_ae.results.rows import counted_rows
 from anomaly_ae.results.tables import FAILURE_COLUMNS, SCORE_COLUMNS, Row, read_csv, read_json, read_rows, reading
 
 UNSELECTED = (
@@ -200,4 +200,4 @@ def _statistics(path: Path, normal: Sequence[Row]) -> dict[str, list[float]]:
 def _calibration(rows: Sequence[Row]) -> CalibrationScores:
     scores = [row["score"] for row in rows]  # the largest pixel is the score: pooling max, which the caller makes sure
     units, groups = [row["unit"] for row in rows], [row["group"] for row in rows]
-    return calibration_scores(scores, scores, units, groups, slabs_of(rows))
+    return calibration_scores(scores, scores, units, groups, counted_rows(rows))

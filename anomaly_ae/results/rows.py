@@ -11,18 +11,18 @@ import numpy as np
 from anomaly_ae.calibration import CalibrationScores, Thresholds, unit_scores
 from anomaly_ae.manifest.slices import VOLUME_LABEL_COLUMN
 from anomaly_ae.records import ANOMALOUS_LABEL, Decision, Sample, Score
-from anomaly_ae.results.tables import BASELINES, FORMAT, SLAB, Row
+from anomaly_ae.results.tables import BASELINES, COUNTED, FORMAT, Row
 from anomaly_ae.threshold import Threshold, decide, display_value, p_values
 
 N_REGIONS_IN_ROW = 50
 
 
-def score_row(sample: Sample, result: Score, pixel_threshold: float, slab: int | None = None) -> dict[str, Any]:
+def score_row(sample: Sample, result: Score, pixel_threshold: float, counts: bool | None = None) -> dict[str, Any]:
     """Return one line of ``scores.jsonl``; ``scores.csv`` has the same without the regions.
 
-    `slab` is what a slice counts in for its unit, see `manifest.slab_numbers`; None where that is not asked.
+    `counts` says whether a slice counts for its unit, see `manifest.counted_for_unit`; None where all do.
     """
-    in_slab = {} if slab is None else {SLAB: slab}
+    for_unit = {} if counts is None else {COUNTED: int(counts)}
     return {
         "format": FORMAT,
         "id": result.id,
@@ -46,7 +46,7 @@ def score_row(sample: Sample, result: Score, pixel_threshold: float, slab: int |
         "weights_sha256": result.weights_sha256,
         "thresholds_sha256": result.thresholds_sha256,
         "version": result.version,
-        **in_slab,
+        **for_unit,
         "extra": dict(sample.extra),
         "regions": [region.as_json() for region in result.regions[:N_REGIONS_IN_ROW]],
     }
@@ -77,7 +77,7 @@ def decide_rows(rows: Sequence[Row], scores: CalibrationScores, thresholds: Thre
 def unit_rows(
     rows: Sequence[Row], incomplete: Mapping[str, str], scores: CalibrationScores, thresholds: Thresholds
 ) -> list[dict[str, Any]]:
-    """Decide every unit by the largest score of its images, or of its slabs: see `calibration.unit_scores`.
+    """Decide every unit by the largest score of its images that count: see `calibration.unit_scores`.
 
     Parameters
     ----------
@@ -99,14 +99,14 @@ def unit_rows(
     return found
 
 
-def slabs_of(rows: Sequence[Row]) -> list[int]:
-    """Return what slices count in for their unit; in runs of before there are no slabs, and each counts by itself."""
-    return [int(row[SLAB]) if row.get(SLAB) else -number for number, row in enumerate(rows, start=1)]
+def counted_rows(rows: Sequence[Row]) -> list[bool]:
+    """Say which rows count for their unit: all, where the run does not say."""
+    return [bool(int(row.get(COUNTED, 1))) for row in rows]
 
 
 def _score(own: Sequence[Row]) -> float:
     scores = np.array([row["score"] for row in own], np.float64)
-    return float(unit_scores(scores, np.zeros(len(own), np.int64), np.array(slabs_of(own)))[0])
+    return float(unit_scores(scores, np.zeros(len(own), np.int64), np.array(counted_rows(own)))[0])
 
 
 def unit_label(own: Sequence[Row]) -> str:

@@ -20,7 +20,7 @@ SCORE_COLUMNS = [
     *("threshold", "display", "p_value", "pixel_threshold", "n_regions", "largest_region_px", "milliseconds"),
     *("image_sha256", "weights_sha256", "thresholds_sha256", "version"),
 ]
-SLAB = "slab"  # only in runs of models that have learned from slices
+COUNTED = "counts_for_unit"  # only in runs of models that have learned from slices
 UNIT_COLUMNS = [
     *("format", "unit", "group", "label", "decision", "score", "threshold", "display", "p_value", "n_images"),
 ]
@@ -34,7 +34,7 @@ Row = Mapping[str, Any]
 
 def write_tables(folder: Path, rows: Sequence[Row], units: Sequence[Row], failures: Iterable[Row]) -> None:
     """Write ``scores.csv``, ``scores.jsonl``, ``units.csv`` and ``failures.csv``."""
-    known = [*SCORE_COLUMNS, *([SLAB] if any(SLAB in row for row in rows) else [])]
+    known = [*SCORE_COLUMNS, *([COUNTED] if any(COUNTED in row for row in rows) else [])]
     columns = sorted({name for row in rows for name in row["extra"]} - {*known})
     lines = ({**row, **{name: row["extra"].get(name, "") for name in columns}} for row in rows)
     write_csv(folder / "scores.csv", [*known, *columns], lines)
