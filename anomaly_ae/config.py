@@ -20,10 +20,10 @@ from anomaly_ae.errors import ConfigError
 
 MAX_MEMBERS = 16
 MAX_SCALES = 4
-PICKED_PRESETS = ("default", "texture", "object", "radiograph", "volume")
-"""What `fit` chooses from; the others have to be asked for."""
+PICKED_PRESETS = ("default", "texture", "object", "radiograph")
+"""What `fit` chooses from for flat images; the others have to be asked for, "volume" by ``model.spatial_dims=3``."""
 
-PRESETS = (*PICKED_PRESETS, "fast", "thorough", "smoke")
+PRESETS = (*PICKED_PRESETS, "volume", "fast", "thorough", "smoke")
 
 
 def _number(default: float, low: float, high: float, text: str, **marks: Any) -> Any:
@@ -368,9 +368,6 @@ def _check_combinations(config: Config) -> None:
     if geometry.min_side_px > geometry.max_side_px:
         found = f"min_side_px = {geometry.min_side_px}, max_side_px = {geometry.max_side_px}"
         raise ConfigError("geometry: the smallest side is above the largest", found, "lower min_side_px")
-    if geometry.slice_spacing_mm and not geometry.spacing_mm:
-        fix = "set geometry.spacing_mm, too"
-        raise ConfigError("geometry.slice_spacing_mm without geometry.spacing_mm", "both or none are stated", fix)
     if geometry.align != "off" and config.model.spatial_dims != 2:
         raise ConfigError(f"geometry.align = {geometry.align}", "volumes cannot be aligned", "set geometry.align=off")
     for name, section in (("training", config.training), ("scoring", config.scoring)):

@@ -23,11 +23,11 @@ from anomaly_ae.config import Config, config_to_dict, deciding_settings, model_f
 from anomaly_ae.device import choose_device
 from anomaly_ae.ensemble import Ensemble
 from anomaly_ae.errors import AnomalyAEError, ModelFileError, UsageError
-from anomaly_ae.loading import ImageStore, in_order, read_sample, torch_pixels
-from anomaly_ae.manifest import manifest_from_paths, renamed, volumes_of
+from anomaly_ae.loading import ImageStore, all_or_raise, in_order, read_sample, torch_pixels
+from anomaly_ae.manifest import manifest_from_paths, renamed, taken
 from anomaly_ae.modelfile import read_tensors, tensors_below, tensors_sha256, write_tensors
 from anomaly_ae.preparation import Preparation
-from anomaly_ae.prepare import Geometry, Prepared, at_spacing, check_size, to_image_grid, to_working_grid
+from anomaly_ae.prepare import Geometry, Prepared, check_size, to_image_grid, to_working_grid
 from anomaly_ae.readers import Axes, image_from, image_sha256, pixel_sha256, volume_from
 from anomaly_ae.records import Failure, FloatArray, Image, PixelArray, Sample, Score
 from anomaly_ae.regions import find_regions
@@ -95,6 +95,7 @@ class Detector:
         }
         self.preparation = Preparation(config, geometry, **learned)
         self.say: Callable[[str], object] = warnings.warn
+        self._ahead = 1 if config.model.spatial_dims == 3 else 0  # a volume is as large as hundreds of images
         self.provenance = dict(provenance)
         self.baseline = baseline
         self.scores, self.thresholds = scores, thresholds
@@ -112,11 +113,6 @@ class Detector:
         return hashlib.sha256(json.dumps([*learned, settings]).encode()).hexdigest()
 
     @property
-    def _ahead(self) -> int:
-        """How many images are decoded ahead; a volume is as large as hundreds of images: one at a time."""
-        return 1 if self.config.model.spatial_dims == 3 else 0
-
-    @property
     def calibrated(self) -> tuple[CalibrationScores, Thresholds]:
         """The calibration; a model without one decides nothing."""
         if self.scores is None or self.thresholds is None:
@@ -129,8 +125,8 @@ class Detector:
         Parameters
         ----------
         source : path, array, PIL image, pydicom dataset, Image or Sample
-            Arrays are (H, W), (H, W, C) or (C, H, W), in the numbers of the camera (never rescaled before); for a
-            model of volumes (slices, H, W) or (C, slices, H, W).
+            Arrays are (H, W), (H, W, C) or (C, H, W), or volumes (slices, H, W) or (C, slices, H, W), in the numbers
+            of the camera (never rescaled before).
         axes : {"HW", "HWC", "CHW"} or None
             Axes of an array; None decides where the shape is unambiguous.
 
@@ -186,16 +182,10 @@ class Detector:
             except AnomalyAEError as error:
                 yield sample, renamed(error, sample)
 
-    def at_spacing(
-        self, name: str, shape: tuple[int, ...], spacing_mm: tuple[float, ...] | None
-    ) -> tuple[int, ...]:
-        """Return the spatial shape of an image at the spacing that the model resamples to, see `prepare.at_spacing`."""
-        return at_spacing(name, shape, spacing_mm, self.geometry.spacing_mm)
-
     def store(self, samples: Sequence[Sample]) -> ImageStore:
         """Decode samples into a store for training, whatever their size; close it after use."""
         read = in_order(samples, lambda sample: self.preparation(read_sample(sample)), self._ahead)
-        told = (self._told(p) for p in _all_or_raise(read))
+        told = (self._told(p) for p in all_or_raise(read))
         return ImageStore(((p, self.limits_of(p)) for p in told), len(samples), self.device)
 
     def anomaly_map(self, prepared: Prepared) -> FloatArray:
@@ -247,8 +237,7 @@ class Detector:
 
     def prepare(self, image: Image) -> Prepared:
         """Bring an image to the model's working scale; refuse one of quite another size than the training images."""
-        shape = self.at_spacing(image.source, image.spatial_shape, image.spacing_mm)
-        check_size(image.source, shape, self.geometry)
+        check_size(image.source, image.spatial_shape, self.geometry, image.spacing_mm)
         return self.preparation(image)
 
     def describe(self) -> list[str]:
@@ -319,8 +308,8 @@ class Detector:
             baseline = PcaBaseline(tensors["baseline.mean"].numpy(), tensors["baseline.components"].numpy())
             thresholds = Thresholds.from_json(values["thresholds"])
             provenance = {**values["provenance"], "file": Path(path).name, "file_sha256": digest}
-            tuples = ("smallest_px", "largest_px", "spacing_mm")
-            sizes = {name: tuple(values["geometry"].get(name, ())) for name in tuples}
+            names = ("smallest_px", "largest_px", "spacing_mm")
+            sizes = {name: tuple(values["geometry"].get(name, ())) for name in names}
             geometry = Geometry(**{**values["geometry"], **sizes})
         except (KeyError, TypeError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
@@ -329,7 +318,7 @@ class Detector:
 
     def _read(self, source: Source, axes: Axes | None) -> _Input:
         if isinstance(source, (str, Path)):
-            source = _only_image(Path(source), self.config)
+            source = _only_image(Path(source), self.config.model.spatial_dims)
         if isinstance(source, np.ndarray) and self.config.model.spatial_dims == 3:
             source = volume_from(source)
         if isinstance(source, Sample):
@@ -391,13 +380,8 @@ class Detector:
         return raw, valid, limits
 
 
-def taken(samples: Sequence[Sample], config: Config) -> tuple[Sample, ...]:
-    """Return the rows that a model takes: where it looks at volumes, these in place of their slices."""
-    return volumes_of(samples) if config.model.spatial_dims == 3 else tuple(samples)
-
-
-def _only_image(path: Path, config: Config) -> Sample:
-    samples = taken(manifest_from_paths([path]).samples, config)
+def _only_image(path: Path, spatial_dims: int) -> Sample:
+    samples = taken(manifest_from_paths([path]).samples, spatial_dims)
     if len(samples) > 1:
         raise UsageError(
             f"{path} holds {len(samples)} images, frames or volumes",
@@ -405,13 +389,6 @@ def _only_image(path: Path, config: Config) -> Sample:
             "pass anomaly_ae.manifest.manifest_from_paths([path]).samples to score_many",
         )
     return samples[0]
-
-
-def _all_or_raise(results: Iterable[tuple[Sample, Prepared | AnomalyAEError]]) -> Iterator[Prepared]:
-    for _, result in results:
-        if isinstance(result, AnomalyAEError):
-            raise result
-        yield result
 
 
 def _failure(source: Source, error: AnomalyAEError) -> Failure:

@@ -21,7 +21,7 @@ from anomaly_ae.backbone import WITHOUT_MEANING, read_backbone
 from anomaly_ae.baselines import fit_pca, small_grey
 from anomaly_ae.calibration import calibration_scores, thresholds_from
 from anomaly_ae.config import Config, config_to_dict, load_config, with_values
-from anomaly_ae.detector import Detector, taken
+from anomaly_ae.detector import Detector
 from anomaly_ae.device import choose_device, describe_device
 from anomaly_ae.ensemble import Ensemble, n_networks, shrink_of
 from anomaly_ae.errors import AnomalyAEError, DataError, IncompatibleImageError
@@ -34,6 +34,7 @@ from anomaly_ae.manifest import (
     largest_spacing_mm,
     lesion_free,
     split_normals,
+    taken,
 )
 from anomaly_ae.model import image_multiple
 from anomaly_ae.prepare import (
@@ -106,7 +107,7 @@ def fit(
     listener = listener or Listener()
     overrides = [f"seed={seed}", *overrides]
     known = config or load_config("default", overrides)  # picked presets differ neither in seed nor in split
-    manifest = replace(manifest, samples=taken(manifest.samples, known))
+    manifest = replace(manifest, samples=taken(manifest.samples, known.model.spatial_dims))
     read_backbone(known)  # a wrong file, too, costs no time
     given = split_normals(manifest.samples, known.split.validation_share, known.split.calibration_share, known.seed)
     readable, forms = readable_parts(given, listener)
@@ -119,8 +120,8 @@ def fit(
     if config is None:
         name, reason = choose_preset(survey)
         config = load_config(name, overrides)
-    data_tell = {"model": {"n_channels": survey.n_channels}, "scoring": {"unit_every_mm": _unit_every_mm(config, parts)}}
-    config = with_values(config, **data_tell)
+    every_mm = _unit_every_mm(config, parts)  # what only the data tell
+    config = with_values(config, model={"n_channels": survey.n_channels}, scoring={"unit_every_mm": every_mm})
     listener.say(f"preset {config.preset}: {reason}")
     detector = untrained(config, survey, place)
     detector.say = listener.say
@@ -155,7 +156,7 @@ def calibrate(
     Images that cannot be read are left out and named; the promise counts those that were scored.
     """
     listener = listener or Listener()
-    samples = taken(samples, detector.config)
+    samples = taken(samples, detector.config.model.spatial_dims)
     check_groups([replace(sample, split="calibration") for sample in samples])  # that is what all of them are now
     _check_reachable(samples, rate, confidence)
     forms = readable_forms(samples, listener, " of the calibration")
@@ -289,7 +290,7 @@ def _misfit(name: str, form: Form, detector: Detector) -> str:
     if not takes_channels(n_channels, form.n_channels, form.was_grey_rgb):
         return f"{name} has {form.n_channels} channel(s), the training images have {n_channels}"
     try:
-        check_size(name, detector.at_spacing(name, form.spatial_shape, form.spacing_mm), detector.geometry)
+        check_size(name, form.spatial_shape, detector.geometry, form.spacing_mm)
     except IncompatibleImageError as error:
         return str(error)
     return ""

@@ -116,6 +116,14 @@ def in_order(items: Iterable[S], work: Callable[[S], T], lookahead: int = 0) -> 
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def all_or_raise(results: Iterable[tuple[S, T | AnomalyAEError]]) -> Iterator[T]:
+    """Yield the results of `in_order`; raise the first error."""
+    for _, result in results:
+        if isinstance(result, AnomalyAEError):
+            raise result
+        yield result
+
+
 def torch_pixels(pixels: PixelArray) -> Tensor:
     """Return the same numbers in a type that torch calculates with; never fewer bits."""
     wider = WIDER.get(pixels.dtype.name)

@@ -37,7 +37,8 @@ class Geometry:
     smallest_px, largest_px : tuple of int
         Smallest and largest training side along each axis, in such pixels; empty: any size is taken.
     spacing_mm : tuple of float
-        The spacing along each axis that images are resampled to before `factor` counts; empty: none is stated.
+        The spacing along each axis that images are resampled to before `factor` counts, 0: their own; empty: none is
+        stated.
     """
 
     factor: float
@@ -68,7 +69,9 @@ class Geometry:
         work = _times(working_shape(shape, self.factor))
         how = "as they are" if self.factor == 1 else f"at {work} (factor {self.factor:.3g})"
         at = f" of {' x '.join(f'{mm:.3g}' for mm in self.spacing_mm)} mm" if self.spacing_mm else ""
-        return f"{_times(shape)} px{at} are mapped {how}: defects from about {self.smallest_defect_px:.3g} px on survive"
+        return (
+            f"{_times(shape)} px{at} are mapped {how}: defects from about {self.smallest_defect_px:.3g} px on survive"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,11 +125,10 @@ def choose_geometry(shapes: Sequence[tuple[int, ...]], config: GeometryConfig, m
 
 
 def stated_spacing(config: GeometryConfig, n_axes: int) -> tuple[float, ...]:
-    """Return the spacing that images are resampled to, of each axis; empty where none is stated."""
-    if not config.spacing_mm:
-        return ()
+    """Return the spacing that images are resampled to, of each axis, 0 where it stays; empty where none is stated."""
     in_slices = (config.spacing_mm,) * 2
-    return in_slices if n_axes == 2 else (config.slice_spacing_mm or config.spacing_mm, *in_slices)
+    spacing_mm = in_slices if n_axes == 2 else (config.slice_spacing_mm or config.spacing_mm, *in_slices)
+    return spacing_mm if any(spacing_mm) else ()
 
 
 def at_spacing(
@@ -147,7 +149,8 @@ def at_spacing(
             f"images are resampled to {' x '.join(f'{mm:g}' for mm in spacing_mm)} mm",
             "give files that state their spacing, or fit with geometry.spacing_mm=0",
         )
-    return tuple(max(1, round(n * own / mm)) for n, own, mm in zip(shape, own_mm, spacing_mm, strict=True))
+    axes = zip(shape, own_mm, spacing_mm, strict=True)
+    return tuple(max(1, round(n * own / mm)) if mm else n for n, own, mm in axes)
 
 
 def working_factor(shapes: Sequence[tuple[int, ...]], config: GeometryConfig) -> float:
@@ -180,8 +183,12 @@ def takes_channels(n_of_model: int, n_of_image: int, was_grey_rgb: bool) -> bool
     return n_of_image == n_of_model or (was_grey_rgb and n_of_model == 3)
 
 
-def check_size(name: str, shape: Sequence[int], geometry: Geometry) -> None:
+def check_size(
+    name: str, shape: tuple[int, ...], geometry: Geometry, spacing_mm: tuple[float, ...] | None = None
+) -> None:
     """Refuse a spatial shape of quite another size than those the model learned from: it would say "normal" unseen.
+
+    Where the model resamples to a stated spacing it counts after that.
 
     Raises
     ------
@@ -196,6 +203,7 @@ def check_size(name: str, shape: Sequence[int], geometry: Geometry) -> None:
             f"the model was trained on {'volumes' if n_axes == 3 else 'flat images'}, which have {n_axes}",
             "score images of the kind that the model was trained on",
         )
+    shape = at_spacing(name, shape, spacing_mm, geometry.spacing_mm)
     ranges = zip(shape, geometry.smallest_px, geometry.largest_px, strict=False)
     if all(smallest / 2 <= side <= largest * 2 for side, smallest, largest in ranges):
         return

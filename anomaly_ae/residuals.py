@@ -103,7 +103,8 @@ def _sums_in_cells(smooth: Tensor, valid: Tensor, box: tuple[slice, ...], cells:
     """Return per cell the share of valid pixels, and the sums of their errors and squared errors: (3, 1, *cells)."""
     weight, smooth = valid[:, *box].double(), smooth[:, *box].double()  # (1, *box)
     pool = functional.adaptive_avg_pool2d if smooth.ndim == 3 else functional.adaptive_avg_pool3d
-    return pool(torch.stack([weight, weight * smooth, weight * smooth.square()]), cells)  # type: ignore[arg-type]
+    sums = (pool(part, cells) for part in (weight, weight * smooth, weight * smooth.square()))  # type: ignore[arg-type]
+    return torch.stack(list(sums))
 
 
 def _set_everywhere(mapper: AnomalyMapper, maps: Iterator[tuple[Tensor, Tensor]]) -> None:

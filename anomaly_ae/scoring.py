@@ -295,7 +295,7 @@ def map_in_windows(
         return mapper(raw, valid, limits)
     core = max(window_px - 2 * margin_px, margin_px)
     cores = [side if side <= window_px else core for side in sides]
-    result: Tensor | None = None
+    result = torch.empty(0)
     for start in itertools.product(*[range(0, side, core) for side, core in zip(sides, cores, strict=True)]):
         inner = [slice(s, min(side, s + core)) for s, side, core in zip(start, sides, cores, strict=True)]
         outer = [
@@ -304,10 +304,9 @@ def map_in_windows(
         ]
         cut = [slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True)]
         tile = mapper(raw[:, :, *outer], valid[:, :, *outer], limits)
-        if result is None:
+        if not len(result):  # only a tile tells the number of channels
             result = torch.empty(*tile.shape[:2], *sides)
         result[:, :, *inner] = tile[:, :, *cut].cpu()
-    assert result is not None  # no side is 0
     return result
 
 

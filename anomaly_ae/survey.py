@@ -304,9 +304,7 @@ def _seen_again(survey: Survey, preparation: Preparation, seed: int) -> Survey:
     """Return the survey with the numbers that images have after their preparation: the limits are set on these."""
     generator = np.random.default_rng(seed)
     extremes, pixels = [], []
-    for _, prepared in in_order(
-        survey.samples, lambda sample: preparation(read_sample(sample)), ahead(survey.samples)
-    ):
+    for _, prepared in in_order(survey.samples, lambda sample: preparation(read_sample(sample)), ahead(survey.samples)):
         if isinstance(prepared, AnomalyAEError):
             raise prepared
         image = Image(prepared.pixels, prepared.valid)

@@ -182,7 +182,10 @@ def large(bench: Bench) -> Iterator[tuple[str, str]]:
     small = np.asarray(Image.open(sorted((data / "test" / "good").glob("*.png"))[0]))
     Image.fromarray(np.tile(small, (16, 16))[:8000, :8000]).save(path)
     seconds, mebibytes = bench.measured("score", taking_any_size(model), path, "--out", bench.work / "run_large")
-    yield "`score`, one image of 8,000 x 8,000 px, 8 bit, as it is, three resolutions", f"{seconds:.0f} s, {mebibytes} MiB"
+    yield (
+        "`score`, one image of 8,000 x 8,000 px, 8 bit, as it is, three resolutions",
+        f"{seconds:.0f} s, {mebibytes} MiB",
+    )
 
 
 QUESTIONS: dict[str, Callable[[Bench], Iterator[tuple[str, str]]]] = {

@@ -18,7 +18,7 @@ from test_volumes import dicom, head, save
 
 from anomaly_ae.config import GeometryConfig, IntensityConfig, load_config
 from anomaly_ae.detector import Detector
-from anomaly_ae.errors import ConfigError, DataError, IncompatibleImageError, UnreadableImageError
+from anomaly_ae.errors import DataError, IncompatibleImageError, UnreadableImageError
 from anomaly_ae.evaluation import RunOptions, score
 from anomaly_ae.fitting import fit
 from anomaly_ae.loading import read_sample
@@ -216,9 +216,11 @@ def test_a_spacing_that_blows_a_volume_up_is_refused_before_memory_is_taken() ->
         prepare(image, Geometry(1.0, 4, spacing_mm=(0.1, 0.1, 0.1)), 1)
 
 
-def test_slice_spacing_alone_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"slice_spacing_mm without geometry\.spacing_mm"):
-        load_config("default", ["geometry.slice_spacing_mm=3"])
+def test_slice_spacing_alone_leaves_the_pixels_of_slices() -> None:
+    geometry = choose_geometry([(10, 20, 24)], GeometryConfig(slice_spacing_mm=3.0), 2)
+    assert geometry.spacing_mm == (3.0, 0.0, 0.0)
+    assert prepare(Image(np.zeros((1, 30, 20, 24)), None, (1.0, 0.7, 0.7)), geometry, 1).inner_shape == (10, 20, 24)
+    assert choose_geometry([(80, 90)], GeometryConfig(slice_spacing_mm=3.0), 2).spacing_mm == ()
 
 
 def test_thin_stacks_are_not_enlarged() -> None:
@@ -244,7 +246,7 @@ def test_the_box_of_valid_pixels_by_brute_force(n_axes: int) -> None:
 def test_corner_markers_come_back_to_their_corners(
     order: str, is_oblique: bool, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Read, resampled, mapped (the map is the image), brought back and written: with nibabel alone nothing has moved."""
+    """Read, resampled, mapped (the map is the image), brought back, written: to nibabel alone nothing has moved."""
     data = np.random.default_rng(0).integers(0, 50, SHAPE).astype(np.int16)
     corners = [tuple(np.where(bits, np.array(SHAPE) - 1, 0)) for bits in np.ndindex(2, 2, 2)]
     for number, corner in enumerate(corners):
@@ -271,7 +273,9 @@ def test_corner_markers_come_back_to_their_corners(
         if spacing_mm in ((), (2.0, 1.0, 1.0)):
             np.testing.assert_array_equal(values, source)
         for corner in corners:
-            octant = tuple(slice(0, n // 2) if c == 0 else slice(n // 2, None) for c, n in zip(corner, SHAPE, strict=True))
+            octant = tuple(
+                slice(0, n // 2) if c == 0 else slice(n // 2, None) for c, n in zip(corner, SHAPE, strict=True)
+            )
             place = np.unravel_index(values[octant].argmax(), values[octant].shape)
             want = np.unravel_index(source[octant].argmax(), source[octant].shape)
             assert np.abs(np.subtract(place, want)).max() <= (0 if len(np.unique(spacing_mm)) != 2 else 1)

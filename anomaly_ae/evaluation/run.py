@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from anomaly_ae.detector import Detector, taken
+from anomaly_ae.detector import Detector
 from anomaly_ae.dicom import DicomWriter
 from anomaly_ae.errors import DataError
 from anomaly_ae.evaluation.facts import counts, facts_of_data, facts_of_model, facts_of_run, name_of
@@ -23,7 +23,7 @@ from anomaly_ae.evaluation.result import RunResult
 from anomaly_ae.evaluation.samples import refuse_unknown_columns, test_samples
 from anomaly_ae.keeping import MapKeeper, keep_dicom, keep_pictures, mask_of
 from anomaly_ae.listener import Listener
-from anomaly_ae.manifest import Manifest, check_groups, counted_for_unit
+from anomaly_ae.manifest import Manifest, check_groups, counted_for_unit, taken
 from anomaly_ae.records import (
     NORMAL_LABEL,
     BoolArray,
@@ -130,7 +130,7 @@ def score(
     detector: Detector, manifest: Manifest, out: Path, options: RunOptions, listener: Listener | None = None
 ) -> RunResult:
     """Score every image of a manifest into a RUN folder: tables, heatmaps, report; no figures."""
-    samples = taken(manifest.samples, detector.config)
+    samples = taken(manifest.samples, detector.config.model.spatial_dims)
     return _run(_Job(detector, manifest, samples, options, listener or Listener(), "score"), out)
 
 
@@ -150,7 +150,7 @@ def evaluate(
         A column of ``options.by`` that the manifest does not have.
     """
     check_groups(manifest.samples)
-    manifest = replace(manifest, samples=taken(manifest.samples, detector.config))
+    manifest = replace(manifest, samples=taken(manifest.samples, detector.config.model.spatial_dims))
     samples = test_samples(manifest)
     refuse_unknown_columns(samples, options.by)
     return _run(_Job(detector, manifest, samples, options, listener or Listener(), "evaluate"), out)

@@ -12,7 +12,7 @@ from anomaly_ae.manifest.scanning import Count, ScanReport, scan
 from anomaly_ae.manifest.slices import counted_for_unit, largest_spacing_mm
 from anomaly_ae.manifest.splits import MIN_NORMALS, lesion_free, make_folds, roles, split_normals
 from anomaly_ae.manifest.table import FIT_SPLITS, Manifest, write_manifest
-from anomaly_ae.manifest.volumes import slice_spacing_mm, volumes_of
+from anomaly_ae.manifest.volumes import slice_spacing_mm, taken, volumes_of
 
 __all__ = [
     "FIT_SPLITS",
@@ -33,6 +33,7 @@ __all__ = [
     "scan",
     "slice_spacing_mm",
     "split_normals",
+    "taken",
     "volumes_of",
     "with_foreground",
     "write_manifest",

@@ -38,6 +38,11 @@ def volumes_of(samples: Sequence[Sample]) -> tuple[Sample, ...]:
     )
 
 
+def taken(samples: Sequence[Sample], spatial_dims: int) -> tuple[Sample, ...]:
+    """Return the rows that a model takes: where it looks at volumes (3), these in place of their slices."""
+    return volumes_of(samples) if spatial_dims == 3 else tuple(samples)
+
+
 def _volume_of(sample: Sample, number: int, n_rows: int) -> tuple[str, int]:
     """Return what the slices of a volume have in common; ("", row number) for what is none."""
     if sample.is_volume:

@@ -8,7 +8,7 @@ and between those scores. No binning, no sampling, and never more than one map a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from anomaly_ae.records import BoolArray, Metric
 
 MapSource = Callable[[], Iterable["PixelMap"]]
 
+_MAX_AT_ONCE = 2**24
 _NO_INTERVAL = "no interval: neighbouring pixels are not independent"
 
 
@@ -166,10 +167,8 @@ def _weigh_regions(mask: BoolArray, valid: BoolArray | None) -> tuple[BoolArray,
 def _count_normal(maps: Iterable[PixelMap], distinct: npt.NDArray[np.float32]) -> IntVector:
     """Count normal pixels per slot, (2D + 1,): slot 2j lies below `distinct[j]`, 2j + 1 at it."""
     counts = np.zeros(2 * len(distinct) + 1, dtype=np.int64)
-    for pixel_map in maps:
-        pixels = np.sort(_normal_pixels(pixel_map))
-        if not len(pixels):
-            continue
+    for pixels in _some_at_once(maps):
+        pixels.sort()
         # Sorted pixels walk through `distinct` in order, which the cache rewards; and equal slots lie
         # together, so that a map costs its own pixels and not the length of `counts`.
         n_below = np.searchsorted(distinct, pixels)
@@ -177,6 +176,14 @@ def _count_normal(maps: Iterable[PixelMap], distinct: npt.NDArray[np.float32]) -
         start = np.concatenate([[0], np.flatnonzero(slot[1:] != slot[:-1]) + 1])
         counts[slot[start]] += np.diff(start, append=len(slot))
     return counts
+
+
+def _some_at_once(maps: Iterable[PixelMap]) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield copies of the normal pixels, `_MAX_AT_ONCE` at most: to count them takes many times their memory."""
+    for pixel_map in maps:
+        pixels = _normal_pixels(pixel_map)
+        for start in range(0, len(pixels), _MAX_AT_ONCE):
+            yield pixels[start : start + _MAX_AT_ONCE].copy()
 
 
 def _normal_pixels(pixel_map: PixelMap) -> npt.NDArray[np.float32]:

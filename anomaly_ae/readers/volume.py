@@ -83,7 +83,7 @@ def volume_from(array: PixelArray, spacing_mm: tuple[float, float, float] | None
     return only_finite(Image(native, None, spacing_mm, bits_stored=bits))
 
 
-def read_volume_mask(slices: Sequence[Slice], shape: tuple[int, int, int]) -> BoolArray | None:
+def read_volume_mask(slices: Sequence[Slice], shape: tuple[int, ...]) -> BoolArray | None:
     """Read the defect masks of a volume of `shape` as `read_mask` does: slices without one show none; None without any.
 
     Raises
@@ -107,7 +107,6 @@ def _check_plane(plane: Image, first: Image, source: str, number: int) -> None:
             "slices of one volume have one size",
             "leave it out, or look at the volume slice by slice",
         )
-
 
 
 def volume_percentiles(volume: Sequence[Slice], low: float, high: float) -> FloatArray:

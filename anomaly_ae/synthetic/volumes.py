@@ -1,7 +1,7 @@
 """Volumes like heads: smooth anatomy that differs from person to person, vessels, and lesions of graded size.
 
-Everything is a function of the place in mm, so one person can be sampled at any spacing. A vessel is a bright tube: in a
-slice its cut looks like a small lesion, and only the neighbouring slices tell the two apart.
+Everything is a function of the place in mm, so one person can be sampled at any spacing. A vessel is a bright tube:
+in a slice its cut looks like a small lesion, and only the neighbouring slices tell the two apart.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from anomaly_ae.errors import OutputError, UsageError
 from anomaly_ae.files import write_text
 from anomaly_ae.nifti import write_volume
-from anomaly_ae.records import BoolArray
+from anomaly_ae.records import BoolArray, FloatArray
 
 FULL_SCALE = 1000
 """What 1 becomes in the file: 16-bit whole numbers without a unit, as in MR."""
@@ -189,7 +189,7 @@ def _smooth(places: list[Float], wave_mm: float, rng: np.random.Generator, n_wav
     return np.asarray(total * np.sqrt(2 / n_waves), np.float32)
 
 
-def _step(x: Float, width: float) -> Float:
+def _step(x: FloatArray, width: float) -> Float:
     """Return 0 below 0, 1 above, and a soft edge."""
     return np.asarray(1 / (1 + np.exp(-np.clip(x / width, -30, 30) * 2)), np.float32)
 
