@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,21 +14,27 @@ import pytest
 import torch
 from command import done
 from nibabel.orientations import axcodes2ornt, ornt_transform
-from test_volumes import dicom, head, save
+from test_readme import run_document
+from test_volumes import HOW_TO, dicom, head, save
 
+from anomaly_ae.audit import audit
 from anomaly_ae.config import GeometryConfig, IntensityConfig, load_config
+from anomaly_ae.curve import learning_curve
 from anomaly_ae.detector import Detector
-from anomaly_ae.errors import DataError, IncompatibleImageError, UnreadableImageError
+from anomaly_ae.errors import DataError, IncompatibleImageError, UnreadableImageError, UsageError
 from anomaly_ae.evaluation import RunOptions, score
 from anomaly_ae.fitting import fit
 from anomaly_ae.loading import read_sample
 from anomaly_ae.manifest import load_manifest, manifest_from_paths, volumes_of, write_manifest
+from anomaly_ae.metrics import PixelMap, pixel_metrics
 from anomaly_ae.nifti import read_nifti
 from anomaly_ae.prepare import Geometry, choose_geometry, prepare, to_image_grid, valid_box
 from anomaly_ae.readers import read_volume, volume_from
 from anomaly_ae.records import Failure, Image, Sample, Score, Slice
+from anomaly_ae.regions import find_regions
 from anomaly_ae.report import Planes
 from anomaly_ae.scoring import intensity_limits, map_in_windows
+from anomaly_ae.synthetic import make_volumes
 
 SHAPE = (24, 26, 10)
 SETTINGS = ["model.spatial_dims=3", "model.width=4", "training.steps=2", "training.crop_px=16"]
@@ -424,3 +430,39 @@ def test_from_files_to_figures_and_maps(folder: Path, tmp_path: Path, monkeypatc
         assert (found.shape, found.get_data_dtype()) == (SHAPE, np.float32)
         np.testing.assert_allclose(found.affine, np.diag([1, 1, 2, 1]))
     assert (tmp_path / "scores/report.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_how_to_volumes_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_volumes("heads", 10, 2, 2, side_mm=24, spacing_mm=(1, 1, 1.5))
+    assert run_document(HOW_TO / "volumes.md") == (5, 1)
+    assert len(list((tmp_path / "evaluation/heatmaps").iterdir())) == 4
+
+
+@pytest.mark.parametrize("command", [audit, learning_curve])
+def test_studies_that_plant_flat_defects_refuse_volumes(command: Callable[..., object], folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"with model\.spatial_dims=3"):
+        command(load_manifest(folder), load_config("volume"))
+
+
+def test_statistics_of_regions_some_slices_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(size=(9, 12, 11)).astype(np.float32)
+    at_once = find_regions(values, 1.0, spacing_mm=(2.0, 1.0, 1.0))
+    monkeypatch.setattr("anomaly_ae.regions.MAX_AT_ONCE", 300)
+    in_parts = find_regions(values, 1.0, spacing_mm=(2.0, 1.0, 1.0))
+    assert len(at_once) > 3
+    for one, other in zip(at_once, in_parts, strict=True):
+        assert (one.area_px, one.box_px, one.peak) == (other.area_px, other.box_px, other.peak)
+        np.testing.assert_allclose([one.mean, *one.centroid_px], [other.mean, *other.centroid_px])
+
+
+def test_pixel_figures_of_a_large_map_are_counted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(4, 20, 20)).astype(np.float32)
+    mask = np.zeros(values.shape, bool)
+    mask[1:3, 5:9, 5:9] = True
+    maps = [PixelMap(values + 2 * mask.astype(np.float32), mask)]
+    at_once = pixel_metrics(lambda: maps)
+    monkeypatch.setattr("anomaly_ae.metrics.pixels._MAX_AT_ONCE", 100)
+    assert pixel_metrics(lambda: maps) == at_once
