@@ -124,6 +124,13 @@ def test_slices_of_a_volume_in_two_splits_are_refused(tmp_path: Path) -> None:
         volumes_of(parts)
 
 
+def test_masks_of_single_slices_stay_theirs(tmp_path: Path) -> None:
+    path = save(tmp_path / "v.nii", head(1))
+    rows = [Sample("v", "v.nii", (path,), frame, mask=tmp_path / f"{frame}.png") for frame in (1, 2)]
+    masks = [one.mask for one in volumes_of(rows)[0].slices]
+    assert masks == [None, tmp_path / "1.png", tmp_path / "2.png", None]
+
+
 def test_own_valid_masks_of_slices_decide_which_are_in_the_volume(tmp_path: Path) -> None:
     path = save(tmp_path / "v.nii", head(1))
     rows = [Sample("v", "v.nii", (path,), frame, valid=tmp_path / f"{frame}.png") for frame in (1, 2)]

@@ -81,7 +81,7 @@ def _shows_something(whole: Sample, frame: int) -> bool:
 
 def is_slice(sample: Sample) -> bool:
     """Whether a row is one slice of a volume."""
-    return bool(sample.volume) or SPACING_COLUMN in sample.extra
+    return not sample.is_volume and (bool(sample.volume) or SPACING_COLUMN in sample.extra)
 
 
 def with_slices(samples: Iterable[Sample]) -> tuple[Sample, ...]:

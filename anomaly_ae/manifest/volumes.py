@@ -88,7 +88,10 @@ def _slices(own: Sequence[Sample]) -> tuple[Slice, ...]:
     is_one_file = not own[0].volume and is_nifti_file(first.files[0])
     if not is_one_file or len({one.valid for one in listed}) > 1:
         return tuple(listed)
-    return tuple(first._replace(frame=frame) for frame in volume_frames(first.files[0], first.frame))
+    of_frame = {one.frame: one for one in listed}
+    unlisted = first if len({one.mask for one in listed}) == 1 else first._replace(mask=None)
+    frames = volume_frames(first.files[0], first.frame)
+    return tuple(of_frame.get(frame, unlisted._replace(frame=frame)) for frame in frames)
 
 
 def _label(own: Sequence[Sample]) -> str:
