@@ -111,7 +111,7 @@ def test_rule(shape: tuple[int, ...]) -> None:
     working = working_shape(shape, factor)
     if max(shape) <= CONFIG.max_side_px and min(shape) >= CONFIG.min_side_px:
         assert factor == 1
-    elif min(shape) * min(1, CONFIG.max_side_px / max(shape)) < CONFIG.min_side_px:
+    elif len(shape) == 2 and min(shape) * min(1, CONFIG.max_side_px / max(shape)) < CONFIG.min_side_px:
         assert min(working) == CONFIG.min_side_px
     else:
         assert max(working) == CONFIG.max_side_px

@@ -15,6 +15,7 @@ import torch
 from command import done
 from nibabel.orientations import axcodes2ornt, ornt_transform
 from test_readme import run_document
+from test_realdata import real_folder
 from test_volumes import HOW_TO, dicom, head, save
 
 from anomaly_ae.audit import audit
@@ -24,6 +25,7 @@ from anomaly_ae.detector import Detector
 from anomaly_ae.errors import DataError, IncompatibleImageError, UnreadableImageError, UsageError
 from anomaly_ae.evaluation import RunOptions, score
 from anomaly_ae.fitting import fit
+from anomaly_ae.keeping import keep_dicom
 from anomaly_ae.loading import read_sample
 from anomaly_ae.manifest import load_manifest, manifest_from_paths, volumes_of, write_manifest
 from anomaly_ae.metrics import PixelMap, pixel_metrics
@@ -254,6 +256,14 @@ def test_the_box_of_valid_pixels_by_brute_force(n_axes: int) -> None:
         assert valid_box(valid) == want
 
 
+def mapping_nothing(detector: Detector, spacing_mm: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> Detector:
+    """A detector of volumes of any size, at this spacing, whose map is the image itself."""
+    geometry = replace(detector.geometry, spacing_mm=spacing_mm, smallest_px=(), largest_px=())
+    made_of = (detector.ensemble, detector.config, geometry, detector.provenance, detector.device, detector.baseline)
+    monkeypatch.setattr(detector.ensemble, "forward", lambda raw, valid, limits: raw.float())
+    return Detector(*made_of, *detector.calibrated)
+
+
 @pytest.mark.parametrize("order", ["RAS", "LAS", "PIR"])
 @pytest.mark.parametrize("is_oblique", [False, True])
 def test_corner_markers_come_back_to_their_corners(
@@ -270,11 +280,8 @@ def test_corner_markers_come_back_to_their_corners(
     image = nibabel.Nifti1Image(data, turn @ np.diag([1, 1, 2, 1]))
     turned = image.as_reoriented(ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(order)))
     nibabel.save(turned, tmp_path / "v.nii.gz")
-    monkeypatch.setattr(detector.ensemble, "forward", lambda raw, valid, limits: raw.float())
     for spacing_mm in ((), (2.0, 1.0, 1.0), (1.5, 1.25, 1.25)):
-        geometry = replace(detector.geometry, spacing_mm=spacing_mm, smallest_px=(), largest_px=())
-        other = Detector(detector.ensemble, detector.config, geometry, detector.provenance, detector.device,
-                         detector.baseline, *detector.calibrated)  # fmt: skip
+        other = mapping_nothing(detector, spacing_mm, monkeypatch)
         run = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         score(other, manifest_from_paths([tmp_path / "v.nii.gz"]), run, RunOptions(maps=True, heatmaps="none"))
         [file] = (run / "maps").iterdir()
@@ -292,6 +299,30 @@ def test_corner_markers_come_back_to_their_corners(
             place = np.unravel_index(values[octant].argmax(), values[octant].shape)
             want = np.unravel_index(source[octant].argmax(), source[octant].shape)
             assert np.abs(np.subtract(place, want)).max() <= (0 if len(np.unique(spacing_mm)) != 2 else 1)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    "name", ["anatomical.nii", "someones_anatomy.nii.gz", "example_nifti2.nii.gz", "example4d.nii.gz"]
+)
+def test_real_volumes_come_back_on_their_own_grid(
+    name: str, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their own affine, shape and order, with a marker in every corner of every time."""
+    source = nibabel.load(real_folder("nifti_samples") / name)
+    data = np.asarray(source.dataobj, np.float32)
+    for number, bits in enumerate(np.ndindex(2, 2, 2)):
+        data[tuple(-1 if bit else 0 for bit in bits)] = data.max() + 100 + number
+    nibabel.save(type(source)(data, source.affine, source.header), tmp_path / name)
+    manifest = manifest_from_paths([tmp_path / name])
+    options = RunOptions(maps=True, heatmaps="none")
+    score(mapping_nothing(detector, (), monkeypatch), manifest, tmp_path / "run", options)
+    [file] = (tmp_path / "run/maps").iterdir()
+    found, marked = nibabel.load(file), nibabel.load(tmp_path / name)
+    assert found.shape == source.shape
+    np.testing.assert_allclose(found.affine, source.affine, atol=1e-4)
+    np.testing.assert_allclose(found.get_fdata(), marked.get_fdata(), rtol=1e-5, atol=1e-2)
+    assert len((tmp_path / "run/scores.csv").read_text().splitlines()) == 1 + (source.shape[3] if data.ndim == 4 else 1)
 
 
 # --- mapping ------------------------------------------------------------
@@ -390,6 +421,18 @@ def test_the_model_file_keeps_the_stated_spacing(folder: Path, tmp_path: Path) -
     assert again.score(path).score == model.score(path).score
     with pytest.raises(IncompatibleImageError, match="states no spacing along 3 axes"):
         again.score(head(1, SHAPE).transpose(2, 1, 0))
+
+
+def test_objects_for_the_archive_are_made_of_every_slice(detector: Detector, folder: Path) -> None:
+    class Writer:
+        added: list[tuple[int, int, tuple[int, ...], tuple[int, ...]]] = []  # noqa: RUF012
+
+        def add(self, number: int, name: str, path: Path, frame: int, picture: np.ndarray, inside: np.ndarray) -> None:
+            self.added.append((number, frame, picture.shape, inside.shape))
+
+    [sample] = volumes_of(manifest_from_paths([folder / "test/good/0.nii.gz"]).samples)
+    keep_dicom(detector, sample, detector.score(sample), read_sample(sample), 3, Writer())  # type: ignore[arg-type]
+    assert Writer.added == [(30_001 + frame, frame, (26, 24, 3), (26, 24)) for frame in range(10)]
 
 
 # --- pictures ------------------------------------------------------------
