@@ -453,6 +453,9 @@ def test_three_planes_go_through_the_peak() -> None:
     np.testing.assert_array_equal(picture[0, ::2, 8:14], volume[0, ::-1, 2])
     np.testing.assert_array_equal(picture[0, 1::2, 16:], volume[0, ::-1, :, 3])
     assert planes.inside.sum() == 5 * 6 + 8 * 6 + 8 * 5
+    thin = Planes.through_peak(values, None, (0.4, 1.0, 1.0))  # its peak lies in the last slice, which no line shows
+    assert thin.of(volume).shape[1:] == thin.inside.shape
+    assert thin.inside.sum() == 5 * 6 + 2 * 6 + 2 * 5
 
 
 # --- commands ------------------------------------------------------------

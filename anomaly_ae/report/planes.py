@@ -20,12 +20,15 @@ class Planes:
 
     Attributes
     ----------
+    shape : tuple of int
+        Slices, rows and columns of the volume.
     voxel : tuple of int
         Slice, row and column that all three planes go through.
     lines : tuple of three int arrays
         Along each axis the indices that are shown: repeated or left out, so that all axes have one scale.
     """
 
+    shape: tuple[int, ...]
     voxel: tuple[int, int, int]
     lines: tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.intp]]
 
@@ -41,7 +44,9 @@ class Planes:
         across, rows, columns = (
             np.minimum((np.arange(max(1, round(n * scale))) / scale).astype(np.intp), n - 1) for n, scale in ends
         )
-        return cls((int(slice_), int(row), int(column)), (across[::-1], rows, columns))  # the last slice is up
+        return cls(
+            anomaly_map.shape, (int(slice_), int(row), int(column)), (across[::-1], rows, columns)
+        )  # the last slice is up
 
     def of(self, volume: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the picture (C, h, w) of a volume (C, slices, H, W); 0 between and below the planes."""
@@ -64,5 +69,4 @@ class Planes:
     @property
     def inside(self) -> BoolArray:
         """Where the picture (h, w) shows a plane."""
-        shape = [int(line.max()) + 1 for line in self.lines]
-        return np.asarray(self.of(np.broadcast_to(np.True_, (1, *shape)))[0], bool)
+        return np.asarray(self.of(np.broadcast_to(np.True_, (1, *self.shape)))[0], bool)
