@@ -384,7 +384,7 @@ def _only_image(path: Path, spatial_dims: int) -> Sample:
     samples = taken(manifest_from_paths([path]).samples, spatial_dims)
     if len(samples) > 1:
         raise UsageError(
-            f"{path} holds {len(samples)} images, frames or volumes",
+            f"{path} holds {len(samples)} images or frames",
             "one score is for one image",
             "pass anomaly_ae.manifest.manifest_from_paths([path]).samples to score_many",
         )
