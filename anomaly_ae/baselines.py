@@ -15,7 +15,9 @@ from anomaly_ae.prepare import resample
 from anomaly_ae.records import FloatArray, PixelArray
 from anomaly_ae.shortcuts import deviation_and_sharpness
 
-SIDE_PX = 64
+SIDES_PX = {2: 64, 3: 16}
+"""Sides of the small grey images: as many pixels for a volume as for a flat image."""
+
 N_COMPONENTS = 30
 FARTHEST = 1e6
 """Values so far outside the intensity limits say no more, and their squares would not be finite."""
@@ -30,8 +32,8 @@ class PcaBaseline:
 
     Attributes
     ----------
-    mean : float32 array, (SIDE_PX ** d,)
-    components : float32 array, (n_components, SIDE_PX ** d)
+    mean : float32 array, (pixels,)
+    components : float32 array, (n_components, pixels)
         Orthonormal rows.
     """
 
@@ -54,16 +56,21 @@ def fit_pca(greys: Sequence[FloatArray]) -> PcaBaseline:
     return PcaBaseline(mean.astype(np.float32), rows[:n_components].astype(np.float32))
 
 
+def shrunk(pixels: PixelArray) -> FloatArray:
+    """Return a thumbnail of `SIDES_PX` along every axis, in the file's numbers: float32 (C, side, ...)."""
+    n_axes = pixels.ndim - 1
+    return resample(_within_float32(pixels), (SIDES_PX[n_axes],) * n_axes)
+
+
 def small_grey(pixels: PixelArray, limits: FloatArray) -> FloatArray:
-    """Return the channel mean in units of the intensity limits, shrunk to `SIDE_PX` per axis and flattened.
+    """Return the channel mean in units of the intensity limits, shrunk by `shrunk` and flattened.
 
     Parameters
     ----------
     pixels : array, (C, *spatial)
     limits : array, (C, 2)
     """
-    small = resample(_within_float32(pixels), (SIDE_PX,) * (pixels.ndim - 1))
-    scaled = _in_units_of(limits, small).clip(-FARTHEST, FARTHEST)  # (C, SIDE_PX, ...)
+    scaled = _in_units_of(limits, shrunk(pixels)).clip(-FARTHEST, FARTHEST)  # (C, side, ...)
     grey: FloatArray = scaled.mean(axis=0).astype(np.float32).ravel()
     return grey
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anomaly_ae.errors import DataError, UsageError
-from anomaly_ae.records import FloatArray
+from anomaly_ae.records import BoolArray, FloatArray
 from anomaly_ae.threshold import (
     DEFAULT_RATE,
     Cost,
@@ -46,7 +46,7 @@ class CalibrationScores:
     image_group : int64 array, (n,), or None
         Group number of every image; None where every image is its own group.
     unit : float64 array, (m,)
-        Largest image score of every unit.
+        Score of every unit, see `unit_scores`.
     unit_group : int64 array, (m,), or None
     """
 
@@ -282,17 +282,42 @@ def _n_groups(groups: _Groups) -> int | None:
     return None if groups is None else len(np.unique(groups))
 
 
+def unit_scores(images: FloatArray, unit_of: npt.NDArray[np.integer], counted: BoolArray) -> npt.NDArray[np.float64]:
+    """Return the score of every unit: the largest of its images that count; of a unit without such, of all its images.
+
+    Of slices that lie close only some count, so that more slices are not more chances: docs/decisions/0012.
+
+    Parameters
+    ----------
+    images : float array, (n,)
+        Scores of the images.
+    unit_of : int array, (n,)
+        Numbers of their units, from 0.
+    counted : bool array, (n,)
+        See `manifest.counted_for_unit`.
+    """
+    some, every = (np.full(int(unit_of.max()) + 1, -np.inf) for _ in range(2))
+    np.maximum.at(some, unit_of[counted], images[counted])
+    np.maximum.at(every, unit_of, images)
+    return np.where(np.isfinite(some), some, every)
+
+
 def calibration_scores(
-    image: Sequence[float], pixel: Sequence[float], units: Sequence[str], groups: Sequence[str]
+    image: Sequence[float],
+    pixel: Sequence[float],
+    units: Sequence[str],
+    groups: Sequence[str],
+    counted: Sequence[bool] | None = None,
 ) -> CalibrationScores:
-    """Collect calibration scores; groups and units become numbers, so that no name enters the model file."""
+    """Collect calibration scores; groups and units become numbers, so that no name enters the model file.
+
+    `counted` says which images count for their unit, see `unit_scores`; None: all.
+    """
     unit_of = np.unique(units, return_inverse=True)[1]
     group_of = np.unique(groups, return_inverse=True)[1].astype(np.int64)
     scores = np.asarray(image, np.float64)
-    n_units = int(unit_of.max()) + 1
-    unit = np.full(n_units, -np.inf)
-    np.maximum.at(unit, unit_of, scores)
-    unit_group = np.zeros(n_units, np.int64)
+    unit = unit_scores(scores, unit_of, np.ones(len(scores), bool) if counted is None else np.array(counted))
+    unit_group = np.zeros(len(unit), np.int64)
     unit_group[unit_of] = group_of
     return CalibrationScores(
         image=scores,

@@ -21,9 +21,9 @@ from anomaly_ae.errors import ConfigError
 MAX_MEMBERS = 16
 MAX_SCALES = 4
 PICKED_PRESETS = ("default", "texture", "object", "radiograph")
-"""What `fit` chooses from; the others have to be asked for."""
+"""What `fit` chooses from for flat images; the others have to be asked for, "volume" by ``model.spatial_dims=3``."""
 
-PRESETS = (*PICKED_PRESETS, "fast", "thorough", "smoke")
+PRESETS = (*PICKED_PRESETS, "volume", "fast", "thorough", "smoke")
 
 
 def _number(default: float, low: float, high: float, text: str, **marks: Any) -> Any:
@@ -71,7 +71,13 @@ class GeometryConfig:
     """Working scale and place; used by ``prepare`` and ``alignment``."""
 
     max_side_px: int = _number(512, 32, 8192, "longer sides are shrunk to this; smaller images stay as they are")
-    min_side_px: int = _number(64, 16, 512, "shorter sides below this are enlarged to it")
+    min_side_px: int = _number(64, 16, 512, "shorter sides of flat images below this are enlarged to it")
+    spacing_mm: float = _number(
+        0.0, 0, 1000, "spacing of the pixels that images are resampled to first; 0: each keeps its own", before=0.0
+    )
+    slice_spacing_mm: float = _number(
+        0.0, 0, 1000, "the same between the slices of a volume (spatial_dims = 3); 0: as spacing_mm", before=0.0
+    )
     align: str = _choice(
         "off",
         ("off", "shift", "rigid"),
@@ -178,6 +184,14 @@ class ScoringConfig:
     window_px: int = _number(1024, 128, 8192, "larger images are mapped window by window of this side")
     coarse_weight: float = _number(
         0.5, 0, 10, "weight of each look at a shrunk image; the one at full resolution has 1", before=1.0
+    )
+    unit_every_mm: float = _number(
+        0.0,
+        0,
+        1000,
+        "of the slices of a volume one in so many mm counts for its unit; 0: fit takes the largest distance of slices "
+        "in the normal images",
+        before=0.0,
     )
     test_time_flips: bool = _switch(False, "the map is the mean over the image and its mirror images", before=False)
     min_area_px: int = _number(0, 0, 10**9, "smaller regions do not count; pixels of the image itself", before=0)

@@ -19,7 +19,7 @@ from anomaly_ae.manifest.splits import by_group
 from anomaly_ae.metrics import roc_auc
 from anomaly_ae.metrics.paired import Difference, delong_difference, placements
 from anomaly_ae.page import figure, line_plot, table, write_page
-from anomaly_ae.planting import plant_copies
+from anomaly_ae.planting import plant_copies, refuse_volumes
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Metric, Sample
 from anomaly_ae.report.words import count, ratio
 from anomaly_ae.results import write_csv
@@ -110,7 +110,10 @@ def learning_curve(
     ------
     DataError
         Fewer than two shares can be fitted.
+    UsageError
+        A configuration for volumes.
     """
+    refuse_volumes(config, "curve")
     listener = listener or Listener()
     with tempfile.TemporaryDirectory() as work:
         train, test, is_planted = _train_and_test(manifest, config.seed, Path(work))

@@ -23,13 +23,13 @@ from anomaly_ae.config import Config, config_to_dict, deciding_settings, model_f
 from anomaly_ae.device import choose_device
 from anomaly_ae.ensemble import Ensemble
 from anomaly_ae.errors import AnomalyAEError, ModelFileError, UsageError
-from anomaly_ae.loading import ImageStore, in_order, read_sample, torch_pixels
-from anomaly_ae.manifest import manifest_from_paths, renamed
+from anomaly_ae.loading import ImageStore, all_or_raise, in_order, read_sample, torch_pixels
+from anomaly_ae.manifest import manifest_from_paths, renamed, taken
 from anomaly_ae.modelfile import read_tensors, tensors_below, tensors_sha256, write_tensors
 from anomaly_ae.preparation import Preparation
 from anomaly_ae.prepare import Geometry, Prepared, check_size, to_image_grid, to_working_grid
-from anomaly_ae.readers import Axes, image_from, image_sha256, pixel_sha256
-from anomaly_ae.records import Failure, FloatArray, Image, Sample, Score
+from anomaly_ae.readers import Axes, image_from, image_sha256, pixel_sha256, volume_from
+from anomaly_ae.records import Failure, FloatArray, Image, PixelArray, Sample, Score
 from anomaly_ae.regions import RegionRules, find_regions, surviving_level
 from anomaly_ae.scoring import AnomalyMapper, image_score, own_limits, to_device
 from anomaly_ae.threshold import decide, display_value, p_values
@@ -96,6 +96,7 @@ class Detector:
         }
         self.preparation = Preparation(config, geometry, **learned)
         self.say: Callable[[str], object] = warnings.warn
+        self._ahead = 1 if config.model.spatial_dims == 3 else 0  # a volume is as large as hundreds of images
         self.provenance = dict(provenance)
         self.baseline = baseline
         self.scores, self.thresholds = scores, thresholds
@@ -125,7 +126,8 @@ class Detector:
         Parameters
         ----------
         source : path, array, PIL image, pydicom dataset, Image or Sample
-            Arrays are (H, W), (H, W, C) or (C, H, W), in the numbers of the camera (never rescaled before).
+            Arrays are (H, W), (H, W, C) or (C, H, W), or volumes (slices, H, W) or (C, slices, H, W), in the numbers
+            of the camera (never rescaled before).
         axes : {"HW", "HWC", "CHW"} or None
             Axes of an array; None decides where the shape is unambiguous.
 
@@ -157,7 +159,7 @@ class Detector:
             started = time.perf_counter()
             return self._read(source, None), time.perf_counter() - started
 
-        for source, result in in_order(sources, read):
+        for source, result in in_order(sources, read, self._ahead):
             if isinstance(result, AnomalyAEError):
                 yield _failure(source, result), None
                 continue
@@ -172,7 +174,7 @@ class Detector:
 
         That is what calibration needs.
         """
-        for sample, image in in_order(samples, read_sample):
+        for sample, image in in_order(samples, read_sample, self._ahead):
             if isinstance(image, AnomalyAEError):
                 yield sample, image
                 continue
@@ -183,8 +185,8 @@ class Detector:
 
     def store(self, samples: Sequence[Sample]) -> ImageStore:
         """Decode samples into a store for training, whatever their size; close it after use."""
-        read = in_order(samples, lambda sample: self.preparation(read_sample(sample)))
-        told = (self._told(p) for p in _all_or_raise(read))
+        read = in_order(samples, lambda sample: self.preparation(read_sample(sample)), self._ahead)
+        told = (self._told(p) for p in all_or_raise(read))
         return ImageStore(((p, self.limits_of(p)) for p in told), len(samples), self.device)
 
     def anomaly_map(self, prepared: Prepared) -> FloatArray:
@@ -224,16 +226,19 @@ class Detector:
         trivial = {"mean grey": float(grey.mean()), "PCA residual": self.baseline.score(grey)}
         return {**trivial, **contrast_and_sharpness(image.pixels, limits)}
 
-    def in_unit_range(self, image: Image) -> FloatArray:
-        """Return the image for display: float32 (C, *spatial) in [0, 1] between the intensity limits."""
-        limits = self.limits_of(self.prepare(image)).reshape(-1, 2, *[1] * len(image.spatial_shape))
-        scaled = (image.pixels - limits[:, 0]) / (limits[:, 1] - limits[:, 0])
+    def in_unit_range(self, image: Image, part: PixelArray | None = None) -> FloatArray:
+        """Return the image, or a part of its pixels, for display: in [0, 1] between its intensity limits: float32."""
+        pixels = image.pixels if part is None else part
+        own = self.config.intensity.policy == "volume_percentile"
+        limits = self.limits_of(self.prepare(image)) if own else self.mapper.get_buffer("limits").cpu().numpy()
+        limits = limits.reshape(-1, 2, *[1] * (pixels.ndim - 1))
+        scaled = (pixels - limits[:, 0]) / (limits[:, 1] - limits[:, 0])
         shown: FloatArray = np.nan_to_num(scaled, posinf=1, neginf=0).clip(0, 1).astype(np.float32)
         return shown
 
     def prepare(self, image: Image) -> Prepared:
         """Bring an image to the model's working scale; refuse one of quite another size than the training images."""
-        check_size(image.source, image.spatial_shape, self.geometry)
+        check_size(image.source, image.spatial_shape, self.geometry, image.spacing_mm)
         return self.preparation(image)
 
     def describe(self) -> list[str]:
@@ -305,7 +310,8 @@ class Detector:
             baseline = PcaBaseline(tensors["baseline.mean"].numpy(), tensors["baseline.components"].numpy())
             thresholds = Thresholds.from_json(values["thresholds"])
             provenance = {**values["provenance"], "file": Path(path).name, "file_sha256": digest}
-            sizes = {name: tuple(values["geometry"][name]) for name in ("smallest_px", "largest_px")}
+            names = ("smallest_px", "largest_px", "spacing_mm")
+            sizes = {name: tuple(values["geometry"].get(name, ())) for name in names}
             geometry = Geometry(**{**values["geometry"], **sizes})
         except (KeyError, TypeError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
@@ -314,7 +320,9 @@ class Detector:
 
     def _read(self, source: Source, axes: Axes | None) -> _Input:
         if isinstance(source, (str, Path)):
-            source = _only_image(Path(source))
+            source = _only_image(Path(source), self.config.model.spatial_dims)
+        if isinstance(source, np.ndarray) and self.config.model.spatial_dims == 3:
+            source = volume_from(source)
         if isinstance(source, Sample):
             image = read_sample(source)
             return _Input(source, image, self.prepare(image), image_sha256(source.files))
@@ -374,19 +382,12 @@ class Detector:
         return raw, valid, limits
 
 
-def _only_image(path: Path) -> Sample:
-    samples = manifest_from_paths([path]).samples
+def _only_image(path: Path, spatial_dims: int) -> Sample:
+    samples = taken(manifest_from_paths([path]).samples, spatial_dims)
     if len(samples) > 1:
         fix = "pass anomaly_ae.manifest.manifest_from_paths([path]).samples to score_many"
         raise UsageError(f"{path} holds {len(samples)} images or frames", "one score is for one image", fix)
     return samples[0]
-
-
-def _all_or_raise(results: Iterable[tuple[Sample, Prepared | AnomalyAEError]]) -> Iterator[Prepared]:
-    for _, result in results:
-        if isinstance(result, AnomalyAEError):
-            raise result
-        yield result
 
 
 def _failure(source: Source, error: AnomalyAEError) -> Failure:

@@ -115,8 +115,11 @@ def _map(mapper: AnomalyMapper, raw: Tensor, valid: Tensor, limits: Tensor, axes
     Only errors are mapped in windows: the position is one in the whole image.
     """
     window, margin = mapper.window_px, mapper.margin_px
-    errors = map_in_windows(mapper.errors, raw.flip(axes), valid.flip(axes), limits, window, margin)
-    anomaly_map: Tensor = mapper.standardise(errors.flip(axes).to(raw.device), valid)
+    if axes:
+        errors = map_in_windows(mapper.errors, raw.flip(axes), valid.flip(axes), limits, window, margin).flip(axes)
+    else:  # flipping along no axis would still copy
+        errors = map_in_windows(mapper.errors, raw, valid, limits, window, margin)
+    anomaly_map: Tensor = mapper.standardise(errors.to(raw.device), valid)
     return anomaly_map
 
 

@@ -27,9 +27,24 @@ from anomaly_ae.ensemble import Ensemble, n_networks, shrink_of
 from anomaly_ae.errors import AnomalyAEError, DataError, IncompatibleImageError
 from anomaly_ae.learning import learn, member_config
 from anomaly_ae.listener import Listener
-from anomaly_ae.manifest import Manifest, check_groups, lesion_free, split_normals
+from anomaly_ae.manifest import (
+    Manifest,
+    check_groups,
+    counted_for_unit,
+    largest_spacing_mm,
+    lesion_free,
+    split_normals,
+    taken,
+)
 from anomaly_ae.model import image_multiple
-from anomaly_ae.prepare import check_size, choose_geometry, fitting_scales, takes_channels
+from anomaly_ae.prepare import (
+    at_spacing,
+    check_size,
+    choose_geometry,
+    fitting_scales,
+    stated_spacing,
+    takes_channels,
+)
 from anomaly_ae.readers import image_sha256
 from anomaly_ae.records import ANOMALOUS_LABEL, Sample
 from anomaly_ae.scoring import AnomalyMapper
@@ -94,7 +109,8 @@ def fit(
     check_groups(manifest.samples)
     listener = listener or Listener()
     overrides = [f"seed={seed}", *overrides]
-    known = config or load_config("default", overrides)  # presets differ neither in seed nor in split
+    known = config or load_config("default", overrides)  # picked presets differ neither in seed nor in split
+    manifest = replace(manifest, samples=taken(manifest.samples, known.model.spatial_dims))
     read_backbone(known)  # a wrong file, too, costs no time
     given = split_normals(manifest.samples, known.split.validation_share, known.split.calibration_share, known.seed)
     readable, forms = readable_parts(given, listener)
@@ -107,14 +123,15 @@ def fit(
     if config is None:
         name, reason = choose_preset(survey)
         config = load_config(name, overrides)
-    config = with_values(config, model={"n_channels": survey.n_channels})  # what only the data tell
+    every_mm = _unit_every_mm(config, parts)  # what only the data tell
+    config = with_values(config, model={"n_channels": survey.n_channels}, scoring={"unit_every_mm": every_mm})
     listener.say(f"preset {config.preset}: {reason}")
     detector = untrained(config, survey, place)
     detector.say = listener.say
     if config.model.embed:
         without = ", ".join(sorted({name for section in WITHOUT_MEANING.values() for name in section}))
         listener.say(f"features of {detector.config.model.embed}: {without} do not count")
-    listener.say(detector.geometry.describe(_typical_shape(survey.shapes)))
+    listener.say(detector.geometry.describe(_typical_shape(_stated_shapes(survey, detector.config))))
     offered = parts["calibration"]
     parts["calibration"] = _without_misfits(offered, forms, detector, listener)
     _check_reachable(parts["calibration"], asked)
@@ -142,6 +159,7 @@ def calibrate(
     Images that cannot be read are left out and named; the promise counts those that were scored.
     """
     listener, asked = listener or Listener(), Asked(rate, confidence)
+    samples = taken(samples, detector.config.model.spatial_dims)
     check_groups([replace(sample, split="calibration") for sample in samples])  # that is what all of them are now
     _check_reachable(samples, asked)
     forms = readable_forms(samples, listener, " of the calibration")
@@ -168,7 +186,8 @@ def _set_thresholds(
         kept.append(sample)
     if not kept:
         raise DataError("no normal image could be scored for calibration", "all were left out", "see the lines above")
-    scores = calibration_scores(values, peaks, [s.unit for s in kept], [s.group for s in kept])
+    counted = counted_for_unit(kept, detector.config.scoring.unit_every_mm)
+    scores = calibration_scores(values, peaks, [s.unit for s in kept], [s.group for s in kept], counted)
     calibrated = detector.with_thresholds(scores, thresholds_by(asked, scores))
     for key, facts in _described({"calibration": kept}, forms).items():
         calibrated.provenance[key] = {**calibrated.provenance.get(key, {}), **facts}
@@ -289,7 +308,7 @@ def _misfit(name: str, form: Form, detector: Detector) -> str:
     if not takes_channels(n_channels, form.n_channels, form.was_grey_rgb):
         return f"{name} has {form.n_channels} channel(s), the training images have {n_channels}"
     try:
-        check_size(name, form.spatial_shape, detector.geometry)
+        check_size(name, form.spatial_shape, detector.geometry, form.spacing_mm)
         detector.rules.check(form.spatial_shape, form.spacing_mm)
     except IncompatibleImageError as error:
         return str(error)
@@ -318,8 +337,9 @@ def untrained(config: Config, survey: Survey, device: torch.device) -> Detector:
     """Return what training begins with: working scale, fresh weights, intensity limits."""
     check_axes(survey, config)
     config, trunk = read_backbone(config)
-    config = with_values(config, model={"n_scales": fitting_scales(survey.shapes, config)})
-    geometry = choose_geometry(survey.shapes, config.geometry, image_multiple(config.model))
+    shapes = _stated_shapes(survey, config)
+    config = with_values(config, model={"n_scales": fitting_scales(shapes, config)})
+    geometry = choose_geometry(shapes, config.geometry, image_multiple(config.model))
     members = [_fresh_mapper(config, trunk, number) for number in range(1, n_networks(config) + 1)]
     limits = dataset_limits(learn_preparation(members[0], config, geometry, survey), config)
     members[0].get_buffer("limits").copy_(torch.from_numpy(limits))
@@ -328,6 +348,18 @@ def untrained(config: Config, survey: Survey, device: torch.device) -> Detector:
             other.get_buffer(name).copy_(shared)
     baseline = fit_pca([small_grey(thumbnail, limits) for thumbnail in survey.thumbnails])
     return Detector(Ensemble(members, config.scoring), config, geometry, {}, device, baseline)
+
+
+def _unit_every_mm(config: Config, parts: Mapping[str, Sequence[Sample]]) -> float:
+    """Return in how many mm one slice counts for its patient: unless asked for, the largest distance of slices."""
+    return config.scoring.unit_every_mm or largest_spacing_mm([sample for part in parts.values() for sample in part])
+
+
+def _stated_shapes(survey: Survey, config: Config) -> list[tuple[int, ...]]:
+    """Return the shapes of the training images at the spacing that they are resampled to."""
+    spacing_mm = stated_spacing(config.geometry, config.model.spatial_dims)
+    images = zip(survey.samples, survey.shapes, survey.spacings_mm, strict=True)
+    return [at_spacing(sample.id, shape, own_mm, spacing_mm) for sample, shape, own_mm in images]
 
 
 def _fresh_mapper(config: Config, trunk: Mapping[str, Tensor], number: int) -> AnomalyMapper:

@@ -18,10 +18,10 @@ from anomaly_ae.errors import AnomalyAEError
 from anomaly_ae.files import write_bytes
 from anomaly_ae.metrics import PixelMap
 from anomaly_ae.nifti import is_nifti_file, write_slice
-from anomaly_ae.readers import read_mask
+from anomaly_ae.readers import read_mask, read_volume_mask
 from anomaly_ae.records import ANOMALOUS_LABEL, BoolArray, Decision, FloatArray, Image, Sample, Score
 from anomaly_ae.regions import ALL_REGIONS, in_regions
-from anomaly_ae.report import PictureWriter, overlay, write_heatmap
+from anomaly_ae.report import PictureWriter, Planes, overlay, write_heatmap
 from anomaly_ae.results import PixelFigures, no_pixel_figures, pixel_figures
 
 MIN_FREE_BYTES = 2**30
@@ -40,14 +40,11 @@ def keep_pictures(
     mask: BoolArray | None,
 ) -> None:
     """Take thumbnails and, where asked for, write the heatmap at full resolution and the map itself."""
-    if result.anomaly_map is None or result.anomaly_map.ndim != 2:
-        return  # pictures of volumes are another matter
-    shown, display_map = detector.in_unit_range(image), detector.display(result.anomaly_map)
-    rebuilt = None
-    has_picture = not detector.config.model.embed  # features have none
-    if has_picture and pictures.wants_detail(sample.label, result.score):
-        rebuilt = detector.reconstruct(image)[1].clip(0, 1)
+    if result.anomaly_map is None:
+        return
+    wants_detail = pictures.wants_detail(sample.label, result.score)
     regions = _regions(detector, result.anomaly_map, image)
+    shown, display_map, mask, regions, rebuilt = _seen(detector, image, result.anomaly_map, mask, regions, wants_detail)
     kept = None if detector.rules == ALL_REGIONS else regions  # else the map tells them, at any threshold
     pictures.add(sample.id, sample.label, result.score, shown, display_map, rebuilt, mask, kept)
     is_looked_at = result.decision in {Decision.ANOMALOUS, Decision.REVIEW}
@@ -57,15 +54,48 @@ def keep_pictures(
         _write_map(folder / "maps", sample, result.anomaly_map)
 
 
+def _seen(
+    detector: Detector,
+    image: Image,
+    anomaly_map: FloatArray,
+    mask: BoolArray | None,
+    regions: BoolArray,
+    wants_detail: bool,
+) -> tuple[FloatArray, FloatArray, BoolArray | None, BoolArray, FloatArray | None]:
+    """Return what people see: image (C, h, w) in [0, 1], map in display units, mask, regions, reconstruction if wanted.
+
+    Of a volume they see three planes through the peak of its map, and no reconstruction: it would cost as much as the
+    map.
+    """
+    if anomaly_map.ndim == 2:
+        has_picture = wants_detail and not detector.config.model.embed  # features have none
+        rebuilt = detector.reconstruct(image)[1].clip(0, 1) if has_picture else None
+        return detector.in_unit_range(image), detector.display(anomaly_map), mask, regions, rebuilt
+    planes = Planes.through_peak(anomaly_map, image.valid, image.spacing_mm)
+    pixels = detector.in_unit_range(image, planes.of(image.pixels))
+    shown_map = detector.display(planes.of(anomaly_map[np.newaxis])[0])
+    inside = None if mask is None else planes.of(mask[np.newaxis])[0]
+    return pixels * planes.inside, shown_map * planes.inside, inside, planes.of(regions[np.newaxis])[0], None
+
+
 def keep_dicom(
     detector: Detector, sample: Sample, result: Score, image: Image, number: int, writer: DicomWriter
 ) -> None:
-    """Hand the overlay and the regions of an image to the writer of DICOM objects; of several channels the first."""
-    if result.anomaly_map is None or result.anomaly_map.ndim != 2:
+    """Hand the overlay and the regions of an image to the writer of DICOM objects; of several channels the first.
+
+    Of a volume those of every slice, under its number and four digits of the slice.
+    """
+    if result.anomaly_map is None:
         return
+    pixels, display_map = detector.in_unit_range(image), detector.display(result.anomaly_map)
     regions = _regions(detector, result.anomaly_map, image)
-    shown = overlay(detector.in_unit_range(image), detector.display(result.anomaly_map), regions=regions)
-    writer.add(number, sample.id, sample.files[0], sample.frame, shown, regions)
+    if not sample.is_volume:
+        shown = overlay(pixels, display_map, regions=regions)
+        writer.add(number, sample.id, sample.files[0], sample.frame, shown, regions)
+        return
+    for place, one in enumerate(sample.slices):
+        shown = overlay(pixels[:, place], display_map[place], regions=regions[place])
+        writer.add(10_000 * number + place + 1, sample.id, one.files[0], one.frame, shown, regions[place])
 
 
 def _regions(detector: Detector, anomaly_map: FloatArray, image: Image) -> BoolArray:
@@ -77,9 +107,15 @@ def _regions(detector: Detector, anomaly_map: FloatArray, image: Image) -> BoolA
 def mask_of(sample: Sample, image: Image) -> BoolArray | None:
     """Return the true mask, or None where it cannot be read: `scan` names it."""
     try:
-        return read_mask(sample.mask, image.spatial_shape, sample.frame, sample.files[0]) if sample.mask else None
+        return _mask(sample, image.spatial_shape)
     except AnomalyAEError:
         return None
+
+
+def _mask(sample: Sample, shape: tuple[int, ...]) -> BoolArray | None:
+    if sample.is_volume:
+        return read_volume_mask(sample.slices, shape)
+    return read_mask(sample.mask, shape, sample.frame, sample.files[0]) if sample.mask else None
 
 
 def _free_path(folder: Path, sample: Sample, suffix: str) -> Path:
@@ -154,8 +190,7 @@ class MapKeeper:
     def _maps(self) -> Iterator[PixelMap]:
         for path, sample, valid, spacing_mm in self._entries:
             anomaly_map = np.load(path, allow_pickle=False)
-            mask = read_mask(sample.mask, anomaly_map.shape, sample.frame, sample.files[0]) if sample.mask else None
-            yield PixelMap(anomaly_map, mask, valid, spacing_mm)
+            yield PixelMap(anomaly_map, _mask(sample, anomaly_map.shape), valid, spacing_mm)
 
 
 def left_out_text(n: int, what: str) -> str:
@@ -184,8 +219,10 @@ def _write_map(folder: Path, sample: Sample, anomaly_map: FloatArray) -> None:
     import tifffile
 
     if is_nifti_file(sample.files[0]):
-        whole = replace(sample, id=sample.path)
-        write_slice(folder / f"{file_stem(whole, is_taken=True)}.nii", sample.files[0], sample.frame, anomaly_map)
+        path = folder / f"{file_stem(replace(sample, id=sample.path), is_taken=True)}.nii"
+        frames = [one.frame for one in sample.slices] if sample.is_volume else [sample.frame]
+        for frame, plane in zip(frames, anomaly_map.reshape(-1, *anomaly_map.shape[-2:]), strict=True):
+            write_slice(path, sample.files[0], frame, plane)
         return
 
     buffer = io.BytesIO()

@@ -21,9 +21,9 @@ from torch import Generator, Tensor
 
 from anomaly_ae.errors import AnomalyAEError
 from anomaly_ae.files import cannot_write
-from anomaly_ae.manifest import renamed
+from anomaly_ae.manifest import renamed, slice_spacing_mm
 from anomaly_ae.prepare import Prepared
-from anomaly_ae.readers import read_channels
+from anomaly_ae.readers import read_channels, read_volume
 from anomaly_ae.records import FloatArray, Image, PixelArray, Sample
 
 S = TypeVar("S")
@@ -67,7 +67,7 @@ def use_threads(n: int | None) -> None:
 
 
 def read_sample(sample: Sample) -> Image:
-    """Read one manifest row: its channels, its frame, and its ``valid`` mask if it names one.
+    """Read one manifest row: its channels, its frame, and its ``valid`` mask if it names one; or its volume.
 
     Raises
     ------
@@ -75,10 +75,17 @@ def read_sample(sample: Sample) -> Image:
         In words without paths where the sample has a public name.
     """
     try:
+        if sample.is_volume:
+            return read_volume(sample.slices, slice_spacing_mm(sample), sample.id)
         image = read_channels(sample.files, sample.frame, sample.valid)
     except AnomalyAEError as error:
         raise renamed(error, sample) from None
     return replace(image, source=sample.id, volume=sample.slices or image.volume)
+
+
+def ahead(samples: Iterable[Sample]) -> int:
+    """Return how many results may wait for `in_order`: one volume at a time is enough for the memory."""
+    return 1 if any(sample.is_volume for sample in samples) else 0
 
 
 def in_order(items: Iterable[S], work: Callable[[S], T], lookahead: int = 0) -> Iterator[tuple[S, T | AnomalyAEError]]:
@@ -107,6 +114,14 @@ def in_order(items: Iterable[S], work: Callable[[S], T], lookahead: int = 0) -> 
                     waiting.append((upcoming, pool.submit(safely, upcoming)))
         finally:  # the consumer may stop early
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def all_or_raise(results: Iterable[tuple[S, T | AnomalyAEError]]) -> Iterator[T]:
+    """Yield the results of `in_order`; raise the first error."""
+    for _, result in results:
+        if isinstance(result, AnomalyAEError):
+            raise result
+        yield result
 
 
 def torch_pixels(pixels: PixelArray) -> Tensor:

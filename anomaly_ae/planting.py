@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from anomaly_ae.errors import AnomalyAEError, DataError
+from anomaly_ae.config import Config
+from anomaly_ae.errors import AnomalyAEError, DataError, UsageError
 from anomaly_ae.loading import read_sample
 from anomaly_ae.records import BoolArray, FloatArray, Image, Sample
 from anomaly_ae.synthetic import plant_defect
@@ -16,6 +17,18 @@ from anomaly_ae.synthetic import plant_defect
 KINDS = ("scratch", "spot", "stain", "dent")
 SHARE_OF_SIDE = 1 / 8
 MIN_SIZE_PX = 4.0
+
+
+def refuse_volumes(config: Config, command: str) -> None:
+    """Refuse, before anything is computed, to plant flat defects into volumes.
+
+    Raises
+    ------
+    UsageError
+    """
+    if config.model.spatial_dims == 3:
+        why, fix = "it plants and shows flat defects", "use a preset for slices"
+        raise UsageError(f"{command} with model.spatial_dims=3", why, fix)
 
 
 def plant_into(

@@ -6,8 +6,9 @@ aspect ratio never changes. Nothing here touches intensities other than by inter
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from anomaly_ae.config import Config, GeometryConfig
 from anomaly_ae.errors import IncompatibleImageError
 from anomaly_ae.placement import Placement
+from anomaly_ae.readers import MAX_PIXELS
 from anomaly_ae.records import BoolArray, FloatArray, Image, PixelArray, Slice
 
 SMALLEST_DEFECT_PX = 3.0
@@ -29,17 +31,21 @@ class Geometry:
     Attributes
     ----------
     factor : float
-        Working pixels per image pixel.
+        Working pixels per image pixel; where a spacing is stated, per pixel at that spacing.
     multiple : int
         Spatial sides at working scale are padded to a multiple of this.
     smallest_px, largest_px : tuple of int
-        Smallest and largest training side along each axis, in pixels of the image; empty: any size is taken.
+        Smallest and largest training side along each axis, in such pixels; empty: any size is taken.
+    spacing_mm : tuple of float
+        The spacing along each axis that images are resampled to before `factor` counts, 0: their own; empty: none is
+        stated.
     """
 
     factor: float
     multiple: int
     smallest_px: tuple[int, ...] = ()
     largest_px: tuple[int, ...] = ()
+    spacing_mm: tuple[float, ...] = field(default=(), metadata={"before": ()})
 
     @property
     def smallest_defect_px(self) -> float:
@@ -48,7 +54,11 @@ class Geometry:
 
     def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the spatial shape at working scale, with its padding."""
-        return tuple(-(-side // self.multiple) * self.multiple for side in working_shape(shape, self.factor))
+        return self.padded(working_shape(shape, self.factor))
+
+    def padded(self, inner: Sequence[int]) -> tuple[int, ...]:
+        """Return the spatial shape at working scale with the padding of its sides to `multiple`."""
+        return tuple(-(-side // self.multiple) * self.multiple for side in inner)
 
     def describe(self, shape: Sequence[int]) -> str:
         """Say in one line what happens to an image of this spatial shape.
@@ -58,7 +68,10 @@ class Geometry:
         """
         work = _times(working_shape(shape, self.factor))
         how = "as they are" if self.factor == 1 else f"at {work} (factor {self.factor:.3g})"
-        return f"{_times(shape)} px are mapped {how}: defects from about {self.smallest_defect_px:.3g} px on survive"
+        at = f" of {' x '.join(f'{mm:.3g}' for mm in self.spacing_mm)} mm" if self.spacing_mm else ""
+        return (
+            f"{_times(shape)} px{at} are mapped {how}: defects from about {self.smallest_defect_px:.3g} px on survive"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,10 +108,11 @@ class Prepared:
 
 
 def choose_geometry(shapes: Sequence[tuple[int, ...]], config: GeometryConfig, multiple: int) -> Geometry:
-    """Choose the working scale of a data set from the spatial shapes of its training images.
+    """Choose the working scale of a data set from the spatial shapes of its training images, at the stated spacing.
 
     The rule: images whose longer side (median) is at most ``max_side_px`` stay as they are; longer ones are
-    shrunk to it; images whose shorter side (median) is below ``min_side_px`` are enlarged to it.
+    shrunk to it; flat images whose shorter side (median) is below ``min_side_px`` are enlarged to it. Volumes are not:
+    their slices are few, and to enlarge all axes for that would multiply the voxels.
 
     >>> choose_geometry([(3000, 4000)], GeometryConfig(), 16).factor
     0.128
@@ -106,7 +120,37 @@ def choose_geometry(shapes: Sequence[tuple[int, ...]], config: GeometryConfig, m
     1.0
     """
     sides = list(zip(*shapes, strict=True))  # of all images, axis by axis
-    return Geometry(working_factor(shapes, config), multiple, tuple(map(min, sides)), tuple(map(max, sides)))
+    factor, spacing_mm = working_factor(shapes, config), stated_spacing(config, len(sides))
+    return Geometry(factor, multiple, tuple(map(min, sides)), tuple(map(max, sides)), spacing_mm)
+
+
+def stated_spacing(config: GeometryConfig, n_axes: int) -> tuple[float, ...]:
+    """Return the spacing that images are resampled to, of each axis, 0 where it stays; empty where none is stated."""
+    in_slices = (config.spacing_mm,) * 2
+    spacing_mm = in_slices if n_axes == 2 else (config.slice_spacing_mm or config.spacing_mm, *in_slices)
+    return spacing_mm if any(spacing_mm) else ()
+
+
+def at_spacing(
+    name: str, shape: tuple[int, ...], own_mm: tuple[float, ...] | None, spacing_mm: tuple[float, ...]
+) -> tuple[int, ...]:
+    """Return the spatial shape of an image after it is resampled to a stated spacing; its own where none is stated.
+
+    Raises
+    ------
+    IncompatibleImageError
+        A spacing is stated, and nobody knows that of the image; or it has another number of axes.
+    """
+    if not spacing_mm:
+        return shape
+    if own_mm is None or len(own_mm) != len(spacing_mm):
+        raise IncompatibleImageError(
+            f"{name} states no spacing along {len(spacing_mm)} axes",
+            f"images are resampled to {' x '.join(f'{mm:g}' for mm in spacing_mm)} mm",
+            "give files that state their spacing, or fit with geometry.spacing_mm=0",
+        )
+    axes = zip(shape, own_mm, spacing_mm, strict=True)
+    return tuple(max(1, round(n * own / mm)) if mm else n for n, own, mm in axes)
 
 
 def working_factor(shapes: Sequence[tuple[int, ...]], config: GeometryConfig) -> float:
@@ -114,7 +158,8 @@ def working_factor(shapes: Sequence[tuple[int, ...]], config: GeometryConfig) ->
     longer = float(np.median([max(shape) for shape in shapes]))
     factor = min(1.0, config.max_side_px / longer)
     shorter = _shorter_side(shapes)
-    return factor if shorter * factor >= config.min_side_px else config.min_side_px / shorter
+    is_volume = len(shapes[0]) == 3
+    return factor if is_volume or shorter * factor >= config.min_side_px else config.min_side_px / shorter
 
 
 def fitting_scales(shapes: Sequence[tuple[int, ...]], config: Config) -> int:
@@ -138,14 +183,27 @@ def takes_channels(n_of_model: int, n_of_image: int, was_grey_rgb: bool) -> bool
     return n_of_image == n_of_model or (was_grey_rgb and n_of_model == 3)
 
 
-def check_size(name: str, shape: Sequence[int], geometry: Geometry) -> None:
+def check_size(
+    name: str, shape: tuple[int, ...], geometry: Geometry, spacing_mm: tuple[float, ...] | None = None
+) -> None:
     """Refuse a spatial shape of quite another size than those the model learned from: it would say "normal" unseen.
+
+    Where the model resamples to a stated spacing it counts after that.
 
     Raises
     ------
     IncompatibleImageError
-        A side is below half of the smallest training side along its axis, or above twice the largest.
+        A side is below half of the smallest training side along its axis, or above twice the largest; or a volume is
+        flat, or the other way round.
     """
+    n_axes = len(geometry.smallest_px)
+    if geometry.smallest_px and len(shape) != n_axes:
+        raise IncompatibleImageError(
+            f"{name} has {len(shape)} axes",
+            f"the model was trained on {'volumes' if n_axes == 3 else 'flat images'}, which have {n_axes}",
+            "score images of the kind that the model was trained on",
+        )
+    shape = at_spacing(name, shape, spacing_mm, geometry.spacing_mm)
     ranges = zip(shape, geometry.smallest_px, geometry.largest_px, strict=False)
     if all(smallest / 2 <= side <= largest * 2 for side, smallest, largest in ranges):
         return
@@ -175,15 +233,17 @@ def prepare(image: Image, geometry: Geometry, n_channels: int) -> Prepared:
         )
     if image.n_channels != n_channels:
         image = replace(image, pixels=np.repeat(image.pixels, n_channels, axis=0))
-    inner = working_shape(image.spatial_shape, geometry.factor)
+    stated = at_spacing(image.source, image.spatial_shape, image.spacing_mm, geometry.spacing_mm)
+    inner = working_shape(stated, geometry.factor)
+    _refuse_too_large(image, inner)
     pixels, valid = image.pixels, image.valid
     if inner != image.spatial_shape:
         pixels, valid = _resample_valid(pixels, valid, inner)
         _refuse_empty(valid, image, geometry)
-    padding = [(0, side - within) for side, within in zip(geometry.grid(image.spatial_shape), inner, strict=True)]
+    padding = [(0, side - within) for side, within in zip(geometry.padded(inner), inner, strict=True)]
     inside = np.ones(inner, bool) if valid is None else valid
     return Prepared(
-        pixels=np.pad(pixels, [(0, 0), *padding], mode="edge"),
+        pixels=np.pad(pixels, [(0, 0), *padding], mode="edge") if any(map(any, padding)) else pixels,
         valid=np.pad(inside, padding),
         image_shape=image.spatial_shape,
         inner_shape=inner,
@@ -230,6 +290,16 @@ def _resample_valid(
     return summed / np.maximum(weight, 1e-6), weight[0] > 0.5
 
 
+def _refuse_too_large(image: Image, inner: Sequence[int]) -> None:
+    """Refuse, before memory is taken, what a stated spacing would blow up."""
+    if image.n_channels * math.prod(inner) > MAX_PIXELS:
+        raise IncompatibleImageError(
+            f"{image.source} would have {_times(inner)} px at working scale",
+            f"more than {MAX_PIXELS:,} samples in all",
+            "cut it into parts, or fit with a larger geometry.spacing_mm or a smaller geometry.max_side_px",
+        )
+
+
 def _refuse_empty(valid: BoolArray | None, image: Image, geometry: Geometry) -> None:
     """Refuse an image of which nothing would be inspected: it must not pass as normal."""
     if valid is not None and not valid.any():
@@ -266,7 +336,8 @@ def _axis_weights(n_in: int, n_out: int) -> Any:
 
 def valid_box(valid: BoolArray) -> tuple[slice, ...]:
     """Return the smallest box that holds all valid pixels; all of the image where there is none."""
-    found = np.argwhere(valid)
-    if len(found) in (0, valid.size):
+    axes = range(valid.ndim)
+    along = [np.flatnonzero(valid.any(axis=tuple(other for other in axes if other != axis))) for axis in axes]
+    if not len(along[0]):
         return tuple(slice(0, side) for side in valid.shape)
-    return tuple(slice(int(low), int(high) + 1) for low, high in zip(found.min(axis=0), found.max(axis=0), strict=True))
+    return tuple(slice(int(found[0]), int(found[-1]) + 1) for found in along)

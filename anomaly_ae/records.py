@@ -34,16 +34,17 @@ class Decision(IntEnum):
 
 
 class Slice(NamedTuple):
-    """Where one slice of a volume is read from: the files of its channels, the frame in them, its `valid` mask."""
+    """Where one slice of a volume is read from: the files of its channels, the frame in them, its two masks."""
 
     files: tuple[Path, ...]
     frame: int = 0
     valid: Path | None = None
+    mask: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Image:
-    """One frame as the file has it.
+    """One frame as the file has it, or one volume: its slices stacked, the first axis from left, back or bottom.
 
     Attributes
     ----------
@@ -112,6 +113,8 @@ class Sample:
         What the rows of one volume have in common where each slice is a file of its own, as in a DICOM series.
     slices : tuple of Slice
         What those rows are read from.
+    is_volume : bool
+        The row is the whole volume that `slices` are stacked to, and not one of them.
     extra : mapping
         Further columns (scanner, station, shift), kept and copied to the results.
     """
@@ -129,6 +132,7 @@ class Sample:
     defect: str = ""
     volume: str = ""
     slices: tuple[Slice, ...] = ()
+    is_volume: bool = False
     extra: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -139,7 +143,7 @@ class Region:
     Attributes
     ----------
     area_px : int
-        Number of pixels.
+        Number of pixels (of a volume: voxels).
     area_mm2 : float or None
         Area in mm² (volume in mm³ for volumes); None without a spacing.
     box_px : tuple of int

@@ -16,6 +16,9 @@ from anomaly_ae.config import ScoringConfig
 from anomaly_ae.errors import DataError, UnreadableImageError, UsageError
 from anomaly_ae.records import BoolArray, FloatArray, Region
 
+MAX_AT_ONCE = 2**24
+"""Pixels of a map that statistics are taken of at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class RegionRules:
@@ -294,16 +297,25 @@ def _at_or_above(anomaly_map: FloatArray, pixel_threshold: float, counted: BoolA
 def _statistics(
     anomaly_map: FloatArray, labels: npt.NDArray[np.integer], n_regions: int
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return area, peak, mean, each (n_regions,), and centroid, (n_regions, ndim)."""
-    where = np.nonzero(labels)  # one index array per axis
-    region = labels[where] - 1  # (n_pixels,)
-    values = anomaly_map[where].astype(np.float64)
-    area_px = np.bincount(region, minlength=n_regions)
-    peak = np.full(n_regions, -np.inf)
-    np.maximum.at(peak, region, values)
-    mean = np.minimum(np.bincount(region, values) / area_px, peak)  # rounding could lift the mean above the peak
-    centroid_px = np.stack([np.bincount(region, index) / area_px for index in where], axis=1)
-    return area_px, peak, mean, centroid_px
+    """Return area, peak, mean, each (n_regions,), and centroid, (n_regions, ndim).
+
+    A large volume is looked at some slices at a time: where most of it is one region, indices and float64 values of all
+    its voxels at once would take ten times its memory.
+    """
+    area_px, total = np.zeros(n_regions, np.intp), np.zeros(n_regions)
+    peak, moments = np.full(n_regions, -np.inf), np.zeros((labels.ndim, n_regions))
+    n_rows = max(1, MAX_AT_ONCE * len(labels) // labels.size)
+    for start in range(0, len(labels), n_rows):
+        where = np.nonzero(labels[start : start + n_rows])  # one index array per axis
+        region = labels[start : start + n_rows][where] - 1  # (n_pixels,)
+        values = anomaly_map[start : start + n_rows][where].astype(np.float64)
+        area_px += np.bincount(region, minlength=n_regions)
+        total += np.bincount(region, values, minlength=n_regions)
+        np.maximum.at(peak, region, values)
+        places = (where[0] + start, *where[1:])
+        moments += np.stack([np.bincount(region, index, minlength=n_regions) for index in places])
+    mean = np.minimum(total / area_px, peak)  # rounding could lift the mean above the peak
+    return area_px, peak, mean, (moments / area_px).T
 
 
 def _check(

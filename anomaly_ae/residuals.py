@@ -18,7 +18,7 @@ from anomaly_ae.loading import ImageStore
 from anomaly_ae.scoring import N_CONTEXT_BINS, AnomalyMapper, map_in_windows
 from anomaly_ae.training import TrainingData
 
-MIN_IMAGES = 60
+MIN_IMAGES, MIN_VOLUMES = 60, 20  # a volume has as many voxels as hundreds of images have pixels
 MAX_IMAGES = 200
 N_PIXELS_PER_IMAGE = 20_000
 SD_FLOOR = {"linear": 0.5, "log": 1.0}
@@ -64,7 +64,8 @@ class _Examples:
 
     def __init__(self, data: TrainingData, device: torch.device) -> None:
         validation = [(data.validation, i) for i in range(len(data.validation))]
-        n_more = max(0, MIN_IMAGES - len(validation))
+        are_volumes = data.train.image(0)[0].ndim == 4
+        n_more = max(0, (MIN_VOLUMES if are_volumes else MIN_IMAGES) - len(validation))
         training = [(data.train, i) for i in range(min(n_more, len(data.train)))]
         self._sources: list[tuple[ImageStore, int]] = [*validation, *training][:MAX_IMAGES]
         self._device = device
@@ -103,7 +104,8 @@ def _sums_in_cells(smooth: Tensor, valid: Tensor, box: tuple[slice, ...], cells:
     """Return per cell the share of valid pixels, and the sums of their errors and squared errors: (3, 1, *cells)."""
     weight, smooth = valid[:, *box].double(), smooth[:, *box].double()  # (1, *box)
     pool = functional.adaptive_avg_pool2d if smooth.ndim == 3 else functional.adaptive_avg_pool3d
-    return pool(torch.stack([weight, weight * smooth, weight * smooth.square()]), cells)  # type: ignore[arg-type]
+    sums = (pool(part, cells) for part in (weight, weight * smooth, weight * smooth.square()))  # type: ignore[arg-type]
+    return torch.stack(list(sums))
 
 
 def _set_everywhere(mapper: AnomalyMapper, maps: Iterator[tuple[Tensor, Tensor]]) -> None:

@@ -7,6 +7,7 @@ preprocessing anywhere.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -36,6 +37,9 @@ N_COLUMNS = 512
 FAINT = 0.1
 """Share of the usual error that is as good as none: the logarithm levels off there, or a perfect repair of one pixel
 would be as unusual as a lesion."""
+
+MAX_VALUES = 4_000_000
+"""Percentiles of a larger volume are those of so many of its voxels."""
 
 MapFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(raw (B, C, *S), valid (B, 1, *S), limits (B, C, 2)) -> anomaly map (B, 1, *S)."""
@@ -240,7 +244,8 @@ def _on_grid_of(valid: Tensor, values: Tensor) -> Tensor:
     """Bring what was measured on features, or on a shrunk image, to the pixels; else it is there already."""
     if values.shape[2:] == valid.shape[2:]:
         return values
-    return functional.interpolate(values, size=valid.shape[2:], mode="bilinear", align_corners=False)
+    mode = "bilinear" if valid.ndim == 4 else "trilinear"
+    return functional.interpolate(values, size=valid.shape[2:], mode=mode, align_corners=False)
 
 
 def _interpolate(values: Tensor, position: Tensor) -> Tensor:
@@ -249,7 +254,17 @@ def _interpolate(values: Tensor, position: Tensor) -> Tensor:
 
 
 def intensity_limits(pixels: PixelArray, valid: BoolArray | None, config: IntensityConfig) -> FloatArray:
-    """Return per channel the percentiles of one image or volume inside ``valid``: float64 (C, 2)."""
+    """Return per channel the percentiles of one image or volume inside ``valid``: float64 (C, 2).
+
+    Of a large volume every n-th slice is taken, and every n-th voxel of these.
+    """
+    if pixels.ndim == 4:
+        step = math.ceil((pixels[0].size / MAX_VALUES) ** (1 / 3))
+        every = (slice(None, None, step),) * 3
+        some = pixels[:, *every]
+        inside_some = None if valid is None else valid[every]
+        if inside_some is None or inside_some.any():
+            pixels, valid = some, inside_some
     inside = pixels.reshape(pixels.shape[0], -1) if valid is None else pixels[:, valid]
     if inside.shape[1] == 0:
         raise DataError("an image without a single valid pixel", "its mask is empty", "leave it out")
@@ -280,6 +295,7 @@ def map_in_windows(
     """Map an image of any size; a large one window by window, exactly as if it were mapped whole.
 
     Every window carries a margin as wide as the mapper's reach, and only its core is kept: no blending, no seams.
+    An axis that is no longer than a window is not cut, and needs no margin.
     Peak memory depends on ``window_px`` and not on the image. Both lengths are multiples of ``mapper.size_multiple``,
     so that every window sees the same pixel blocks as the whole image.
     """
@@ -287,18 +303,19 @@ def map_in_windows(
     if max(sides) <= window_px:
         return mapper(raw, valid, limits)
     core = max(window_px - 2 * margin_px, margin_px)
-    tiles: list[tuple[list[slice], Tensor]] = []
-    for start in itertools.product(*[range(0, side, core) for side in sides]):
+    cores = [side if side <= window_px else core for side in sides]
+    result = torch.empty(0)
+    for start in itertools.product(*[range(0, side, core) for side, core in zip(sides, cores, strict=True)]):
+        inner = [slice(s, min(side, s + core)) for s, side, core in zip(start, sides, cores, strict=True)]
         outer = [
-            slice(max(0, s - margin_px), min(side, s + core + margin_px)) for s, side in zip(start, sides, strict=True)
+            slice(max(0, i.start - margin_px), min(side, i.stop + margin_px))
+            for i, side in zip(inner, sides, strict=True)
         ]
-        inner = [slice(s, min(side, s + core)) for s, side in zip(start, sides, strict=True)]
         cut = [slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True)]
         tile = mapper(raw[:, :, *outer], valid[:, :, *outer], limits)
-        tiles.append((inner, tile[:, :, *cut].cpu()))
-    result = torch.empty(*tiles[0][1].shape[:2], *sides)
-    for inner, core_map in tiles:
-        result[:, :, *inner] = core_map
+        if not len(result):  # only a tile tells the number of channels
+            result = torch.empty(*tile.shape[:2], *sides)
+        result[:, :, *inner] = tile[:, :, *cut].cpu()
     return result
 
 

@@ -11,14 +11,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from anomaly_ae.alignment import reference_from
+from anomaly_ae.baselines import shrunk
 from anomaly_ae.config import Config
 from anomaly_ae.errors import AnomalyAEError, ConfigError, DataError
 from anomaly_ae.illumination import cell_sums, learned_gain
 from anomaly_ae.listener import Listener
-from anomaly_ae.loading import in_order, read_sample, torch_pixels
+from anomaly_ae.loading import ahead, in_order, read_sample, torch_pixels
 from anomaly_ae.manifest import MIN_NORMALS
 from anomaly_ae.preparation import Preparation
-from anomaly_ae.prepare import Geometry, resample
+from anomaly_ae.prepare import Geometry
 from anomaly_ae.readers import pixel_sha256
 from anomaly_ae.records import FloatArray, Image, Sample
 from anomaly_ae.scoring import AnomalyMapper, spread_limits
@@ -61,32 +62,35 @@ class Survey:
     ----------
     samples : tuple of Sample
         The readable ones.
-    shapes : tuple
-        Spatial shape of each.
+    shapes, spacings_mm : tuple
+        Spatial shape of each, and its spacing along each axis or None.
     extremes : float64 array, (n, C, 2)
         Smallest and largest valid value of each.
     pixels : tuple of float64 array, (C, k)
         A random sample of the valid pixels of each, to pool percentiles from.
-    thumbnails : tuple of float32 array, (C, 64, 64)
+    thumbnails : tuple of float32 array, (C, 64, 64), of volumes (C, 16, 16, 16)
         For alignment and baseline, in the file's numbers.
     n_channels : int
     bits_stored : int or None
         The most of any image; None as soon as one has floating-point pixels.
-    has_spacing : bool
-        Every image states its pixel spacing in mm, as medical images do.
     cells : float64 array, (C, 2, *cells)
         Sums of `illumination.cell_sums` over the images.
     """
 
     samples: tuple[Sample, ...]
     shapes: tuple[tuple[int, ...], ...]
+    spacings_mm: tuple[tuple[float, ...] | None, ...]
     extremes: FloatArray
     pixels: tuple[FloatArray, ...]
     thumbnails: tuple[FloatArray, ...]
     n_channels: int
     bits_stored: int | None
-    has_spacing: bool
     cells: FloatArray
+
+    @property
+    def has_spacing(self) -> bool:
+        """Whether every image states its pixel spacing in mm, as medical images do."""
+        return None not in self.spacings_mm
 
     @property
     def has_one_size(self) -> bool:
@@ -127,7 +131,7 @@ def readable_parts(
 def readable_forms(samples: Sequence[Sample], listener: Listener, left_out_of: str = "") -> dict[str, Form]:
     """Decode every image once; name what cannot be read, and return the form of the others by their id."""
     forms: dict[str, Form] = {}
-    for done, (sample, form) in enumerate(in_order(samples, _form), start=1):
+    for done, (sample, form) in enumerate(in_order(samples, _form, ahead(samples)), start=1):
         listener.progress("reading", done, len(samples), "")
         if isinstance(form, AnomalyAEError):
             listener.say(f"left out{left_out_of}: {form}")
@@ -155,24 +159,26 @@ def survey_images(samples: Sequence[Sample], seed: int, listener: Listener) -> S
         Channel counts differ, or all images are identical.
     """
     generator = np.random.default_rng(seed)
-    shapes, extremes, pixels, thumbnails, cells, infos = [], [], [], [], [], []
-    for done, (_, image) in enumerate(in_order(samples, read_sample), start=1):
+    shapes, spacings, extremes, pixels, thumbnails, cells, infos = [], [], [], [], [], [], []
+    for done, (_, image) in enumerate(in_order(samples, read_sample, ahead(samples)), start=1):
         listener.progress("looking at the training images", done, len(samples), "")
         if isinstance(image, AnomalyAEError):
             raise image  # it was readable a moment ago
         shapes.append(image.spatial_shape)
+        spacings.append(image.spacing_mm)
         extremes.append(_extremes(image))
         pixels.append(_some_pixels(image, generator))
-        thumbnails.append(resample(image.pixels, (64,) * len(image.spatial_shape)))
+        thumbnails.append(shrunk(image.pixels))
         cells.append(cell_sums(image.pixels, image.valid))
-        infos.append((image.n_channels, image.bits_stored, image.spacing_mm is not None, image.was_grey_rgb))
+        infos.append((image.n_channels, image.bits_stored, image.was_grey_rgb))
     bits = [info[1] for info in infos if info[1] is not None]
     channels = sorted({info[0] for info in infos})
-    greys = [i for i, info in enumerate(infos) if info[3]]
+    greys = [i for i, info in enumerate(infos) if info[2]]
     if channels == [1, 3] and len(greys) == sum(info[0] == 1 for info in infos):  # colourless pictures in a colour set
         for values in (extremes, pixels, thumbnails, cells):
             values[:] = [np.repeat(v, 3, axis=0) if i in greys else v for i, v in enumerate(values)]
         channels, greys = [3], []
+    _refuse_mixed_axes(shapes)
     if len(channels) > 1:
         raise DataError(
             f"training images have {' and '.join(map(str, channels))} channels",
@@ -186,12 +192,12 @@ def survey_images(samples: Sequence[Sample], seed: int, listener: Listener) -> S
     return Survey(
         samples=tuple(samples),
         shapes=tuple(shapes),
+        spacings_mm=tuple(spacings),
         extremes=np.stack(extremes),
         pixels=tuple(pixels),
         thumbnails=tuple(thumbnails),
         n_channels=channels[0],
         bits_stored=max(bits) if len(bits) == len(infos) else None,
-        has_spacing=all(info[2] for info in infos),
         cells=np.sum(cells, axis=0),
     )
 
@@ -213,6 +219,8 @@ def _correlations(thumbnails: Sequence[FloatArray]) -> FloatArray:
 
 def choose_preset(survey: Survey) -> tuple[str, str]:
     """Pick a preset from what the images are like, and say why."""
+    if len(survey.shapes[0]) == 3:
+        return "volume", "volumes that are looked at as a whole"
     correlation = alignment(survey.thumbnails)
     if survey.is_aligned:
         return "object", f"the images share one grid (correlation with their mean {correlation:.2f})"
@@ -221,6 +229,15 @@ def choose_preset(survey: Survey) -> tuple[str, str]:
     if correlation < TEXTURE_CORRELATION:
         return "texture", f"nothing is in the same place in every image (correlation with their mean {correlation:.2f})"
     return "default", f"objects that are not on one grid (correlation with their mean {correlation:.2f})"
+
+
+def _refuse_mixed_axes(shapes: Sequence[tuple[int, ...]]) -> None:
+    if len({len(shape) for shape in shapes}) > 1:
+        raise DataError(
+            f"{sum(len(shape) == 2 for shape in shapes)} of {len(shapes)} training images are flat, the others volumes",
+            "one model sees one kind of image",
+            "leave the flat ones out, or set model.spatial_dims=2",
+        )
 
 
 def check_axes(survey: Survey, config: Config) -> None:
@@ -287,7 +304,7 @@ def _seen_again(survey: Survey, preparation: Preparation, seed: int) -> Survey:
     """Return the survey with the numbers that images have after their preparation: the limits are set on these."""
     generator = np.random.default_rng(seed)
     extremes, pixels = [], []
-    for _, prepared in in_order(survey.samples, lambda sample: preparation(read_sample(sample))):
+    for _, prepared in in_order(survey.samples, lambda sample: preparation(read_sample(sample)), ahead(survey.samples)):
         if isinstance(prepared, AnomalyAEError):
             raise prepared
         image = Image(prepared.pixels, prepared.valid)

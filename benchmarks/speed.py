@@ -16,18 +16,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 import anomaly_ae
+from anomaly_ae.detector import Detector
 from anomaly_ae.files import write_text
+from anomaly_ae.nifti import write_volume
 from anomaly_ae.regions import RegionRules, surviving_level
 from anomaly_ae.report import PictureWriter
 from anomaly_ae.results import read_rows
-from anomaly_ae.synthetic import make_dataset
+from anomaly_ae.synthetic import draw_head, make_dataset, make_volumes
 
 AREAS_PX = (1, 20, 200, 5_000)
 COMMAND = [sys.executable, "-m", "anomaly_ae"]
@@ -217,6 +221,48 @@ def redecide(bench: Bench) -> Iterator[tuple[str, str]]:
     )
 
 
+def taking_any_size(model: Path, factor: float = 1.0) -> Path:
+    """Return a copy of a model that was made from small images, and that takes images of any size, at that scale."""
+    detector = Detector.load(model, "cpu")
+    detector.geometry = replace(detector.geometry, smallest_px=(), largest_px=(), factor=factor)
+    copy = model.with_stem(f"{model.stem}_{factor:g}")
+    detector.save(copy)
+    return copy
+
+
+def volume(bench: Bench) -> Iterator[tuple[str, str]]:
+    """A CT-sized volume, as one image, with its map as NIfTI: at full resolution, and shrunk to 256 voxels."""
+    data, model = bench.work / "heads", bench.work / "heads.safetensors"
+    make_volumes(data, n_train=10, n_test_normal=1, n_lesions=0, side_mm=32)
+    settings = ["--set", "training.steps=3"]
+    bench.seconds(*COMMAND, "fit", data, "--preset", "volume", *settings, "--out", model)
+    small = draw_head(np.random.SeedSequence(0), 64.0, (1, 1, 1))[0]
+    large = bench.work / "large.nii.gz"
+    write_volume(large, np.tile(small, (8, 8, 5))[..., :300], (0.7, 0.7, 1.0))
+    for factor in (1.0, 0.5):
+        run = bench.work / f"run_volume_{factor}"
+        seconds, _, mebibytes = bench.used(
+            *COMMAND, "score", taking_any_size(model, factor), large, "--out", run, "--maps", "--device", bench.device
+        )
+        at = "as it is" if factor == 1 else "shrunk by 2, as preset `volume` does"
+        yield f"`score --maps`, one NIfTI volume of 512 x 512 x 300, 16 bit, {at}", f"{seconds:.0f} s, {mebibytes} MiB"
+
+
+def large(bench: Bench) -> Iterator[tuple[str, str]]:
+    """A large flat image at full resolution."""
+    data, model = bench.untrained(512)
+    path = bench.work / "large.png"
+    small = np.asarray(Image.open(sorted((data / "test" / "good").glob("*.png"))[0]))
+    Image.fromarray(np.tile(small, (16, 16))[:8000, :8000]).save(path)
+    seconds, _, mebibytes = bench.used(
+        *COMMAND, "score", taking_any_size(model), path, "--out", bench.work / "run_large", "--device", bench.device
+    )
+    yield (
+        "`score`, one image of 8,000 x 8,000 px, 8 bit, as it is, three resolutions",
+        f"{seconds:.0f} s, {mebibytes} MiB",
+    )
+
+
 QUESTIONS: dict[str, Callable[[Bench], Iterator[tuple[str, str]]]] = {
     "start": start,
     "fit": fit_with("default"),
@@ -225,6 +271,8 @@ QUESTIONS: dict[str, Callable[[Bench], Iterator[tuple[str, str]]]] = {
     "memory": memory,
     "regions": regions,
     "redecide": redecide,
+    "volume": volume,
+    "large": large,
 }
 
 

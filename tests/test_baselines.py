@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anomaly_ae.baselines import N_COMPONENTS, SIDE_PX, contrast_and_sharpness, fit_pca, small_grey
+from anomaly_ae.baselines import N_COMPONENTS, SIDES_PX, contrast_and_sharpness, fit_pca, small_grey
 from anomaly_ae.prepare import resample
 from anomaly_ae.records import FloatArray
+
+SIDE_PX = SIDES_PX[2]
 
 
 def greys(n: int, rank: int, noise: float = 0.0) -> list[FloatArray]:
@@ -66,8 +68,8 @@ def test_thumbnail_is_the_channel_mean_in_units_of_the_limits(shape: tuple[int, 
 
 def test_thumbnail_of_a_volume() -> None:
     grey = small_grey(np.full((1, 4, 5, 6), 30.0), np.array([[10.0, 50.0]]))
-    assert grey.shape == (SIDE_PX**3,)
-    assert grey == pytest.approx(np.full(SIDE_PX**3, 0.5), abs=1e-6)
+    assert grey.shape == (SIDES_PX[3] ** 3,)
+    assert grey == pytest.approx(np.full(SIDES_PX[3] ** 3, 0.5), abs=1e-6)
 
 
 def test_contrast_and_sharpness_by_their_definition() -> None:

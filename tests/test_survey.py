@@ -101,7 +101,7 @@ def test_grey_images_with_a_spacing_get_the_radiograph_preset(tmp_path: Path, mo
     assert name == "radiograph"
     assert "pixel spacing" in reason
     assert choose_preset(replace(survey, n_channels=3))[0] == "texture"  # a colour picture is no radiograph
-    assert choose_preset(replace(survey, has_spacing=False))[0] == "texture"
+    assert choose_preset(replace(survey, spacings_mm=(None,) * len(survey.shapes)))[0] == "texture"
 
 
 def test_alignment_is_the_median_correlation_with_the_mean_of_the_others() -> None:

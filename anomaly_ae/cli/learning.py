@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 PresetOption = Annotated[
     str | None,
     typer.Option(
-        "--preset", help="default, fast, thorough, texture, object, radiograph or smoke; picked if not given."
+        "--preset", help="default, fast, thorough, texture, object, radiograph, volume or smoke; picked if not given."
     ),
 ]
 

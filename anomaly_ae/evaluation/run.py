@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from anomaly_ae.evaluation.result import RunResult
 from anomaly_ae.evaluation.samples import refuse_unknown_columns, test_samples
 from anomaly_ae.keeping import MapKeeper, keep_dicom, keep_pictures, mask_of
 from anomaly_ae.listener import Listener
-from anomaly_ae.manifest import Manifest, check_groups
+from anomaly_ae.manifest import Manifest, check_groups, counted_for_unit, taken
 from anomaly_ae.records import (
     NORMAL_LABEL,
     BoolArray,
@@ -130,7 +130,8 @@ def score(
     detector: Detector, manifest: Manifest, out: Path, options: RunOptions, listener: Listener | None = None
 ) -> RunResult:
     """Score every image of a manifest into a RUN folder: tables, heatmaps, report; no figures."""
-    return _run(_Job(detector, manifest, manifest.samples, options, listener or Listener(), "score"), out)
+    samples = taken(manifest.samples, detector.config.model.spatial_dims)
+    return _run(_Job(detector, manifest, samples, options, listener or Listener(), "score"), out)
 
 
 def evaluate(
@@ -149,6 +150,7 @@ def evaluate(
         A column of ``options.by`` that the manifest does not have.
     """
     check_groups(manifest.samples)
+    manifest = replace(manifest, samples=taken(manifest.samples, detector.config.model.spatial_dims))
     samples = test_samples(manifest)
     refuse_unknown_columns(samples, options.by)
     return _run(_Job(detector, manifest, samples, options, listener or Listener(), "evaluate"), out)
@@ -195,16 +197,16 @@ def _score_all(job: _Job, folder: Path, keeper: MapKeeper | None, archive: Dicom
     pictures = PictureWriter(len(samples))
     hashes = detector.provenance.get("image_hashes", {})
     known, learned = {h for part in hashes.values() for h in part}, _learned_hashes(hashes)
-    inspected = zip(samples, detector.inspect_many(samples), strict=True)
+    inspected = zip(samples, _counted(job), detector.inspect_many(samples), strict=True)
     try:
-        for done, (sample, (result, image)) in enumerate(inspected, start=1):
+        for done, (sample, counts, (result, image)) in enumerate(inspected, start=1):
             job.listener.progress("scoring", done, len(samples), "")
             if isinstance(result, Failure) or image is None:
                 collected.failures.append(result)  # type: ignore[arg-type]
                 collected.failed_utc.append(datetime.now(UTC).isoformat(timespec="milliseconds"))
                 continue
             mask = mask_of(sample, image)
-            collected.rows.append(_row(detector, sample, result, image, mask))
+            collected.rows.append(_row(detector, sample, result, image, mask, counts))
             own = {pixel_hash(image), result.image_sha256}
             collected.seen_in_fit[sample.label] += not known.isdisjoint(own)
             collected.n_learned += not learned.isdisjoint(own)
@@ -227,11 +229,19 @@ def _learned_hashes(hashes: Mapping[str, Sequence[str]]) -> set[str]:
     return {*hashes.get("train", ()), *hashes.get("validation", ())}
 
 
-def _row(detector: Detector, sample: Sample, result: Score, image: Image, mask: BoolArray | None) -> dict[str, Any]:
+def _counted(job: _Job) -> Sequence[bool | None]:
+    """Say which images count for their unit; None where the model has not learned from slices."""
+    every_mm = job.detector.config.scoring.unit_every_mm
+    return counted_for_unit(job.samples, every_mm) if every_mm else [None] * len(job.samples)
+
+
+def _row(
+    detector: Detector, sample: Sample, result: Score, image: Image, mask: BoolArray | None, counts: bool | None
+) -> dict[str, Any]:
     """Return one line of ``scores.jsonl``."""
     masked = None if mask is None else mask if image.valid is None else mask & image.valid
     return {
-        **score_row(sample, result, detector.calibrated[1].pixel.value),
+        **score_row(sample, result, detector.calibrated[1].pixel.value, counts),
         "baselines": detector.baseline_scores(image),
         "properties": properties(image, size_on_disk(sample.files)),
         "mask_px": None if masked is None else int(masked.sum()),

@@ -81,7 +81,7 @@ def _shows_something(whole: Sample, frame: int) -> bool:
 
 def is_slice(sample: Sample) -> bool:
     """Whether a row is one slice of a volume."""
-    return bool(sample.volume) or SPACING_COLUMN in sample.extra
+    return not sample.is_volume and (bool(sample.volume) or SPACING_COLUMN in sample.extra)
 
 
 def with_slices(samples: Iterable[Sample]) -> tuple[Sample, ...]:
@@ -106,3 +106,28 @@ def spacing_notes(samples: Iterable[Sample]) -> tuple[str, ...]:
     if not found or max(found) <= _ONE_SPACING * min(found):
         return ()
     return (f"slices lie {min(found):g} to {max(found):g} mm apart, differently from volume to volume",)
+
+
+def counted_for_unit(samples: Sequence[Sample], every_mm: float) -> list[bool]:
+    """Say which rows count for the score of their unit: of the slices of a volume about one in `every_mm`.
+
+    As many neighbours as come closest to that distance have one among them that counts, the middle one; so a volume is
+    looked at equally often whatever its slices' distance. What is no slice, or lies at a distance that nobody knows,
+    counts, and so does every slice where `every_mm` is 0.
+    """
+    volumes: defaultdict[str, list[int]] = defaultdict(list)
+    for row, sample in enumerate(samples):
+        volumes[sample.volume or sample.path].append(row)
+    counted = [False] * len(samples)
+    for own in volumes.values():
+        first = samples[own[0]]
+        spacing_mm = 0.0 if first.is_volume else float(first.extra.get(SPACING_COLUMN) or 0)
+        n_neighbours = max(1, round(every_mm / spacing_mm)) if spacing_mm else 1
+        for row in own[n_neighbours // 2 :: n_neighbours] or [own[len(own) // 2]]:
+            counted[row] = True
+    return counted
+
+
+def largest_spacing_mm(samples: Iterable[Sample]) -> float:
+    """Return the largest distance of slices in these rows; 0 where none is known."""
+    return max((float(s.extra.get(SPACING_COLUMN) or 0) for s in samples if not s.is_volume), default=0.0)

@@ -9,7 +9,7 @@ counts per image (`pixel_counts`), of which the intervals are drawn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from anomaly_ae.records import BoolArray, Metric
 
 MapSource = Callable[[], Iterable["PixelMap"]]
 
+_MAX_AT_ONCE = 2**24
 _NO_INTERVAL = "no interval: the masks of one {unit}, or all alike"
 
 
@@ -210,19 +211,24 @@ def _count_normal(maps: Iterable[PixelMap], masked: _MaskedPixels) -> IntVector:
     distinct, table = masked.distinct, masked.table
     counts = np.zeros(2 * len(distinct) + 1, dtype=np.int64)
     for index, pixel_map in enumerate(maps):
-        pixels = np.sort(_normal_pixels(pixel_map))
-        if not len(pixels):
-            continue
-        # Sorted pixels walk through `distinct` in order, which the cache rewards; and equal slots lie
-        # together, so that a map costs its own pixels and not the length of `counts`.
-        n_below = np.searchsorted(distinct, pixels)
-        slot = 2 * n_below + (distinct[np.minimum(n_below, len(distinct) - 1)] == pixels)
-        start = np.concatenate([[0], np.flatnonzero(slot[1:] != slot[:-1]) + 1])
-        counts[slot[start]] += np.diff(start, append=len(slot))
-        if index < len(table.normal):  # a pass of more maps than the first is refused by its counts
-            at_levels = np.searchsorted(pixels, table.levels)
-            table.normal[index] = np.diff(at_levels, prepend=0, append=len(pixels))
+        for pixels in _some_at_once(_normal_pixels(pixel_map)):
+            pixels.sort()
+            # Sorted pixels walk through `distinct` in order, which the cache rewards; and equal slots lie
+            # together, so that a map costs its own pixels and not the length of `counts`.
+            n_below = np.searchsorted(distinct, pixels)
+            slot = 2 * n_below + (distinct[np.minimum(n_below, len(distinct) - 1)] == pixels)
+            start = np.concatenate([[0], np.flatnonzero(slot[1:] != slot[:-1]) + 1])
+            counts[slot[start]] += np.diff(start, append=len(slot))
+            if index < len(table.normal):  # a pass of more maps than the first is refused by its counts
+                at_levels = np.searchsorted(pixels, table.levels)
+                table.normal[index] += np.diff(at_levels, prepend=0, append=len(pixels))
     return counts
+
+
+def _some_at_once(pixels: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield copies of `_MAX_AT_ONCE` pixels at most: to count them takes many times their memory."""
+    for start in range(0, len(pixels), _MAX_AT_ONCE):
+        yield pixels[start : start + _MAX_AT_ONCE].copy()
 
 
 def _normal_pixels(pixel_map: PixelMap) -> npt.NDArray[np.float32]:

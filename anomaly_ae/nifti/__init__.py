@@ -10,7 +10,7 @@ from anomaly_ae.nifti.read import (
     read_nifti,
     volume_frames,
 )
-from anomaly_ae.nifti.write import write_slice
+from anomaly_ae.nifti.write import write_slice, write_volume
 
 __all__ = [
     "Grid",
@@ -22,4 +22,5 @@ __all__ = [
     "read_nifti",
     "volume_frames",
     "write_slice",
+    "write_volume",
 ]

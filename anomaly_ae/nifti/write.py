@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from anomaly_ae.dicom.shared import decoding
-from anomaly_ae.files import cannot_write
+from anomaly_ae.files import cannot_write, write_bytes
 from anomaly_ae.nifti.read import read_header
-from anomaly_ae.records import FloatArray
+from anomaly_ae.records import FloatArray, PixelArray
 
 _GEOMETRY = (
     *("dim", "pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
@@ -69,3 +71,21 @@ def _make_volume(path: Path, source_header: Any) -> None:
             file.truncate(header.single_vox_offset + math.prod(header.get_data_shape()) * 4)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def write_volume(path: Path, voxels: PixelArray, spacing_mm: Sequence[float]) -> None:
+    """Write a volume (right, front, top) with its middle at 0 mm; a name that ends in ``.gz`` is compressed.
+
+    Raises
+    ------
+    OutputError
+        The disk refuses.
+    """
+    from nibabel import Nifti1Image
+
+    affine = np.diag([*spacing_mm, 1.0])
+    affine[:3, 3] = [-(n - 1) / 2 * mm for n, mm in zip(voxels.shape, spacing_mm, strict=True)]
+    image = Nifti1Image(voxels, affine)
+    image.header.set_xyzt_units("mm")
+    content = image.to_bytes()
+    write_bytes(path, gzip.compress(content, 1, mtime=0) if path.suffix == ".gz" else content)

@@ -13,7 +13,7 @@ from anomaly_ae.readers.read import (
     read_image,
     read_mask,
 )
-from anomaly_ae.readers.volume import volume_percentiles
+from anomaly_ae.readers.volume import read_volume, read_volume_mask, volume_from, volume_percentiles
 
 __all__ = [
     "DICOM_SUFFIXES",
@@ -28,5 +28,8 @@ __all__ = [
     "read_channels",
     "read_image",
     "read_mask",
+    "read_volume",
+    "read_volume_mask",
+    "volume_from",
     "volume_percentiles",
 ]

@@ -103,12 +103,30 @@ def read_channels(files: Sequence[str | Path], frame: int = 0, valid: str | Path
     DataError
         The mask has another size, or is a volume on another grid.
     """
+    image = _channels(files, frame)
+    image = _usable(image if valid is None else _masked(image, files[0], frame, valid))
+    return replace(image, volume=_volume(image, files, frame, valid))
+
+
+def read_plane(one: Slice) -> Image:
+    """Read one slice of a volume as `read_channels` does, but for one of which nothing is valid: that is no fault.
+
+    Raises
+    ------
+    UnreadableImageError, DataError
+    """
+    image = _channels(one.files, one.frame)
+    if one.valid is None:
+        return only_finite(image)
+    inside = read_mask(one.valid, image.spatial_shape, one.frame, one.files[0])
+    return only_finite(replace(image, valid=inside if image.valid is None else inside & image.valid))
+
+
+def _channels(files: Sequence[str | Path], frame: int) -> Image:
     images = [_read(Path(file), str(file), frame) for file in files]
     if not images:
         raise UsageError("no files given", "a sample needs at least one file")
-    image = images[0] if len(images) == 1 else _joined(images)
-    image = _usable(image if valid is None else _masked(image, files[0], frame, valid))
-    return replace(image, volume=_volume(image, files, frame, valid))
+    return images[0] if len(images) == 1 else _joined(images)
 
 
 def _volume(image: Image, files: Sequence[str | Path], frame: int, valid: str | Path | None) -> tuple[Slice, ...]:

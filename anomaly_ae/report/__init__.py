@@ -4,6 +4,7 @@
 `colour`          the absolute colour scale: 0 = a typical normal, 1 = the threshold
 `pictures`        small pictures of a run: thumbnails, details, ``pictures.npz``
 `heatmap`         one image with its anomaly map as a PNG of full resolution
+`planes`          a volume as three planes side by side
 `run`             the RUN folder -> `Run`
 `words`           figures as text: percentages, intervals, the sentence at the top of the page
 `plot`            what plots are made of, as inline SVG: frame, round numbers, titles, words
@@ -23,10 +24,12 @@ from anomaly_ae.report.pictures import (
     thumbnail_map,
     thumbnail_side_px,
 )
+from anomaly_ae.report.planes import Planes
 
 __all__ = [
     "MAX_GALLERY_IMAGES",
     "PictureWriter",
+    "Planes",
     "colormap",
     "decode_display",
     "encode_display",

@@ -11,6 +11,7 @@ from anomaly_ae.errors import DataError
 from anomaly_ae.manifest.checks import n_of
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
 from anomaly_ae.results.review import images_sha256
+from anomaly_ae.results.rows import counted_rows
 from anomaly_ae.results.tables import FAILURE_COLUMNS, SCORE_COLUMNS, Row, read_csv, read_json, read_rows, reading
 
 UNSELECTED = (
@@ -199,4 +200,5 @@ def _statistics(path: Path, normal: Sequence[Row]) -> dict[str, list[float]]:
 
 def _calibration(rows: Sequence[Row]) -> CalibrationScores:
     scores = [row["score"] for row in rows]  # the largest pixel is the score: pooling max, which the caller makes sure
-    return calibration_scores(scores, scores, [row["unit"] for row in rows], [row["group"] for row in rows])
+    units, groups = [row["unit"] for row in rows], [row["group"] for row in rows]
+    return calibration_scores(scores, scores, units, groups, counted_rows(rows))

@@ -8,17 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from anomaly_ae.calibration import CalibrationScores, Thresholds
+from anomaly_ae.calibration import CalibrationScores, Thresholds, unit_scores
 from anomaly_ae.manifest.slices import VOLUME_LABEL_COLUMN
 from anomaly_ae.records import ANOMALOUS_LABEL, Decision, Sample, Score
-from anomaly_ae.results.tables import BASELINES, FORMAT, Row
+from anomaly_ae.results.tables import BASELINES, COUNTED, FORMAT, Row
 from anomaly_ae.threshold import Threshold, decide, display_value, p_values
 
 N_REGIONS_IN_ROW = 50
 
 
-def score_row(sample: Sample, result: Score, pixel_threshold: float) -> dict[str, Any]:
-    """Return one line of ``scores.jsonl``; ``scores.csv`` has the same without the regions."""
+def score_row(sample: Sample, result: Score, pixel_threshold: float, counts: bool | None = None) -> dict[str, Any]:
+    """Return one line of ``scores.jsonl``; ``scores.csv`` has the same without the regions.
+
+    `counts` says whether a slice counts for its unit, see `manifest.counted_for_unit`; None where all do.
+    """
+    for_unit = {} if counts is None else {COUNTED: int(counts)}
     return {
         "format": FORMAT,
         "id": result.id,
@@ -42,6 +46,7 @@ def score_row(sample: Sample, result: Score, pixel_threshold: float) -> dict[str
         "weights_sha256": result.weights_sha256,
         "thresholds_sha256": result.thresholds_sha256,
         "version": result.version,
+        **for_unit,
         "extra": dict(sample.extra),
         "regions": [region.as_json() for region in result.regions[:N_REGIONS_IN_ROW]],
     }
@@ -72,7 +77,7 @@ def decide_rows(rows: Sequence[Row], scores: CalibrationScores, thresholds: Thre
 def unit_rows(
     rows: Sequence[Row], incomplete: Mapping[str, str], scores: CalibrationScores, thresholds: Thresholds
 ) -> list[dict[str, Any]]:
-    """Decide every unit by the largest score of its images.
+    """Decide every unit by the largest score of its images that count: see `calibration.unit_scores`.
 
     Parameters
     ----------
@@ -82,7 +87,7 @@ def unit_rows(
     images: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         images[row["unit"]].append(row)
-    whole = {unit: max(row["score"] for row in own) for unit, own in images.items() if unit not in incomplete}
+    whole = {unit: _score(own) for unit, own in images.items() if unit not in incomplete}
     p = p_values(list(whole.values()), scores.unit, scores.unit_group)  # of all at once: one alone takes as long
     median, p_of = float(np.median(scores.unit)), dict(zip(whole, p.tolist(), strict=True))
     found = []
@@ -92,6 +97,16 @@ def unit_rows(
         decided = _decided(whole[unit], p_of[unit], own, thresholds.unit, median) if unit in whole else {}
         found.append(row | decided)
     return found
+
+
+def counted_rows(rows: Sequence[Row]) -> list[bool]:
+    """Say which rows count for their unit: all, where the run does not say."""
+    return [bool(int(row.get(COUNTED, 1))) for row in rows]
+
+
+def _score(own: Sequence[Row]) -> float:
+    scores = np.array([row["score"] for row in own], np.float64)
+    return float(unit_scores(scores, np.zeros(len(own), np.int64), np.array(counted_rows(own)))[0])
 
 
 def unit_label(own: Sequence[Row]) -> str:

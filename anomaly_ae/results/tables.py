@@ -20,6 +20,7 @@ SCORE_COLUMNS = [
     *("threshold", "display", "p_value", "pixel_threshold", "n_regions", "largest_region_px", "milliseconds"),
     *("image_sha256", "weights_sha256", "thresholds_sha256", "version"),
 ]
+COUNTED = "counts_for_unit"  # only in runs of models that have learned from slices
 UNIT_COLUMNS = [
     *("format", "unit", "group", "label", "decision", "score", "threshold", "display", "p_value", "n_images"),
 ]
@@ -33,9 +34,10 @@ Row = Mapping[str, Any]
 
 def write_tables(folder: Path, rows: Sequence[Row], units: Sequence[Row], failures: Iterable[Row]) -> None:
     """Write ``scores.csv``, ``scores.jsonl``, ``units.csv`` and ``failures.csv``."""
-    columns = sorted({name for row in rows for name in row["extra"]} - {*SCORE_COLUMNS})
+    known = [*SCORE_COLUMNS, *([COUNTED] if any(COUNTED in row for row in rows) else [])]
+    columns = sorted({name for row in rows for name in row["extra"]} - {*known})
     lines = ({**row, **{name: row["extra"].get(name, "") for name in columns}} for row in rows)
-    write_csv(folder / "scores.csv", [*SCORE_COLUMNS, *columns], lines)
+    write_csv(folder / "scores.csv", [*known, *columns], lines)
     write_text(folder / "scores.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
     write_csv(folder / "units.csv", UNIT_COLUMNS, units)
     write_csv(folder / "failures.csv", FAILURE_COLUMNS, failures)
