@@ -24,7 +24,7 @@ from anomaly_ae.config import Config, config_to_dict, load_config, with_values
 from anomaly_ae.detector import Detector
 from anomaly_ae.device import choose_device, describe_device
 from anomaly_ae.ensemble import Ensemble, n_networks, shrink_of
-from anomaly_ae.errors import AnomalyAEError, DataError, IncompatibleImageError
+from anomaly_ae.errors import AnomalyAEError, DataError
 from anomaly_ae.learning import learn, member_config
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import (
@@ -39,11 +39,9 @@ from anomaly_ae.manifest import (
 from anomaly_ae.model import image_multiple
 from anomaly_ae.prepare import (
     at_spacing,
-    check_size,
     choose_geometry,
     fitting_scales,
     stated_spacing,
-    takes_channels,
 )
 from anomaly_ae.readers import image_sha256
 from anomaly_ae.records import ANOMALOUS_LABEL, Sample
@@ -61,6 +59,7 @@ from anomaly_ae.survey import (
 )
 from anomaly_ae.threshold import Share, check_reachable, default_rate, reachable_text
 from anomaly_ae.training import Progress
+from anomaly_ae.usable import refuse_known, without_copies, without_misfits
 
 
 def fit(
@@ -114,7 +113,7 @@ def fit(
     read_backbone(known)  # a wrong file, too, costs no time
     given = split_normals(manifest.samples, known.split.validation_share, known.split.calibration_share, known.seed)
     readable, forms = readable_parts(given, listener)
-    parts = _without_copies(readable, forms, listener)
+    parts = without_copies(readable, forms, listener)
     n_lesion_free = _n_lesion_free(manifest, parts)
     if n_lesion_free:
         listener.say(f"lesion-free slices of patients among the normal images: {n_lesion_free}; they may hide a lesion")
@@ -133,7 +132,7 @@ def fit(
         listener.say(f"features of {detector.config.model.embed}: {without} do not count")
     listener.say(detector.geometry.describe(_typical_shape(_stated_shapes(survey, detector.config))))
     offered = parts["calibration"]
-    parts["calibration"] = _without_misfits(offered, forms, detector, listener)
+    parts["calibration"] = without_misfits(offered, forms, detector, listener)
     _check_reachable(parts["calibration"], asked)
     listener.say(reachable_text(len(parts["calibration"]), _n_groups(parts["calibration"]), confidence))
     listener.say(f"training on {describe_device(place)}: {_steps_text(detector.config)}")
@@ -164,7 +163,7 @@ def calibrate(
     _check_reachable(samples, asked)
     forms = readable_forms(samples, listener, " of the calibration")
     readable = [sample for sample in samples if sample.id in forms]
-    _refuse_known(detector, readable, forms)
+    refuse_known(detector, readable, forms)
     return _set_thresholds(detector, readable, forms, asked, listener)
 
 
@@ -234,19 +233,6 @@ def kept_for_calibration(
     return tuple(own)
 
 
-def _refuse_known(detector: Detector, samples: Sequence[Sample], forms: Mapping[str, Form]) -> None:
-    """Refuse images that the detector learned from: a threshold set on them promises nothing."""
-    hashes = detector.provenance.get("image_hashes", {})
-    known = {*hashes.get("train", []), *hashes.get("validation", [])}
-    n_known = sum(forms[s.id].pixel_hash in known for s in samples)
-    if n_known:
-        raise DataError(
-            f"{n_known} of {len(samples)} calibration images were used in training",
-            "the model has learned them, so their scores are too low and the false-alarm rate would be broken",
-            "give normal images that were used for nothing else",
-        )
-
-
 def _n_lesion_free(manifest: Manifest, parts: dict[str, tuple[Sample, ...]]) -> int:
     """Return how many of the images are slices of patients who have a lesion elsewhere."""
     chosen = {sample.id for sample in lesion_free(manifest.samples)}
@@ -264,57 +250,6 @@ def _described(parts: Mapping[str, Sequence[Sample]], forms: Mapping[str, Form])
         "n_groups": {name: len({s.group for s in part}) for name, part in parts.items()},
         "image_hashes": {name: [forms[s.id].pixel_hash for s in part] for name, part in parts.items()},
     }
-
-
-def _without_copies(
-    parts: dict[str, tuple[Sample, ...]], forms: Mapping[str, Form], listener: Listener
-) -> dict[str, tuple[Sample, ...]]:
-    """Leave out, and name, calibration images that are copies of learned ones: their scores would be too low."""
-    learned = {forms[s.id].pixel_hash for name in ("train", "validation") for s in parts[name]}
-    copies = [s for s in parts["calibration"] if forms[s.id].pixel_hash in learned]
-    for sample in copies:
-        listener.say(f"left out of the calibration: {sample.id} is a copy of an image that is learned from")
-    kept = tuple(s for s in parts["calibration"] if s not in copies)
-    if not kept:
-        raise DataError(
-            "all calibration images are copies of training images", "thresholds need new ones", "remove the copies"
-        )
-    return {**parts, "calibration": kept}
-
-
-def _without_misfits(
-    samples: Sequence[Sample], forms: Mapping[str, Form], detector: Detector, listener: Listener
-) -> tuple[Sample, ...]:
-    """Leave out, and name, calibration images that the model will not take: before training, while it costs nothing."""
-    kept = []
-    for sample in samples:
-        misfit = _misfit(sample.id, forms[sample.id], detector)
-        if misfit:
-            listener.say(f"left out of the calibration: {misfit}")
-        else:
-            kept.append(sample)
-    if not kept:
-        raise DataError(
-            "no calibration image fits the model",
-            "they have other channels than the training images, quite another size, or room for no region that counts",
-            "give normal images of the kind that is trained on, or lower the region rules",
-        )
-    return tuple(kept)
-
-
-def _misfit(name: str, form: Form, detector: Detector) -> str:
-    """Say why the model does not take an image of this form; empty where it does."""
-    n_channels = detector.config.model.n_channels
-    if not takes_channels(n_channels, form.n_channels, form.was_grey_rgb):
-        return f"{name} has {form.n_channels} channel(s), the training images have {n_channels}"
-    try:
-        check_size(name, form.spatial_shape, detector.geometry, form.spacing_mm)
-        detector.rules.check(form.spatial_shape, form.spacing_mm)
-    except IncompatibleImageError as error:
-        return str(error)
-    except DataError as error:
-        return f"{name}: {error}"
-    return ""
 
 
 def _check_reachable(samples: Sequence[Sample], asked: Asked) -> None:

@@ -59,7 +59,7 @@ class ErrorMeasures(nn.Module):
             case "head" if self.head is not None:
                 error = torch.sigmoid(self.head(z, z_hat))
             case _:
-                raise AssertionError(name)  # config.py has checked it
+                raise AssertionError(name)  # `config` has checked it
         return error.mean(dim=1, keepdim=True)
 
     def residual(self, z: Tensor, z_hat: Tensor, valid: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def build_autoencoder(config: ModelConfig) -> nn.Module:
         case "bottleneck":
             return BottleneckAutoencoder(config)
         case _:
-            raise AssertionError(config.architecture)  # config.py has checked it
+            raise AssertionError(config.architecture)  # `config` has checked it
 
 
 def size_multiple(config: ModelConfig) -> int:

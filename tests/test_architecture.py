@@ -21,9 +21,9 @@ ORDER = (
     "errors", "version", "files", "records", "config", "metrics", "dicom", "nifti", "readers", "shortcuts", "manifest",
     "synthetic", "placement", "prepare", "illumination", "alignment", "preparation", "baselines", "backbone", "model",
     "corruption", "measures", "regions", "scoring", "threshold", "calibration", "martingale", "modelfile", "ensemble",
-    "listener", "device", "loading", "detector", "training", "residuals", "learning", "survey", "fitting", "progress",
-    "results", "judging", "journal", "recalibration", "report", "page", "planting", "keeping", "evaluation", "drift",
-    "capability", "audit", "curve", "demo", "cli", "__init__", "__main__",
+    "listener", "device", "loading", "detector", "training", "residuals", "learning", "survey", "usable", "fitting",
+    "progress", "results", "judging", "journal", "recalibration", "report", "page", "planting", "keeping", "evaluation",
+    "drift", "capability", "audit", "curve", "demo", "cli", "__init__", "__main__",
 )  # fmt: skip
 
 # Seconds to import each; so only these modules may, and never while `anomaly-ae --help` is shown.

@@ -93,9 +93,7 @@ def fit(
     from anomaly_ae.config import load_config
     from anomaly_ae.manifest import load_manifest
 
-    given = {"seed": seed, "training.members": members}
-    changes = [*(f"{key}={value}" for key, value in given.items() if value is not None), *(settings or [])]
-    named = config or preset
+    changes, named = _changes(seed, members, settings), config or preset
     chosen = load_config(named or "default", changes)  # a misspelt --set fails here, not after the images were read
     asked_of(rate, confidence, None, None, None, review_rate, None)  # contradictions, too
     warn_identified(identified)
@@ -129,6 +127,12 @@ def fit(
     _say_thresholds(detector, out)
     typer.echo(f"wrote {out}")
     _finish_fit(detector.provenance["n_unusable"])
+
+
+def _changes(seed: int | None, members: int | None, settings: list[str] | None) -> list[str]:
+    """Return all that was asked for as ``section.key=value``."""
+    given = {"seed": seed, "training.members": members}
+    return [*(f"{key}={value}" for key, value in given.items() if value is not None), *(settings or [])]
 
 
 @app.command()

@@ -10,39 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from anomaly_ae.dicom import count_dicom_frames, is_dicom, is_segmentation, read_dicom, read_outlines
-from anomaly_ae.dicom.shared import check_frame, decoding, file_head
+from anomaly_ae.dicom import count_dicom_frames, is_segmentation, read_dicom, read_outlines
+from anomaly_ae.dicom.shared import check_frame, decoding
 from anomaly_ae.errors import DataError, UnreadableImageError, UsageError
-from anomaly_ae.nifti import count_nifti_frames, grid_problem, is_nifti, read_nifti, volume_frames
+from anomaly_ae.nifti import count_nifti_frames, grid_problem, read_nifti, volume_frames
 from anomaly_ae.readers.arrays import Axes, channels_first, check_dtype, finish, only_finite, read_npy
+from anomaly_ae.readers.kinds import kind_of
 from anomaly_ae.readers.pillow import from_pillow, read_with_pillow
 from anomaly_ae.readers.tiff import count_tiff_frames, read_tiff
 from anomaly_ae.records import BoolArray, Image, Slice
 
-IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy", ".dcm", ".dicom", ".ima", ".nii", ".nii.gz"}
-)
-"""Lower-case suffixes that a folder scan takes as images."""
-
-DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
-_MAGIC = (
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x93NUMPY", "NPY"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),
-    (b"MM\0+", "TIFF"),
-)
-_BMP_HEADER_SIZES = frozenset({12, 40, 52, 56, 64, 108, 124})
-_FOREIGN = (
-    (b"GIF8", "a GIF"),
-    (b"RIFF", "a WebP"),
-    (b"\0\0\0\x0cjP", "a JPEG 2000"),
-    (b"%PDF", "a PDF"),
-    (b"PK", "a ZIP"),
-    (b"\x1f\x8b", "a gzip"),
-)
 _LOSSY_MASK_LEVEL = 127  # JPEG blurs the 0 and 255 of a mask; above the middle is defect
 
 
@@ -132,7 +109,7 @@ def _channels(files: Sequence[str | Path], frame: int) -> Image:
 def _volume(image: Image, files: Sequence[str | Path], frame: int, valid: str | Path | None) -> tuple[Slice, ...]:
     """Grey frames of a DICOM file, and slices of one time in a NIfTI file, are a volume; pages of a TIFF are not."""
     is_grey = image.n_channels == len(files) and not image.was_grey_rgb
-    kind = _kind(Path(files[0]), str(files[0])) if image.n_frames > 1 and is_grey else ""
+    kind = kind_of(Path(files[0]), str(files[0])) if image.n_frames > 1 and is_grey else ""
     if kind not in ("DICOM", "NIfTI"):
         return ()
     frames = volume_frames(files[0], frame) if kind == "NIfTI" else range(image.n_frames)
@@ -225,9 +202,9 @@ def _mask_grid_problem(image: str | Path, mask: str | Path) -> str:
     UnreadableImageError
         As `read_image`.
     """
-    if _kind(Path(mask), str(mask)) != "NIfTI" or count_nifti_frames(mask) == 1:
+    if kind_of(Path(mask), str(mask)) != "NIfTI" or count_nifti_frames(mask) == 1:
         return ""
-    if _kind(Path(image), str(image)) != "NIfTI":
+    if kind_of(Path(image), str(image)) != "NIfTI":
         return "it is a NIfTI volume, the image is none"
     return grid_problem(image, mask)
 
@@ -266,7 +243,7 @@ def read_mask(
     problem = "" if image_file is None else _mask_grid_problem(image_file, path)
     if problem:
         raise DataError(f"{name}: is no mask of {image_file}", problem, "resample it onto the grid of the image")
-    kind = _kind(path, name)
+    kind = kind_of(path, name)
     if kind == "DICOM" and is_segmentation(path):
         return _checked(_outlines(path, name, frame, image_file), shape, name)
     image = only_finite(_read(path, name, frame % count_nifti_frames(path) if kind == "NIfTI" else 0))
@@ -280,7 +257,7 @@ def read_mask(
 def _outlines(path: Path, name: str, frame: int, image_file: str | Path | None) -> BoolArray:
     if image_file is None:
         raise DataError(f"{name}: is a DICOM segmentation", "what it marks depends on the image", "name the image")
-    if _kind(Path(image_file), str(image_file)) != "DICOM":
+    if kind_of(Path(image_file), str(image_file)) != "DICOM":
         why = "a DICOM segmentation belongs to DICOM images, and this is none"
         raise DataError(f"{name}: is no mask of {image_file}", why, "give the DICOM image, or the mask as an image")
     return read_outlines(path, image_file, frame)
@@ -305,7 +282,7 @@ def count_frames(path: str | Path) -> int:
         The file is not an image, has no frame, or its header is damaged.
     """
     path, name = Path(path), str(path)
-    kind, n_frames = _kind(path, name), 1
+    kind, n_frames = kind_of(path, name), 1
     if kind == "DICOM":
         n_frames = count_dicom_frames(path)
     elif kind == "TIFF":
@@ -316,31 +293,8 @@ def count_frames(path: str | Path) -> int:
     return n_frames
 
 
-def looks_like_image(path: str | Path) -> bool:
-    """Whether a folder scan takes the file: by suffix, or by the DICOM magic where the suffix says nothing.
-
-    Many archives name DICOM files by a number or a UID, so a suffix of digits says nothing. Hidden files (the
-    "._" companions of macOS) and DICOMDIR are not images.
-
-    >>> looks_like_image("part.PNG"), looks_like_image("._part.png"), looks_like_image("notes.txt")
-    (True, False, False)
-    """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if path.name.startswith(".") or path.name.upper() == "DICOMDIR":
-        return False
-    if suffix in IMAGE_SUFFIXES or path.name.lower().endswith(".nii.gz"):
-        return True
-    if suffix and not suffix[1:].isdigit():
-        return False
-    try:
-        return is_dicom(file_head(path, path.name))
-    except UnreadableImageError:
-        return False
-
-
 def _read(path: Path, name: str, frame: int) -> Image:
-    kind = _kind(path, name)
+    kind = kind_of(path, name)
     if kind == "DICOM":
         return finish(read_dicom(name, frame))
     if kind == "TIFF":
@@ -349,29 +303,6 @@ def _read(path: Path, name: str, frame: int) -> Image:
         return finish(read_nifti(name, frame))
     check_frame(name, frame, 1)
     return read_npy(path, name) if kind == "NPY" else read_with_pillow(path, kind, name)
-
-
-def _kind(path: Path, name: str) -> str:
-    """Format by content: PNG, JPEG, BMP, TIFF, NPY, DICOM or NIfTI."""
-    head = file_head(path, name)
-    if is_dicom(head):  # before TIFF: a DICOM preamble may hold a TIFF header (PS3.10, 7.1)
-        return "DICOM"
-    if is_nifti(head):
-        return "NIfTI"
-    for magic, kind in _MAGIC:
-        if head.startswith(magic):
-            return kind
-    if head.startswith(b"BM") and int.from_bytes(head[14:18], "little") in _BMP_HEADER_SIZES:
-        return "BMP"
-    # Without preamble a DICOM file starts with an element of group 2 or 8.
-    if path.suffix.lower() in DICOM_SUFFIXES or head[:2] in (b"\x02\0", b"\x08\0", b"\0\x08"):
-        return "DICOM"
-    foreign = next((f"it is {what} file" for magic, what in _FOREIGN if head.startswith(magic)), "")
-    raise UnreadableImageError(
-        f"{name}: is not an image that can be read",
-        foreign or "its content is none of PNG, JPEG, BMP, TIFF, NPY, DICOM, NIfTI",
-        "convert it to PNG or TIFF, or leave it out",
-    )
 
 
 def _is_instance(source: Any, module: str, name: str) -> bool:

@@ -1,0 +1,76 @@
+"""Images that may set no threshold: copies of learned ones, and those that the model does not take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from anomaly_ae.detector import Detector
+from anomaly_ae.errors import DataError, IncompatibleImageError
+from anomaly_ae.listener import Listener
+from anomaly_ae.prepare import check_size, takes_channels
+from anomaly_ae.records import Sample
+from anomaly_ae.survey import Form
+
+
+def refuse_known(detector: Detector, samples: Sequence[Sample], forms: Mapping[str, Form]) -> None:
+    """Refuse images that the detector learned from: a threshold set on them promises nothing."""
+    hashes = detector.provenance.get("image_hashes", {})
+    known = {*hashes.get("train", []), *hashes.get("validation", [])}
+    n_known = sum(forms[s.id].pixel_hash in known for s in samples)
+    if n_known:
+        raise DataError(
+            f"{n_known} of {len(samples)} calibration images were used in training",
+            "the model has learned them, so their scores are too low and the false-alarm rate would be broken",
+            "give normal images that were used for nothing else",
+        )
+
+
+def without_copies(
+    parts: dict[str, tuple[Sample, ...]], forms: Mapping[str, Form], listener: Listener
+) -> dict[str, tuple[Sample, ...]]:
+    """Leave out, and name, calibration images that are copies of learned ones: their scores would be too low."""
+    learned = {forms[s.id].pixel_hash for name in ("train", "validation") for s in parts[name]}
+    copies = [s for s in parts["calibration"] if forms[s.id].pixel_hash in learned]
+    for sample in copies:
+        listener.say(f"left out of the calibration: {sample.id} is a copy of an image that is learned from")
+    kept = tuple(s for s in parts["calibration"] if s not in copies)
+    if not kept:
+        raise DataError(
+            "all calibration images are copies of training images", "thresholds need new ones", "remove the copies"
+        )
+    return {**parts, "calibration": kept}
+
+
+def without_misfits(
+    samples: Sequence[Sample], forms: Mapping[str, Form], detector: Detector, listener: Listener
+) -> tuple[Sample, ...]:
+    """Leave out, and name, calibration images that the model will not take: before training, while it costs nothing."""
+    kept = []
+    for sample in samples:
+        misfit = _misfit(sample.id, forms[sample.id], detector)
+        if misfit:
+            listener.say(f"left out of the calibration: {misfit}")
+        else:
+            kept.append(sample)
+    if not kept:
+        raise DataError(
+            "no calibration image fits the model",
+            "they have other channels than the training images, quite another size, or room for no region that counts",
+            "give normal images of the kind that is trained on, or lower the region rules",
+        )
+    return tuple(kept)
+
+
+def _misfit(name: str, form: Form, detector: Detector) -> str:
+    """Say why the model does not take an image of this form; empty where it does."""
+    n_channels = detector.config.model.n_channels
+    if not takes_channels(n_channels, form.n_channels, form.was_grey_rgb):
+        return f"{name} has {form.n_channels} channel(s), the training images have {n_channels}"
+    try:
+        check_size(name, form.spatial_shape, detector.geometry, form.spacing_mm)
+        detector.rules.check(form.spatial_shape, form.spacing_mm)
+    except IncompatibleImageError as error:
+        return str(error)
+    except DataError as error:
+        return f"{name}: {error}"
+    return ""
