@@ -31,7 +31,7 @@ from anomaly_ae.prepare import Geometry, Prepared, check_size, to_image_grid, to
 from anomaly_ae.readers import Axes, image_from, image_sha256, pixel_sha256, volume_from
 from anomaly_ae.records import Failure, FloatArray, Image, PixelArray, Sample, Score
 from anomaly_ae.regions import RegionRules, find_regions, surviving_level
-from anomaly_ae.scoring import AnomalyMapper, image_score, own_limits, to_device
+from anomaly_ae.scoring import OWN_LIMITS, AnomalyMapper, image_score, own_limits, to_device
 from anomaly_ae.threshold import decide, display_value, p_values
 from anomaly_ae.version import __version__
 
@@ -211,7 +211,7 @@ class Detector:
 
     def limits_of(self, prepared: Prepared) -> FloatArray:
         """Return the values that become 0 and 1 for this image: float64 (C, 2)."""
-        if self.config.intensity.policy == "volume_percentile":
+        if self.config.intensity.policy in OWN_LIMITS:
             return own_limits(prepared, self.config.intensity)
         limits: FloatArray = self.mapper.get_buffer("limits").cpu().numpy()
         return limits
@@ -229,7 +229,7 @@ class Detector:
     def in_unit_range(self, image: Image, part: PixelArray | None = None) -> FloatArray:
         """Return the image, or a part of its pixels, for display: in [0, 1] between its intensity limits: float32."""
         pixels = image.pixels if part is None else part
-        own = self.config.intensity.policy == "volume_percentile"
+        own = self.config.intensity.policy in OWN_LIMITS
         limits = self.limits_of(self.prepare(image)) if own else self.mapper.get_buffer("limits").cpu().numpy()
         limits = limits.reshape(-1, 2, *[1] * (pixels.ndim - 1))
         scaled = (pixels - limits[:, 0]) / (limits[:, 1] - limits[:, 0])

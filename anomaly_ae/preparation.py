@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from anomaly_ae.alignment import Aligner
 from anomaly_ae.config import Config
+from anomaly_ae.errors import IncompatibleImageError
 from anomaly_ae.illumination import divide_out, image_gain, stretched_gain
 from anomaly_ae.prepare import Geometry, Prepared, prepare, working_shape
 from anomaly_ae.records import FloatArray, Image
@@ -38,6 +39,12 @@ class Preparation:
 
     def __call__(self, image: Image) -> Prepared:
         """Prepare one image; what went wrong without being an error is in ``Prepared.warning``."""
+        if self.config.intensity.policy == "file_window" and image.window is None:
+            raise IncompatibleImageError(
+                f"{image.source} says no window",
+                "intensity.policy = file_window takes from every file between which values it is to be shown",
+                "leave it out, or fit with another policy",
+            )
         prepared = self._evenly_lit(prepare(image, self.geometry, self.config.model.n_channels))
         return prepared if self._aligner is None else self._aligner.align(prepared, image.source)
 

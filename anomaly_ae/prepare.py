@@ -105,6 +105,7 @@ class Prepared:
     placement: Placement | None = None
     warning: str = ""
     volume: tuple[Slice, ...] = ()
+    window: tuple[float, float] | None = None
 
 
 def choose_geometry(shapes: Sequence[tuple[int, ...]], config: GeometryConfig, multiple: int) -> Geometry:
@@ -250,6 +251,7 @@ def prepare(image: Image, geometry: Geometry, n_channels: int) -> Prepared:
         image_valid=image.valid,
         spacing_mm=image.spacing_mm,
         volume=image.volume,
+        window=image.window,
     )
 
 

@@ -64,6 +64,8 @@ class Image:
         The file has three equal channels; one was kept.
     volume : tuple of Slice
         All slices of the volume that the image is one of; empty where it stands alone.
+    window : (lowest, highest) or None
+        Between which values the file wants to be shown (DICOM), in the numbers of ``pixels``. Nothing is done to them.
     """
 
     pixels: PixelArray
@@ -74,6 +76,7 @@ class Image:
     bits_stored: int | None = None
     was_grey_rgb: bool = False
     volume: tuple[Slice, ...] = ()
+    window: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         self.pixels.setflags(write=False)

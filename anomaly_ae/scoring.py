@@ -38,6 +38,9 @@ FAINT = 0.1
 """Share of the usual error that is as good as none: the logarithm levels off there, or a perfect repair of one pixel
 would be as unusual as a lesion."""
 
+OWN_LIMITS = ("volume_percentile", "file_window")
+"""Policies under which every image, or every volume, has intensity limits of its own."""
+
 MAX_VALUES = 4_000_000
 """Percentiles of a larger volume are those of so many of its voxels."""
 
@@ -273,10 +276,12 @@ def intensity_limits(pixels: PixelArray, valid: BoolArray | None, config: Intens
 
 
 def own_limits(prepared: Prepared, config: IntensityConfig) -> FloatArray:
-    """Return the percentiles of an image, or of the whole volume that it is a slice of: float64 (C, 2).
+    """Return the window of the file, or the percentiles of the image or of the volume it is a slice of: float64 (C, 2).
 
     Those of a volume are measured on its voxels as the files have them, before its slices are resampled.
     """
+    if config.policy == "file_window" and prepared.window is not None:
+        return spread_limits(np.tile(np.array(prepared.window, np.float64), (len(prepared.pixels), 1)))
     if not prepared.volume:
         return intensity_limits(prepared.pixels, prepared.valid, config)
     limits = volume_percentiles(prepared.volume, config.low_percentile, config.high_percentile)

@@ -315,6 +315,19 @@ def test_limits_of_each_image_where_the_policy_says_so(part_manifest: Manifest, 
     assert limits.tolist() == [np.percentile(pixels, (0.1, 99.9)).tolist()]
 
 
+def test_window_of_each_file_where_the_policy_says_so(smoke_detector: Detector, paths: list[Path]) -> None:
+    config = with_values(smoke_detector.config, intensity={"policy": "file_window"})
+    d = smoke_detector
+    detector = Detector(d.ensemble, config, d.geometry, d.provenance, d.device, d.baseline, d.scores, d.thresholds)
+    image = image_from(pixels_of(paths[0]).astype(np.float64))
+    shown, brighter = (replace(image, pixels=image.pixels * k, window=(0.0, k * 200.0)) for k in (1.0, 2.0))
+    assert detector.limits_of(detector.prepare(shown)).tolist() == [[0, 200]]
+    assert detector.score(brighter).score == pytest.approx(detector.score(shown).score, rel=1e-4)
+    np.testing.assert_allclose(detector.in_unit_range(brighter), detector.in_unit_range(shown), atol=1e-6)
+    with pytest.raises(IncompatibleImageError, match="says no window"):
+        detector.score(image)
+
+
 # --- refusals ---
 
 

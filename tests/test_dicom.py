@@ -164,6 +164,38 @@ def test_modality_lut_of_8_bits(tmp_path: Path, dtype: Any) -> None:
     assert (image.pixels.dtype, image.bits_stored) == (np.uint8, 8)
 
 
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({"WindowCenter": "40", "WindowWidth": "400"}, (-160.0, 239.0)),  # PS3.3 C.11.2.1.2.1: 40 - 0.5 -+ 399 / 2
+        ({"WindowCenter": ["40", "600"], "WindowWidth": ["400", "2000"]}, (-160.0, 239.0)),
+        ({"WindowCenter": "40", "WindowWidth": "400", "VOILUTFunction": "LINEAR_EXACT"}, (-160.0, 240.0)),
+        ({"WindowCenter": "40", "WindowWidth": "400", "PhotometricInterpretation": "MONOCHROME1"}, (-239.0, 160.0)),
+        ({"WindowCenter": "40", "WindowWidth": "0"}, None),
+        ({"WindowCenter": "40"}, None),
+        ({}, None),
+    ],
+)
+def test_window_of_the_file_in_the_numbers_of_the_pixels(tmp_path: Path, attributes: Any, expected: Any) -> None:
+    ds = dataset(GREY, 10, RescaleSlope="1", RescaleIntercept="-512", **attributes)
+    image = read_dicom(save(ds, tmp_path / "a.dcm"))
+    if "PhotometricInterpretation" in attributes:  # inverted in the range from -512 to 511
+        expected = tuple(end - 1 for end in expected)
+    assert image.window == expected
+
+
+def test_window_of_each_frame() -> None:
+    ds = dataset(np.stack([GREY, GREY]), 10, NumberOfFrames=2)
+    windows = []
+    for center in (100, 200):
+        frame, window = Dataset(), Dataset()
+        window.WindowCenter, window.WindowWidth = center, 51
+        frame.FrameVOILUTSequence = Sequence([window])
+        windows.append(frame)
+    ds.PerFrameFunctionalGroupsSequence = Sequence(windows)
+    assert [read_dicom(ds, frame).window for frame in (0, 1)] == [(74.5, 124.5), (174.5, 224.5)]
+
+
 def test_padding_becomes_invalid(tmp_path: Path) -> None:
     stored = np.array([[-2000, -1999, -1500], [-1, 0, 1]], np.int16)
     ds = dataset(stored, RescaleSlope="1", RescaleIntercept="-1024")

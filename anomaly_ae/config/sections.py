@@ -31,9 +31,9 @@ class IntensityConfig:
 
     policy: str = _choice(
         "percentile",
-        ("percentile", "range", "dtype", "volume_percentile", "window"),
+        ("percentile", "range", "dtype", "volume_percentile", "window", "file_window"),
         "percentile and range: of the training pixels; dtype: all stored bits; volume_percentile: of each "
-        "image or volume; window: low and high given here",
+        "image or volume; window: low and high given here; file_window: what each DICOM file says",
     )
     low_percentile: float = _number(0.1, 0, 49, "percentile that becomes 0")
     high_percentile: float = _number(99.9, 51, 100, "percentile that becomes 1")

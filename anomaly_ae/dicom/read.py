@@ -95,6 +95,7 @@ def read_dicom(source: str | Path | Dataset, frame: int = 0) -> Image:
         ``spacing_mm``: (row, column) distance: PixelSpacing, of the frame where it has its own, else
         ImagerPixelSpacing, which is measured at the detector and not in the body.
         ``bits_stored``: BitsStored; of the output where there is a LUT; None for float pixels.
+        ``window``: the first window of a grey image, in the numbers of ``pixels``; None where there is none.
 
     Raises
     ------

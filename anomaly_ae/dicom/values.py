@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 # pydicom finds a number ten times as fast as a name, and most files have none of these.
 _N_FRAMES, _MODALITY_LUT, _PADDING = 0x00280008, 0x00283000, 0x00280120
+_WINDOW_CENTER, _WINDOW_SEQUENCE = 0x00281050, "FrameVOILUTSequence"
 _GROUPS_OF_FRAMES, _GROUPS_OF_ALL = 0x52009230, 0x52009229  # functional groups (PS3.3 C.7.6.16)
 
 
@@ -48,10 +50,36 @@ def grey_image(stored: PixelArray, header: Dataset, frame: int, name: str) -> Im
     else:
         values, ends = _rescale(stored, header, frame)
         bits = int(header.BitsStored) if values.dtype.kind in "iu" else None
+    window = _window(header, frame)
     if header.PhotometricInterpretation == "MONOCHROME1":
         values = _invert(values, ends, name)
+        window = (sum(ends) - window[1], sum(ends) - window[0]) if window and ends else None
     valid = None if is_float else _valid(stored, header)
-    return Image(values[np.newaxis], valid, _spacing_mm(header, frame), name, n_frames_of(header), bits)
+    spacing_mm = _spacing_mm(header, frame)
+    return Image(values[np.newaxis], valid, spacing_mm, name, n_frames_of(header), bits, window=window)
+
+
+def _window(header: Dataset, frame: int) -> tuple[float, float] | None:
+    """Return the ends of the first window (PS3.3 C.11.2.1.2), or None where there is none, or none with a width."""
+    if _WINDOW_CENTER not in header and _GROUPS_OF_FRAMES not in header and _GROUPS_OF_ALL not in header:
+        return None
+    names = ("WindowCenter", "WindowWidth")
+    given = [of_frame(header, frame, _WINDOW_SEQUENCE, name) for name in names]
+    center, width = (_first_number(value) for value in given)
+    if center is None or width is None or width < 1:
+        return None
+    is_exact = of_frame(header, frame, _WINDOW_SEQUENCE, "VOILUTFunction") in ("LINEAR_EXACT", "SIGMOID")
+    middle, half = (center, width / 2) if is_exact else (center - 0.5, (width - 1) / 2)
+    return (middle - half, middle + half)
+
+
+def _first_number(value: Any) -> float | None:
+    """Return the first of several values; None where it is no finite number."""
+    try:
+        number = float(value[0] if isinstance(value, Sequence) and not isinstance(value, str) else value)
+    except (TypeError, ValueError, IndexError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _look_up(stored: PixelArray, header: Dataset) -> tuple[PixelArray, tuple[float, float], int]:

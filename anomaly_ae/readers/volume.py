@@ -61,7 +61,7 @@ def read_volume(slices: Sequence[Slice], slice_spacing_mm: float | None, source:
         raise UnreadableImageError(f"{source}: no valid voxel", "its mask leaves nothing", "correct the mask")
     rows_columns_mm = first.spacing_mm
     spacing_mm = (slice_spacing_mm, *rows_columns_mm) if slice_spacing_mm and rows_columns_mm else None
-    return Image(pixels, valid, spacing_mm, source, 1, first.bits_stored, first.was_grey_rgb)
+    return Image(pixels, valid, spacing_mm, source, 1, first.bits_stored, first.was_grey_rgb, window=first.window)
 
 
 def volume_from(array: PixelArray, spacing_mm: tuple[float, float, float] | None = None) -> Image:
