@@ -114,7 +114,7 @@ class AnomalyMapper(nn.Module):
         z, z_hat, inside = self._repaired(raw, valid, limits)
         errors: Tensor = self.smooth(_on_grid_of(inside, self.compare(z, z_hat, inside)), inside)
         if self.is_log:  # the errors of normal images have long tails; their logarithms are nearly Gaussian
-            errors = torch.log1p(errors / (FAINT * self.compare.usual))
+            errors = torch.log1p(errors.clamp_min(0) / (FAINT * self.compare.usual))  # 1 - SSIM may round below 0
         if self.standardise.kind == "context":
             errors = torch.cat([errors, _on_grid_of(inside, self.standardise.local_activity(z_hat))], dim=1)
         return _on_grid_of(valid, errors)

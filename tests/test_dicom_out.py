@@ -32,11 +32,14 @@ from pydicom.uid import (
 )
 from scipy.spatial.transform import Rotation
 
+from anomaly_ae.calibration import Asked
+from anomaly_ae.detector import Detector
 from anomaly_ae.dicom import DicomWriter, parse_kinds, read_dicom
 from anomaly_ae.dicom import write as dicom_write
 from anomaly_ae.errors import OutputError, UsageError
 from anomaly_ae.keeping import file_stem
 from anomaly_ae.nifti import count_nifti_frames, read_nifti, write_slice
+from anomaly_ae.recalibration import recalibrated
 from anomaly_ae.records import Sample
 from anomaly_ae.report import overlay
 from anomaly_ae.version import __version__
@@ -410,10 +413,12 @@ def scans(part_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def scored(smoke_model_file: Path, scans: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def scored(smoke_detector: Detector, scans: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("scored") / "run"
     arguments = ("--dicom", "sc,seg", "--maps", "--heatmaps", "all")
-    outcome = run("score", smoke_model_file, scans, "--out", folder, *arguments)
+    model = folder.with_name("model.safetensors")
+    recalibrated(smoke_detector, Asked(rate="0.5")).save(model)  # it finds something, whatever it has learned
+    outcome = run("score", model, scans, "--out", folder, *arguments)
     assert outcome.code == 0, outcome.err
     return folder, outcome.out + outcome.err
 

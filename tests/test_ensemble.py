@@ -27,7 +27,8 @@ from anomaly_ae.readers import image_from
 from anomaly_ae.scoring import AnomalyMapper
 
 N_STEPS = 4
-PLAIN, FLIPS = ScoringConfig(), ScoringConfig(test_time_flips=True)
+PLAIN = ScoringConfig(coarse_weight=1)
+FLIPS = ScoringConfig(coarse_weight=1, test_time_flips=True)
 
 
 @pytest.fixture(autouse=True)

@@ -106,7 +106,8 @@ def _rescale(stored: PixelArray, header: Dataset, frame: int) -> tuple[PixelArra
     if slope == 1 and intercept == 0:
         return stored, (low, high)
     if slope.is_integer() and intercept.is_integer():
-        return _whole_numbers(stored, int(slope), int(intercept), (low, high)), (low, high)
+        is_full = header.BitsStored == 8 * stored.dtype.itemsize
+        return _whole_numbers(stored, int(slope), int(intercept), (low, high), is_full), (low, high)
     # float32 holds 24 bits: enough for 16 stored bits and the rounding of the slope, not for more.
     dtype = np.float32 if header.BitsStored <= 16 else np.float64
     return (stored * slope + intercept).astype(dtype), (low, high)
@@ -117,9 +118,11 @@ def _stored_range(header: Dataset) -> tuple[int, int]:
     return (-n_values // 2, n_values // 2 - 1) if header.PixelRepresentation == 1 else (0, n_values - 1)
 
 
-def _whole_numbers(stored: PixelArray, slope: int, intercept: int, ends: tuple[float, float]) -> PixelArray:
-    """Rescale in the dtype that holds the device's whole range and every value."""
-    found = [int(end) * slope + intercept for end in (stored.min(), stored.max())]
+def _whole_numbers(
+    stored: PixelArray, slope: int, intercept: int, ends: tuple[float, float], is_full: bool
+) -> PixelArray:
+    """Rescale in the dtype that holds the device's whole range and every value; ``is_full``: none can lie outside."""
+    found = [] if is_full else [int(end) * slope + intercept for end in (stored.min(), stored.max())]
     dtype = _narrowest(*ends, *found)
     return np.add(stored if slope == 1 else stored * dtype(slope), dtype(intercept), dtype=dtype)
 
