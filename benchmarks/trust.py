@@ -125,7 +125,7 @@ def head(runs: Sequence[Measured], asked: argparse.Namespace) -> Iterator[str]:
         (
             run.data.name,
             f"{run.info['version']}, preset {run.info['model']['preset']}",
-            f"{run.info['model']['resolutions']}, {run.info['model']['steps']} steps",
+            f"{', '.join(run.info['model']['resolutions'])}, {run.info['model']['steps']} steps",
             str(run.info["model"]["trained_utc"])[:10],
             str(run.info["model"]["weights_sha256"])[:12],
         )
