@@ -121,6 +121,8 @@ def head(runs: Sequence[Measured], asked: argparse.Namespace) -> Iterator[str]:
     yield "    python benchmarks/trust.py ROOT RUNS --out docs/benchmarks/trust.md\n"
     yield f"Every figure comes from these two lines. Variant `{asked.variant}` of the bench, seed {asked.seed}, one"
     yield "model for each set; nothing was chosen on these images. Intervals: 95 %, over groups where there are any.\n"
+    if not any(run.data.name.startswith("embedded_") for run in runs):
+        yield "The embedded data are not in this copy: RUNS was made without `--embedded`.\n"
     rows = [
         (
             run.data.name,
