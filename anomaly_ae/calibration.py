@@ -285,7 +285,7 @@ def _n_groups(groups: _Groups) -> int | None:
 def unit_scores(images: FloatArray, unit_of: npt.NDArray[np.integer], counted: BoolArray) -> npt.NDArray[np.float64]:
     """Return the score of every unit: the largest of its images that count; of a unit without such, of all its images.
 
-    Of slices that lie close only some count, so that more slices are not more chances: docs/decisions/0012.
+    Of slices that lie close only some count, so that more slices are not more chances: docs/decisions/0014.
 
     Parameters
     ----------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -173,14 +173,15 @@ def calibrate(
     """
     asked = asked_of(rate, confidence, sensitivity, cost, value, review_rate, review_sensitivity)
     changes = settings or []
-    _check_sources(data, scores, verdicts, group_regex, identified, asked, changes)
+    sources = _Sources(data, scores, verdicts, group_regex, identified)
+    _check_sources(sources, asked, changes)
     from anomaly_ae.journal import journal_of
     from anomaly_ae.recalibration import rescored
 
     warn_identified(identified)
     old = load(model, device, threads)
     changed = rescored(old, changes) if changes else old
-    new, what, n_left_out = _recalibrated(changed, data, scores, verdicts, group_regex, identified, asked)
+    new, what, n_left_out = _recalibrated(changed, sources, asked)
     if changes:
         what += f"; scores changed by {', '.join(changes)}"
         typer.echo(f"region rules: {new.rules.describe() or 'none'}. Scores change: runs made before do not compare.")
@@ -250,45 +251,40 @@ def _check_model_name(out: Path, overwrite: bool) -> None:
     refuse_existing_file(out, overwrite)
 
 
-def _check_sources(
-    data: Path | None,
-    scores: Path | None,
-    verdicts: Path | None,
-    group_regex: str | None,
-    identified: bool,
-    asked: Asked,
-    changes: list[str],
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    """What `calibrate` takes its scores from, as on the command line: DATA, a finished run, or neither."""
+
+    data: Path | None
+    scores: Path | None
+    verdicts: Path | None
+    group_regex: str | None
+    identified: bool
+
+
+def _check_sources(given: _Sources, asked: Asked, changes: list[str]) -> None:
     """Refuse sources that contradict each other, or that cannot give what a rule needs: before anything is read."""
-    if data is not None and scores is not None:
+    if given.data is not None and given.scores is not None:
         raise UsageError("DATA and --scores", "both say where the scores come from", "give one of them")
-    if verdicts is not None and scores is None:
+    if given.verdicts is not None and given.scores is None:
         raise UsageError("--verdicts needs --scores", "", "e.g. --scores run/scores.csv --verdicts verdicts.csv")
-    if (group_regex is not None or identified) and data is None:
-        option = "--group-regex" if group_regex is not None else "--identified"
+    if (given.group_regex is not None or given.identified) and given.data is None:
+        option = "--group-regex" if given.group_regex is not None else "--identified"
         raise UsageError(f"{option} needs DATA", "a finished run and a model have their names and groups already")
-    if changes and data is None:
+    if changes and given.data is None:
         why = "scores of the old settings say nothing of the new ones"
         raise UsageError("--set needs DATA", why, "give normal images that were used for nothing else")
-    if asked.needs_anomalies and scores is None:
+    if asked.needs_anomalies and given.scores is None:
         raise UsageError(
             "this rule needs labelled anomalies",
             "calibration images are normal",
             "give a finished run of labelled images: --scores run/scores.csv",
         )
-    if data is None and scores is None and asked.nothing:
+    if given.data is None and given.scores is None and asked.nothing:
         raise UsageError("nothing to set thresholds from", "", "give normal images, --scores or another rule")
 
 
-def _recalibrated(
-    detector: Detector,
-    data: Path | None,
-    scores: Path | None,
-    verdicts: Path | None,
-    group_regex: str | None,
-    identified: bool,
-    asked: Asked,
-) -> tuple[Detector, str, int]:
+def _recalibrated(detector: Detector, given: _Sources, asked: Asked) -> tuple[Detector, str, int]:
     """Return the detector with new thresholds, what was done, and how many images could not be used."""
     from anomaly_ae.fitting import calibrate as from_images
     from anomaly_ae.fitting import calibration_samples, kept_for_calibration
@@ -297,15 +293,16 @@ def _recalibrated(
     from anomaly_ae.recalibration import recalibrated
     from anomaly_ae.results import finished_scores
 
-    if data is not None:
-        samples = calibration_samples(load_manifest(data, group_regex, identified=identified))
+    if given.data is not None:
+        manifest = load_manifest(given.data, given.group_regex, identified=given.identified)
+        samples = calibration_samples(manifest)
         samples = samples if detector.scores else kept_for_calibration(detector, samples, listener())
         new = recalibrated(from_images(detector, samples, asked.rate, asked.confidence, listener()), asked)
         n = len(new.calibrated[0].image)
         return new, f"calibrated with {n_of(n, 'image')}", len(samples) - n
-    if scores is None:
+    if given.scores is None:
         return recalibrated(detector, asked), "another rule on the same calibration scores", 0
-    finished = finished_scores(scores, detector.weights_sha256, verdicts)
+    finished = finished_scores(given.scores, detector.weights_sha256, given.verdicts)
     for line in finished.lines():
         typer.echo(line)
     n_normal = n_of(finished.n_normal, "normal image")

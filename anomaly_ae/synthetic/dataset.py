@@ -120,7 +120,7 @@ def make_dataset(
     """
     out_dir = Path(out_dir)
     _check_arguments(kind, (n_train, n_test_normal, n_per_defect), size_px, seed, bits)
-    _check_empty(out_dir)
+    check_empty(out_dir)
     plans = list(_plans(kind, n_train, n_test_normal, n_per_defect, size_px))
     staging = out_dir / ".unfinished"
     try:
@@ -166,7 +166,8 @@ def _check_arguments(kind: str, counts: tuple[int, int, int], size_px: int, seed
             raise UsageError(f"cannot make a data set: {what}", "", fix)
 
 
-def _check_empty(out_dir: Path) -> None:
+def check_empty(out_dir: Path) -> None:
+    """Make the folder where it is missing; refuse one that holds something."""
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         n_items = sum(1 for _ in out_dir.iterdir())

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from anomaly_ae.errors import OutputError, UsageError
+from anomaly_ae.errors import UsageError
 from anomaly_ae.files import write_text
 from anomaly_ae.nifti import write_volume
 from anomaly_ae.records import BoolArray, FloatArray
+from anomaly_ae.synthetic.dataset import check_empty
 
 FULL_SCALE = 1000
 """What 1 becomes in the file: 16-bit whole numbers without a unit, as in MR."""
@@ -91,8 +92,7 @@ def make_volumes(
     """
     out_dir = Path(out_dir)
     _check(n_train, n_test_normal, n_lesions, side_mm, spacing_mm, seed)
-    if out_dir.exists() and any(out_dir.iterdir()):
-        raise OutputError(f"{out_dir} is not empty", "nothing is replaced unasked", "choose a new folder or empty this")
+    check_empty(out_dir)
     rows = io.StringIO()
     table = csv.writer(rows, lineterminator="\n")
     table.writerow(("path", "radius_mm", "contrast"))
