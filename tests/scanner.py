@@ -19,18 +19,16 @@ AXIAL = (1, 0, 0, 0, 1, 0)
 SPACING = (0.5, 0.5)
 
 
-def image(stored: np.ndarray, kind: UID = CTImageStorage, **attributes: Any) -> Dataset:
-    """One image, (H, W), or one of many frames, (frames, H, W)."""
+def plain(stored: np.ndarray, kind: str = CTImageStorage, **attributes: Any) -> Dataset:
+    """One image, (H, W), or one of many frames, (frames, H, W), of no series: all that scanners write alike."""
     ds = Dataset()
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = kind
     ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-    ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = "Secret^Person", "ID-1", "19500203", "F"
+    ds.PatientBirthDate, ds.PatientSex = "19500203", "F"
     ds.StudyDate, ds.StudyTime, ds.StudyID, ds.AccessionNumber = "20240102", "101112", "S1", "A77"
-    ds.StudyInstanceUID, ds.SeriesInstanceUID = generate_uid(), generate_uid()
-    ds.FrameOfReferenceUID, ds.PositionReferenceIndicator = generate_uid(), ""
-    ds.Manufacturer, ds.Modality, ds.ReferringPhysicianName = "Scanner Works", "CT", ""
+    ds.Manufacturer, ds.Modality = "Scanner Works", "CT"
     ds.Rows, ds.Columns = stored.shape[-2:]
     ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
@@ -39,6 +37,13 @@ def image(stored: np.ndarray, kind: UID = CTImageStorage, **attributes: Any) -> 
     for key, value in attributes.items():
         setattr(ds, key, value)
     return ds
+
+
+def image(stored: np.ndarray, kind: UID = CTImageStorage, **attributes: Any) -> Dataset:
+    """The same of a patient, in a study, series and frame of reference of its own."""
+    own = {name: generate_uid() for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")}
+    patient = {"PatientName": "Secret^Person", "PatientID": "ID-1", "ReferringPhysicianName": ""}
+    return plain(stored, kind, **{**own, **patient, "PositionReferenceIndicator": "", **attributes})
 
 
 def save(ds: Dataset, path: Path) -> Path:

@@ -19,17 +19,17 @@ import pydicom
 import pytest
 import tifffile
 from command import run
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.uid import (
     CTImageStorage,
     DigitalXRayImageStorageForPresentation,
     EnhancedMRImageStorage,
-    ExplicitVRLittleEndian,
     MRImageStorage,
     SecondaryCaptureImageStorage,
     UltrasoundMultiFrameImageStorage,
     generate_uid,
 )
+from scanner import place, plain, save
 from scipy.spatial.transform import Rotation
 
 from anomaly_ae.calibration import Asked
@@ -54,41 +54,16 @@ DCIODVFY = shutil.which("dciodvfy")
 
 def source(stored: np.ndarray, kind: str = CTImageStorage, **attributes: Any) -> Dataset:
     """An image of one study and series, as a scanner writes it: (H, W), or (frames, H, W)."""
-    ds = Dataset()
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = kind
-    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-    ds.StudyInstanceUID, ds.SeriesInstanceUID = STUDY, SERIES
-    ds.SpecificCharacterSet = "ISO_IR 100"
-    ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = NAME, PATIENT, "19500203", "F"
-    ds.StudyDate, ds.StudyTime, ds.StudyID, ds.AccessionNumber = "20240102", "101112", "S1", "A77"
-    ds.Manufacturer, ds.Modality = "Scanner Works", "CT"
-    ds.Rows, ds.Columns = stored.shape[-2:]
-    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
-    ds.PixelData = stored.astype(np.uint16).tobytes()
-    ds["PixelData"].VR = "OW"
-    if stored.ndim == 3:
-        ds.NumberOfFrames = len(stored)
-    for key, value in attributes.items():
-        setattr(ds, key, value)
-    return ds
+    study = {"StudyInstanceUID": STUDY, "SeriesInstanceUID": SERIES, "SpecificCharacterSet": "ISO_IR 100"}
+    frames = {"NumberOfFrames": len(stored)} if stored.ndim == 3 else {}
+    return plain(stored, kind, **{**study, "PatientName": NAME, "PatientID": PATIENT, **frames, **attributes})
 
 
 def placed(axes: Sequence[float] = AXIAL, height_mm: float = 0.0) -> dict[str, Any]:
-    normal = np.cross(axes[:3], axes[3:])
-    position = [round(float(number), 6) for number in normal * height_mm]
     return {
-        "FrameOfReferenceUID": PLACE, "PositionReferenceIndicator": "", "ImagePositionPatient": position,
+        "FrameOfReferenceUID": PLACE, "PositionReferenceIndicator": "", "ImagePositionPatient": place(axes, height_mm),
         "ImageOrientationPatient": list(axes), "PixelSpacing": [0.5, 0.25], "SliceThickness": 3.0,
     }  # fmt: skip
-
-
-def save(ds: Dataset, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ds.save_as(path, enforce_file_format=True)
-    return path
 
 
 def stored(corner: tuple[int, int] | None = None, n_frames: int = 0) -> np.ndarray:
