@@ -308,9 +308,12 @@ def _as_it_lies(file: BinaryIO, header: Dataset, start: int, frame: int) -> Pixe
     dtype = np.dtype(f"<{'ui'[header.PixelRepresentation]}{n_bits // 8}")
     n_bytes = math.prod(shape) * dtype.itemsize
     file.seek(start + frame * n_bytes)
-    stored = np.frombuffer(file.read(n_bytes), dtype).reshape(shape)
+    stored = np.fromfile(file, dtype, math.prod(shape)).reshape(shape)
     n_unused = n_bits - header.BitsStored  # what stands in these bits does not count (PS3.5, 8.1.1)
-    return native(stored << n_unused >> n_unused if n_unused else stored)
+    if n_unused:
+        stored <<= n_unused
+        stored >>= n_unused
+    return native(stored)
 
 
 def _decoded(decoder: Any, source: Any, frame: int, options: Mapping[str, Any]) -> PixelArray:

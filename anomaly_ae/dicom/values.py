@@ -43,6 +43,7 @@ def colour_image(stored: PixelArray, header: Dataset, frame: int, name: str) -> 
 def grey_image(stored: PixelArray, header: Dataset, frame: int, name: str) -> Image:
     """Make an Image of decoded grey values, (H, W); what is done to them is written at `read_dicom`."""
     is_float = stored.dtype.kind == "f"
+    valid = None if is_float else _valid(stored, header)
     if is_float:
         values, ends, bits = stored, None, None  # float pixel data has no modality LUT and no stored range
     elif _MODALITY_LUT in header and header.ModalityLUTSequence:
@@ -54,7 +55,6 @@ def grey_image(stored: PixelArray, header: Dataset, frame: int, name: str) -> Im
     if header.PhotometricInterpretation == "MONOCHROME1":
         values = _invert(values, ends, name)
         window = (sum(ends) - window[1], sum(ends) - window[0]) if window and ends else None
-    valid = None if is_float else _valid(stored, header)
     spacing_mm = _spacing_mm(header, frame)
     return Image(values[np.newaxis], valid, spacing_mm, name, n_frames_of(header), bits, window=window)
 
@@ -124,7 +124,11 @@ def _whole_numbers(
     """Rescale in the dtype that holds the device's whole range and every value; ``is_full``: none can lie outside."""
     found = [] if is_full else [int(end) * slope + intercept for end in (stored.min(), stored.max())]
     dtype = _narrowest(*ends, *found)
-    return np.add(stored if slope == 1 else stored * dtype(slope), dtype(intercept), dtype=dtype)
+    values = stored.astype(dtype, copy=not stored.flags.writeable)  # decoded for this image: new memory costs most
+    if slope != 1:
+        values *= dtype(slope)
+    values += dtype(intercept)
+    return values
 
 
 def _narrowest(*numbers: float) -> type[np.signedinteger[Any]]:
