@@ -87,7 +87,7 @@ def unit_rows(
     images: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         images[row["unit"]].append(row)
-    whole = {unit: _score(own) for unit, own in images.items() if unit not in incomplete}
+    whole = {unit: score for unit, score in _scores(images).items() if unit not in incomplete}
     p = p_values(list(whole.values()), scores.unit, scores.unit_group)  # of all at once: one alone takes as long
     median, p_of = float(np.median(scores.unit)), dict(zip(whole, p.tolist(), strict=True))
     found = []
@@ -104,9 +104,14 @@ def counted_rows(rows: Sequence[Row]) -> list[bool]:
     return [bool(int(row.get(COUNTED, 1))) for row in rows]
 
 
-def _score(own: Sequence[Row]) -> float:
-    scores = np.array([row["score"] for row in own], np.float64)
-    return float(unit_scores(scores, np.zeros(len(own), np.int64), np.array(counted_rows(own)))[0])
+def _scores(images: Mapping[str, Sequence[Row]]) -> dict[str, float]:
+    """Return the score of each unit, of all at once: one after the other takes ten times as long."""
+    if not images:
+        return {}
+    rows = [row for own in images.values() for row in own]
+    unit_of = np.repeat(np.arange(len(images)), [len(own) for own in images.values()])
+    scores = unit_scores(np.array([row["score"] for row in rows], np.float64), unit_of, np.array(counted_rows(rows)))
+    return dict(zip(images, scores.tolist(), strict=True))
 
 
 def unit_label(own: Sequence[Row]) -> str:
