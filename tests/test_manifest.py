@@ -329,6 +329,21 @@ def test_group_regex(picture: Write, tmp_path: Path) -> None:
     assert load_manifest(tmp_path, r"t(\d+)").notes[0].startswith(r"group from 't(\d+)': 2 groups")
 
 
+def test_group_regex_names_units(picture: Write, tmp_path: Path) -> None:
+    for name in ("lot1_part1_a.png", "lot1_part1_b.png", "lot1_part2_a.png"):
+        picture(name)
+
+    def found(pattern: str) -> list[tuple[str, str]]:
+        return [(s.group, s.unit) for s in load_manifest(tmp_path, pattern).samples]
+
+    assert found(r"(?P<unit>lot\d)") == [("lot1", "lot1")] * 3
+    both = [("lot1", "part1"), ("lot1", "part1"), ("lot1", "part2")]
+    assert found(r"(?P<group>lot\d)_(?P<unit>part\d)") == found(r"(lot\d)_(?P<unit>part\d)") == both
+    assert found(r"(?P<unit>part\d).*(?P<group>\w)\.png")[0] == ("a", "part1"), "by name, not by order"
+    with pytest.raises(DataError, match="finds nothing in"):
+        load_manifest(tmp_path, r"(lot\d)_(?P<unit>part2)?")
+
+
 def test_group_regex_on_a_csv(tmp_path: Path) -> None:
     file = csv(tmp_path, "path,group\np1/a.png,x\np2/a.png,x\n")
     assert [s.group for s in load_manifest(file, "^[^/]+").samples] == ["p1", "p2"]

@@ -78,7 +78,11 @@ ThreadsOption = Annotated[
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what exists already.")]
 GroupOption = Annotated[
     str | None,
-    typer.Option("--group-regex", help="Group = first bracketed part of this pattern in the path, e.g. '(lot\\d+)'."),
+    typer.Option(
+        "--group-regex",
+        help="Group = first bracketed part of this pattern in the path, e.g. '(lot\\d+)'; "
+        "a part (?P<unit>...) is the unit.",
+    ),
 ]
 IdentifiedOption = Annotated[
     bool, typer.Option("--identified", help="Show patients and paths of DICOM and NIfTI data as they are, not hashes.")

@@ -46,7 +46,14 @@ def _read_groups(file: Path) -> dict[str, str]:
 
 
 def group_by_regex(manifest: Manifest, group_regex: str) -> Manifest:
-    """Take the groups from the paths; of slices the units, too.
+    r"""Take the groups from the paths; of slices, and where the pattern has a part named unit, the units, too.
+
+    Parameters
+    ----------
+    manifest : Manifest
+    group_regex : str
+        Searched in each path. The group is the part named ``group``, else the first bracketed part, else the match;
+        the unit is the part named ``unit``: ``(?P<unit>patient\d+)`` makes the patient both.
 
     Raises
     ------
@@ -59,7 +66,7 @@ def group_by_regex(manifest: Manifest, group_regex: str) -> Manifest:
         pattern = re.compile(group_regex)
     except re.error as error:
         raise UsageError(f"'{group_regex}' is no regular expression", str(error), "example: 'part(\\d+)'") from error
-    return replace(manifest, samples=tuple(_of_group(s, _match(pattern, s.path)) for s in manifest.samples))
+    return replace(manifest, samples=tuple(_grouped(sample, pattern) for sample in manifest.samples))
 
 
 def with_group_note(manifest: Manifest, group_regex: str) -> Manifest:
@@ -70,14 +77,17 @@ def with_group_note(manifest: Manifest, group_regex: str) -> Manifest:
     return replace(manifest, notes=(*manifest.notes, note))
 
 
-def _of_group(sample: Sample, group: str) -> Sample:
+def _grouped(sample: Sample, pattern: re.Pattern[str]) -> Sample:
+    group = _part(pattern, sample.path, "group" if "group" in pattern.groupindex else 1 if pattern.groups else 0)
+    if "unit" in pattern.groupindex:
+        return replace(sample, group=group, unit=_part(pattern, sample.path, "unit"))
     return replace(sample, group=group, unit=group if is_slice(sample) else sample.unit)
 
 
-def _match(pattern: re.Pattern[str], path: str) -> str:
+def _part(pattern: re.Pattern[str], path: str, part: str | int) -> str:
     found = pattern.search(path)
-    group = found.group(1 if pattern.groups else 0) if found else None
-    if not group:
+    text = found.group(part) if found else None
+    if not text:
         what = f"the group pattern '{pattern.pattern}' finds nothing in {path!r}"
         raise DataError(what, "every image needs a group", "widen the pattern, or use groups.tsv")
-    return group
+    return text
