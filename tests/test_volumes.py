@@ -439,6 +439,23 @@ def test_orientations_of_one_series_are_volumes_of_their_own(tmp_path: Path) -> 
     assert any("several orientations" in note for note in manifest.notes)
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("EchoTime", (4.6, 9.2)), ("TemporalPositionIdentifier", (1, 2)), ("DiffusionBValue", (0.0, 800.0))],
+)
+def test_echoes_times_and_weightings_of_one_series_are_volumes_of_their_own(
+    tmp_path: Path, name: str, values: tuple[float, float]
+) -> None:
+    for number in range(3):
+        for which, value in enumerate(values):
+            dicom(tmp_path / f"{number}-{which}.dcm", 3.0 * number, **{name: value})
+    manifest = load_manifest(tmp_path)
+    found = [(sample.volume[-2:], sample.files[0].name) for sample in manifest.samples]
+    assert found == [(f"-{which + 1}", f"{number}-{which}.dcm") for which in range(2) for number in range(3)]
+    assert not any("another lies" in note for note in manifest.notes)
+    assert any("several orientations, stacks or times" in note for note in manifest.notes)
+
+
 def test_frames_of_one_file_are_no_duplicates(tmp_path: Path) -> None:
     path = dicom(tmp_path / "many.dcm", 0)
     ds = pydicom.dcmread(path)

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
 _SAME_DIRECTION = 0.01  # largest difference of direction cosines, about half a degree
 _SAME_POSITION_MM = 0.01
-_APART = (  # functional groups of frames that lie at one place all the same (PS3.3 C.7.6.16.2.2, C.8.13.5)
+_APART_IN_GROUPS = (  # of frames that lie at one place all the same (PS3.3 C.7.6.16.2.2, C.8.13.5)
     ("FrameContentSequence", "StackID"),
     ("FrameContentSequence", "TemporalPositionIndex"),
     ("MREchoSequence", "EffectiveEchoTime"),
     ("MRDiffusionSequence", "DiffusionBValue"),
 )
+_APART_IN_FILES = ("EchoTime", "TemporalPositionIdentifier", "DiffusionBValue")  # of one slice each (C.8.3.1, C.7.6.1)
 _GAP = 1.5  # steps this many times longer than the usual one lack a slice
 
 
@@ -32,8 +33,8 @@ class SliceHeader(NamedTuple):
     """What a file says about patient and place of one frame; "" and None where it says nothing.
 
     ``patient`` is PatientID, else StudyInstanceUID; ``series`` the two instance UIDs of study and series.
-    ``orientation`` (6) and ``position`` (3) are in the patient, in mm (PS3.3 C.7.6.2.1.1). ``part`` tells frames of one
-    file apart that are no neighbours: stack, time, echo and diffusion weighting.
+    ``orientation`` (6) and ``position`` (3) are in the patient, in mm (PS3.3 C.7.6.2.1.1). ``part`` tells slices apart
+    that are no neighbours: stack, time, echo and diffusion weighting.
     """
 
     patient: str
@@ -105,8 +106,13 @@ def _slice_header(header: Dataset, frame: int) -> SliceHeader:
         series=f"{study}/{series}" if series else "",
         orientation=_numbers(orientation, 6) if has_place else None,
         position=_numbers(position, 3) if has_place else None,
-        part="" if is_one else "|".join(str(of_frame(header, frame, *where)) for where in _APART),
+        part="|".join(map(str, _apart(header, frame))),
     )
+
+
+def _apart(header: Dataset, frame: int) -> list[Any]:
+    in_groups = [] if n_frames_of(header) == 1 else [of_frame(header, frame, *where) for where in _APART_IN_GROUPS]
+    return in_groups + [header.get(name) for name in _APART_IN_FILES]
 
 
 def _numbers(values: Any, n: int) -> tuple[float, ...] | None:
