@@ -17,10 +17,12 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import PIL.Image
+import pydicom
 import pytest
 from command import Outcome, run
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from scanner import segmented
 
 from anomaly_ae.errors import DataError, UnreadableImageError
 from anomaly_ae.loading import read_sample
@@ -90,7 +92,29 @@ def scans(root: Path) -> Path:
         marked = np.zeros((SIDE_PX, SIDE_PX if number == 13 else 10), np.uint8)
         marked[20:30] = 255
         PIL.Image.fromarray(marked).save(mask)
+    sick = root / f"test/lesion/{PERSON}_15"
+    outline(sick / f"{FILE}_seg.dcm", [sick / f"{FILE}_{index}.dcm" for index in range(2)])
+    torn = root / f"test/lesion/{PERSON}_14"
+    outline(torn / f"{FILE}_seg.dcm", [torn / f"{FILE}_1.dcm"])
+    (torn / f"{FILE}_seg.dcm").write_bytes((torn / f"{FILE}_seg.dcm").read_bytes()[:-300])
     return root
+
+
+def outline(path: Path, images: list[Path]) -> Path:
+    """A segmentation of slices, in whose header and names of segments are the same people."""
+    sources = [pydicom.dcmread(image) for image in images]
+    for source in sources:
+        source.FrameOfReferenceUID, source.PatientSex = f"{source.StudyInstanceUID}.7", "F"
+        source.StudyTime, source.StudyID, source.ReferringPhysicianName = "101112", FILE, PERSON
+        source.SliceThickness, source.Modality = 3.0, "CT"
+    marks = np.zeros((len(sources), SIDE_PX, SIDE_PX), np.uint8)
+    marks[:, 20:30, 20:30] = 1
+    ds = segmented(sources, marks)
+    ds.SegmentSequence[0].SegmentLabel, ds.ContentCreatorName = f"seen by {PERSON}", IN_HEADERS["PatientName"]
+    ds.ContentDescription, ds.SeriesDescription = f"{FILE} of {PERSON}", PERSON
+    ds.InstitutionName, ds.DeviceSerialNumber = IN_HEADERS["InstitutionName"], IN_HEADERS["DeviceSerialNumber"]
+    ds.save_as(path, enforce_file_format=True)
+    return path
 
 
 def volumes(root: Path) -> Path:
@@ -241,6 +265,7 @@ def test_every_command_did_what_the_test_is_about(said: list[tuple[tuple[str, ..
     assert {code for _, code in codes[:-n_errors]} <= {0, 1, 3}, codes
     assert [code for _, code in codes[-n_errors:]].count(0) == 0
     assert "ignored images in folders whose names say neither split nor label: 1" in said[0][1].out
+    assert "DICOM segmentations, taken as masks: 2" in said[0][1].out
     written = {path.relative_to(world / "out").parts[0] for path in (world / "out").rglob("*") if path.is_file()}
     assert written >= {"scanned.csv", "m.safetensors", "scores", "by_hand", "run", "run2", "compared", "nifti"}
     assert any((world / "out/run/heatmaps").iterdir())
