@@ -6,14 +6,13 @@ picture is shown, not what was measured. No message holds a header value other t
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -46,7 +45,24 @@ _PIXEL_TAGS = {
 _PIXEL_ATTRIBUTES = tuple(_PIXEL_TAGS.values())
 _LITTLE_ENDIAN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")  # implicit and explicit, uncompressed
 _DEFLATED, _N_META_BYTES = "1.2.840.10008.1.2.1.99", 2048  # transfer syntax; in so many bytes it mostly stands
+_SAMPLES = 0x00280002  # pydicom finds a number faster than a name
 _UNDEFINED_LENGTH = 0xFFFFFFFF  # of compressed pixel data
+
+
+class _Layout(NamedTuple):
+    """How the pixels lie in a file; pydicom takes its time for every look at a header, so it is asked once."""
+
+    rows: int
+    columns: int
+    photometric: str
+    bits_allocated: int
+    n_samples: int
+    n_frames: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all frames where nothing is compressed."""
+        return self.rows * self.columns * self.n_samples * self.n_frames * self.bits_allocated // 8
 
 
 def is_dicom(head: bytes) -> bool:
@@ -106,11 +122,14 @@ def read_dicom(source: str | Path | Dataset, frame: int = 0) -> Image:
     name = str(source) if isinstance(source, str | Path) else "DICOM dataset"
     with decoding(name, "DICOM file", quote=False):
         header, pixels_start = read_header(source, name)
-        _check_header(header, name, frame)
+        layout = _layout(header, name, frame)
         decoder = _decoder(header, name)
         with decoding(name, "DICOM pixel data"):
-            stored = _stored(source, header, name, decoder, frame, pixels_start)  # (H, W) or (H, W, 3)
-        if header.PhotometricInterpretation in _GREY:
+            if _is_plain_file(source, decoder):
+                stored = _decode_in_file(Path(source), header, layout, name, decoder, frame, pixels_start)
+            else:
+                stored = _decode(source, header, name, decoder, frame)  # (H, W) or (H, W, 3)
+        if layout.photometric in _GREY:
             return grey_image(stored, header, frame, name)
         return colour_image(stored, header, frame, name)
 
@@ -186,23 +205,15 @@ def stored_frame(dataset: Dataset, name: str, frame: int) -> PixelArray:
         As `read_dicom`.
     """
     with decoding(name, "DICOM file", quote=False):
-        _check_header(dataset, name, frame)
+        _layout(dataset, name, frame)
         decoder = _decoder(dataset, name)
     with decoding(name, "DICOM pixel data"):
         return _decode(dataset, dataset, name, decoder, frame)
 
 
-def _stored(
-    source: str | Path | Dataset, header: Dataset, name: str, decoder: Any, frame: int, pixels_start: int
-) -> PixelArray:
-    if _is_plain_file(source, decoder):
-        return _decode_in_file(Path(source), header, name, decoder, frame, pixels_start)
-    return _decode(source, header, name, decoder, frame)
-
-
-def _check_header(header: Dataset, name: str, frame: int) -> None:
-    """Refuse what cannot be decoded to an image, by the header alone."""
-    rows, columns, photometric, _ = required = [header.get(key) for key in _REQUIRED]
+def _layout(header: Dataset, name: str, frame: int) -> _Layout:
+    """Return how the pixels lie; refuse what cannot be decoded to an image, by the header alone."""
+    rows, columns, photometric, n_bits = required = [header.get(key) for key in _REQUIRED]
     if None in required:
         object_kind = _uid_name(header.get("SOPClassUID"), "object of unknown kind")
         raise UnreadableImageError(
@@ -216,7 +227,9 @@ def _check_header(header: Dataset, name: str, frame: int) -> None:
             "convert it to MONOCHROME2 or RGB",
         )
     check_size(name, (int(rows), int(columns), n_samples))
-    check_frame(name, frame, n_frames_of(header))
+    n_frames = n_frames_of(header)
+    check_frame(name, frame, n_frames)
+    return _Layout(int(rows), int(columns), photometric, int(n_bits), n_samples, n_frames)
 
 
 def _uid_name(uid: Any, otherwise: str) -> str:
@@ -272,15 +285,17 @@ def _decode(source: str | Path | Dataset, header: Dataset, name: str, decoder: A
     return _decoded(decoder, dataset, frame, options)
 
 
-def _decode_in_file(path: Path, header: Dataset, name: str, decoder: Any, frame: int, pixels_start: int) -> PixelArray:
+def _decode_in_file(
+    path: Path, header: Dataset, layout: _Layout, name: str, decoder: Any, frame: int, pixels_start: int
+) -> PixelArray:
     """Decode one frame, with the header that was read already and without reading other frames."""
     from pydicom.pixels.utils import as_pixel_options
 
     with path.open("rb") as file:
         keyword, vr, n_bytes = _pixel_element(file, header, pixels_start, name)
         start = file.tell()
-        if decoder.UID in _LITTLE_ENDIAN and keyword == "PixelData" and _is_plain_grey(header, n_bytes):
-            return _as_it_lies(file, header, start, frame)
+        if decoder.UID in _LITTLE_ENDIAN and keyword == "PixelData" and _is_plain_grey(header, layout, n_bytes):
+            return _as_it_lies(file, header, layout, start, frame)
         options = as_pixel_options(header, pixel_keyword=keyword, transfer_syntax_uid=decoder.UID)
         options |= {"pixel_vr": vr} if vr else {}
         if decoder.UID.is_encapsulated:
@@ -290,25 +305,23 @@ def _decode_in_file(path: Path, header: Dataset, name: str, decoder: Any, frame:
             if is_packed_bits(header):
                 return unpacked_bits(packed, header)
             file.seek(start)
-        elif n_frames_of(header) == 1:
+        elif layout.n_frames == 1:
             return _decoded(decoder, file.read(n_bytes), frame, options)  # its length is checked, a file's is not
         return _decoded(decoder, file, frame, options)
 
 
-def _is_plain_grey(header: Dataset, n_bytes: int) -> bool:
-    """Whether whole numbers lie one after the other, and as many as there should be."""
-    n_expected = n_frames_of(header) * header.Rows * header.Columns * header.BitsAllocated // 8
-    is_grey = header.PhotometricInterpretation in _GREY and header.get("SamplesPerPixel") == 1
-    return is_grey and header.BitsAllocated in (8, 16, 32) and n_bytes in (n_expected, n_expected + n_expected % 2)
+def _is_plain_grey(header: Dataset, layout: _Layout, n_bytes: int) -> bool:
+    """Whether whole numbers lie one after the other, and as many as there should be; it has to say one per pixel."""
+    is_grey = layout.photometric in _GREY and layout.bits_allocated in (8, 16, 32) and _SAMPLES in header
+    return is_grey and n_bytes in (layout.n_bytes, layout.n_bytes + layout.n_bytes % 2)
 
 
-def _as_it_lies(file: BinaryIO, header: Dataset, start: int, frame: int) -> PixelArray:
+def _as_it_lies(file: BinaryIO, header: Dataset, layout: _Layout, start: int, frame: int) -> PixelArray:
     """Read one frame of plain grey, the most common kind: pydicom's way for all kinds takes as long as the header."""
-    shape, n_bits = (header.Rows, header.Columns), header.BitsAllocated
-    dtype = np.dtype(f"<{'ui'[header.PixelRepresentation]}{n_bits // 8}")
-    n_bytes = math.prod(shape) * dtype.itemsize
-    file.seek(start + frame * n_bytes)
-    stored = np.fromfile(file, dtype, math.prod(shape)).reshape(shape)
+    n_bits = layout.bits_allocated
+    stored = np.empty((layout.rows, layout.columns), f"<{'ui'[header.PixelRepresentation]}{n_bits // 8}")
+    file.seek(start + frame * stored.nbytes)
+    file.readinto(stored.data)  # type: ignore[attr-defined]  # files have it, their common type does not say so
     n_unused = n_bits - header.BitsStored  # what stands in these bits does not count (PS3.5, 8.1.1)
     if n_unused:
         stored <<= n_unused

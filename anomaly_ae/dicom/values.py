@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # pydicom finds a number ten times as fast as a name, and most files have none of these.
 _N_FRAMES, _MODALITY_LUT, _PADDING = 0x00280008, 0x00283000, 0x00280120
 _WINDOW_CENTER, _WINDOW_SEQUENCE = 0x00281050, "FrameVOILUTSequence"
+_IN_TEXT = {"RescaleIntercept": 0x00281052, "RescaleSlope": 0x00281053, "PixelSpacing": 0x00280030}
 _GROUPS_OF_FRAMES, _GROUPS_OF_ALL = 0x52009230, 0x52009229  # functional groups (PS3.3 C.7.6.16)
 
 
@@ -192,4 +193,22 @@ def of_frame(header: Dataset, frame: int, sequence: str, attribute: str) -> Any:
         macro = items[index].get(sequence) if index < len(items) else None
         if macro and attribute in macro[0]:
             return macro[0].get(attribute)
-    return header.get(attribute)
+    numbers = _numbers_in_text(header, attribute)
+    return header.get(attribute) if numbers is None else numbers
+
+
+def _numbers_in_text(header: Dataset, attribute: str) -> Any:
+    """Return the number, or the numbers, of a decimal string; None where pydicom has to see to it.
+
+    It keeps the text of each number and checks it against the standard, which takes longer than all of the pixels.
+    """
+    element: Any = header.get_item(_IN_TEXT[attribute]) if attribute in _IN_TEXT else None
+    if getattr(element, "VR", "") not in (None, "DS") or not isinstance(element.value, bytes):  # None: it is implicit
+        return None
+    try:
+        numbers = [float(text) for text in element.value.split(b"\\")]
+    except ValueError:
+        return None
+    if not all(map(math.isfinite, numbers)):
+        return None
+    return numbers if len(numbers) > 1 else numbers[0]
