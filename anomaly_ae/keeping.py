@@ -226,5 +226,5 @@ def _write_map(folder: Path, sample: Sample, anomaly_map: FloatArray) -> None:
         return
 
     buffer = io.BytesIO()
-    tifffile.imwrite(buffer, anomaly_map.astype(np.float32), compression="zlib")
+    tifffile.imwrite(buffer, anomaly_map.astype(np.float32), compression="zlib", photometric="minisblack")
     write_bytes(_free_path(folder, sample, ".tiff"), buffer.getvalue())

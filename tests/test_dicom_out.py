@@ -29,7 +29,7 @@ from pydicom.uid import (
     UltrasoundMultiFrameImageStorage,
     generate_uid,
 )
-from scanner import place, plain, save
+from scanner import place, plain, save, study
 from scipy.spatial.transform import Rotation
 
 from anomaly_ae.calibration import Asked
@@ -37,7 +37,9 @@ from anomaly_ae.detector import Detector
 from anomaly_ae.dicom import DicomWriter, parse_kinds, read_dicom
 from anomaly_ae.dicom import write as dicom_write
 from anomaly_ae.errors import OutputError, UsageError
+from anomaly_ae.fitting import fit
 from anomaly_ae.keeping import file_stem
+from anomaly_ae.manifest import load_manifest
 from anomaly_ae.nifti import count_nifti_frames, read_nifti, write_slice
 from anomaly_ae.recalibration import recalibrated
 from anomaly_ae.records import Sample
@@ -54,9 +56,9 @@ DCIODVFY = shutil.which("dciodvfy")
 
 def source(stored: np.ndarray, kind: str = CTImageStorage, **attributes: Any) -> Dataset:
     """An image of one study and series, as a scanner writes it: (H, W), or (frames, H, W)."""
-    study = {"StudyInstanceUID": STUDY, "SeriesInstanceUID": SERIES, "SpecificCharacterSet": "ISO_IR 100"}
+    ours = {"StudyInstanceUID": STUDY, "SeriesInstanceUID": SERIES, "SpecificCharacterSet": "ISO_IR 100"}
     frames = {"NumberOfFrames": len(stored)} if stored.ndim == 3 else {}
-    return plain(stored, kind, **{**study, "PatientName": NAME, "PatientID": PATIENT, **frames, **attributes})
+    return plain(stored, kind, **{**ours, "PatientName": NAME, "PatientID": PATIENT, **frames, **attributes})
 
 
 def placed(axes: Sequence[float] = AXIAL, height_mm: float = 0.0) -> dict[str, Any]:
@@ -478,3 +480,42 @@ def test_a_marker_in_a_corner_of_a_nifti_volume_stays_there(order: str, tmp_path
     found = nibabel.load(tmp_path / "map.nii")
     np.testing.assert_array_equal(found.get_fdata(), volume)
     np.testing.assert_array_equal(found.affine, nibabel.load(path).affine)
+
+
+# --- whole volumes ----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scored_volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CT series as volumes, each looked at as a whole by a network that has hardly learned anything."""
+    folder = tmp_path_factory.mktemp("volumes")
+    tree = study(folder / "tree", n_healthy=9)
+    tiny = ("model.width=4", "training.steps=2", "training.crop_px=16")
+    detector = fit(load_manifest(tree), overrides=["model.spatial_dims=3", *tiny], rate="0.5", device="cpu")
+    detector.save(folder / "model.safetensors")
+    arguments = (tree / "9", "--out", folder / "run", "--dicom", "sc,seg", "--maps")
+    outcome = run("score", folder / "model.safetensors", *arguments)
+    assert outcome.code == 0, outcome.err
+    return folder
+
+
+def test_objects_of_a_whole_volume_lie_on_its_slices(scored_volumes: Path) -> None:
+    run_folder = scored_volumes / "run"
+    with (run_folder / "scores.csv").open(encoding="utf-8", newline="") as file:
+        [row] = csv.DictReader(file)
+    [path] = (run_folder / "maps").iterdir()
+    is_found = tifffile.imread(path) >= float(row["pixel_threshold"])  # (slices, H, W)
+    assert is_found.any(), "at a rate of one half it finds something"
+    sources = [pydicom.dcmread(scored_volumes / f"tree/9/{height}") for height in range(4)]  # by position
+    captures = [pydicom.dcmread(path) for path in sorted((run_folder / "dicom/sc").iterdir())]
+    shown = [capture.SourceImageSequence[0].ReferencedSOPInstanceUID for capture in captures]
+    assert shown == [source.SOPInstanceUID for source in sources]
+    [outlines] = (highdicom.seg.segread(path) for path in (run_folder / "dicom/seg").iterdir())
+    uids = [source.SOPInstanceUID for source in sources]
+    found = outlines.get_pixels_by_source_instance(uids, combine_segments=True, assert_missing_frames_are_empty=True)
+    np.testing.assert_array_equal(found > 0, is_found)
+
+
+@pytest.mark.skipif(DCIODVFY is None, reason="dciodvfy (Debian's dicom3tools) is not installed")
+def test_dciodvfy_finds_no_error_in_the_objects_of_a_volume(scored_volumes: Path) -> None:
+    check(*(scored_volumes / "run/dicom").glob("*/*.dcm"))
