@@ -390,7 +390,7 @@ def test_evaluate_needs_labels_and_score_does_not(part_folder: Path, smoke_model
 def test_images_that_all_are_of_another_kind(smoke_model_file: Path, tmp_path: Path) -> None:
     Picture.fromarray(COLOUR).save(tmp_path / "a.png")
     outcome = run("score", smoke_model_file, tmp_path, "--out", tmp_path / "run")
-    refused(outcome, "none of 1 images could be scored", "has 3 channel(s)")
+    refused(outcome, "the image could not be scored", "has 3 channel(s)")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 

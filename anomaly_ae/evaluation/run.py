@@ -184,7 +184,7 @@ def _refuse_nothing(collected: _Collected, n_samples: int) -> None:
     if collected.aborted:
         raise KeyboardInterrupt
     raise DataError(
-        f"none of {n_samples} images could be scored",
+        "the image could not be scored" if n_samples == 1 else f"none of {n_samples} images could be scored",
         collected.failures[0].reason if collected.failures else "there are none",
         "see the reason, and check the folder",
     )
