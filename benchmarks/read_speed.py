@@ -42,7 +42,7 @@ SYNTAXES = {
     "JPEG-LS lossless": (JPEGLSLossless, 16),
     "JPEG 2000 lossless": (JPEG2000Lossless, 16),
 }
-HEAD = """| files | n | pydicom, ms a file | anomaly_ae, ms a file | share | over passes | {workers} threads | {workers} processes |
+HEAD = """| files | n | pydicom, ms | anomaly_ae, ms | share | over passes | {workers} threads | {workers} processes |
 | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
