@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -20,7 +21,9 @@ from anomaly_ae.synthetic import make_dataset
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import on_gpu  # noqa: E402
 import quality  # noqa: E402
+import speed  # noqa: E402
 import trust  # noqa: E402
 from bench import cells as bench_cells  # noqa: E402
 from bench.measures import by_size, smallest_found_px  # noqa: E402
@@ -396,3 +399,29 @@ def test_leave_one_out_is_the_mean_of_the_others() -> None:
     assert found.on_others == {"a": 0.125, "b": 0.375, "c": 0.75}
     assert compare([("a", 1.0, 0.5)]) == Comparison(0.5, 1, {"a": 0.5}, {"a": None})
     assert compare([("a", None, 0.5)]) is None
+
+
+def test_the_commands_for_a_gpu_are_understood(tmp_path: Path) -> None:
+    steps = on_gpu.commands(on_gpu.parse(["sets", "--out", str(tmp_path), "--device", "cuda:0"]))
+    known = read_variants(quality.HERE / "variants.toml")
+    for name, (_, script, *arguments) in steps.items():
+        assert script == "-m" or (quality.HERE.parent / script).is_file()
+        if script == "benchmarks/quality.py":
+            asked = quality.parse(arguments)
+            assert asked.device == "cuda:0"
+            assert {*asked.variant} <= {*known}
+            assert asked.fits_from == (None if name.startswith("dev") else tmp_path / "dev")
+    assert {*steps["speed"][steps["speed"].index("--only") + 1 :]} <= {*speed.QUESTIONS}
+    assert {*on_gpu.parse(["sets", "--out", "x", "--only", *steps]).only} == {*steps}
+
+
+def test_a_step_that_fails_on_a_gpu_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = {"tests": [sys.executable, "-c", "raise SystemExit(3)"], "speed": [sys.executable, "-c", "print()"]}
+    monkeypatch.setattr(on_gpu, "commands", lambda asked: steps)
+    assert on_gpu.main([str(tmp_path), "--out", str(tmp_path)]) == 1
+    first, *others = [line for line in capsys.readouterr().out.splitlines() if " s" in line and "python" not in line]
+    assert re.fullmatch(r"--- tests: \d+ s, failed", first)
+    assert [line.split(":")[0] for line in others] == ["--- speed"]
+    assert on_gpu.main([str(tmp_path), "--out", str(tmp_path), "--dry-run"]) == 0
