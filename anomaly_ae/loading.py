@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -51,9 +54,32 @@ WIDER: dict[str, type[np.generic]] = {
 """Types that torch cannot calculate with, and the next one that holds all their values."""
 
 
+_readers: ProcessPoolExecutor | None = None
+_n_readers = 0
+
+
 def n_workers() -> int:
-    """Return how many threads decode: reading and decompressing leave the interpreter lock."""
-    return max(1, min(8, os.cpu_count() or 1))
+    """Return how many threads decode, or wait for the processes that do."""
+    return max(1, min(8, os.cpu_count() or 1), _n_readers)
+
+
+def use_readers(n: int) -> None:
+    """Decode single images in ``n`` processes of their own; 0: in threads of this one.
+
+    Most decoders leave the interpreter lock, those of compressed DICOM files do not, and of those only one thread works
+    at a time. A process takes about 100 MiB and a second to start. They are started anew, so a script that calls this
+    needs ``if __name__ == "__main__":``.
+    """
+    global _readers, _n_readers
+    if _readers is not None:
+        _readers.shutdown(cancel_futures=True)
+    spawn = multiprocessing.get_context("spawn")  # a forked process inherits locks that its threads held
+    _readers, _n_readers = ProcessPoolExecutor(n, spawn, initializer=_leave_ctrl_c) if n else None, n
+
+
+def _leave_ctrl_c() -> None:
+    """Leave Ctrl-C, which a terminal sends to all processes, to the one that knows what to do."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def use_threads(n: int | None) -> None:
@@ -77,10 +103,19 @@ def read_sample(sample: Sample) -> Image:
     try:
         if sample.is_volume:
             return read_volume(sample.slices, slice_spacing_mm(sample), sample.id)
-        image = read_channels(sample.files, sample.frame, sample.valid)
+        image = _read_channels(sample.files, sample.frame, sample.valid)
     except AnomalyAEError as error:
         raise renamed(error, sample) from None
     return replace(image, source=sample.id, volume=sample.slices or image.volume)
+
+
+def _read_channels(files: Sequence[Path], frame: int, valid: Path | None) -> Image:
+    if _readers is not None:
+        try:
+            return _readers.submit(read_channels, files, frame, valid).result()
+        except BrokenProcessPool:  # one was killed, for want of memory for example: the run goes on without them
+            pass
+    return read_channels(files, frame, valid)
 
 
 def ahead(samples: Iterable[Sample]) -> int:

@@ -258,6 +258,11 @@ def test_score_reads_folders_and_tables(smoke_model_file: Path, images: Path, sm
     rows = table(tmp_path / "table" / "scores.csv")
     assert len(rows) == 24
     assert {row["station"] for row in rows} == {row["path"][-5] for row in rows}
+    done("score", smoke_model_file, small_set, "--out", tmp_path / "by_others", "--readers", "2")
+    scores = [
+        [(row["id"], row["score"]) for row in table(tmp_path / name / "scores.csv")] for name in ("table", "by_others")
+    ]
+    assert scores[0] == scores[1], "other processes read the same"
 
 
 def test_evaluate_measures_and_says_so(smoke_model_file: Path, small_set: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -18,12 +19,58 @@ from PIL import Image as Picture
 
 from anomaly_ae import loading
 from anomaly_ae.errors import AnomalyAEError, DataError, OutputError, UnreadableImageError
-from anomaly_ae.loading import ImageStore, in_order, read_sample, torch_pixels
+from anomaly_ae.loading import ImageStore, in_order, read_sample, torch_pixels, use_readers
 from anomaly_ae.prepare import Prepared
-from anomaly_ae.records import FloatArray, PixelArray, Sample
+from anomaly_ae.records import FloatArray, Image, PixelArray, Sample
 
 CPU = torch.device("cpu")
 LIMITS = np.array([[0.0, 1.0]])
+
+
+# --- reading in other processes ---
+
+
+def samples_of(folder: Path) -> list[Sample]:
+    """Two images, one with a mask of what is valid, and a damaged one."""
+    for number in range(2):
+        pixels = np.random.default_rng(number).integers(0, 60_000, (8, 9), np.uint16)
+        Picture.fromarray(pixels).save(folder / f"{number}.png")
+    Picture.fromarray(np.eye(8, 9, dtype=np.uint8)).save(folder / "valid.png")
+    (folder / "cut.png").write_bytes((folder / "0.png").read_bytes()[:50])
+    rows = (("0.png", None), ("1.png", folder / "valid.png"), ("cut.png", None))
+    return [Sample(f"row {name}", name, (folder / name,), valid=valid) for name, valid in rows]
+
+
+def everything(samples: list[Sample]) -> list[tuple[object, ...]]:
+    return [
+        (result.source, result.pixels.tolist(), None if result.valid is None else result.valid.tolist())
+        if isinstance(result, Image)
+        else (type(result), str(result))
+        for _, result in in_order(samples, read_sample)
+    ]
+
+
+def test_other_processes_read_the_same_images_and_fail_in_the_same_words(tmp_path: Path) -> None:
+    use_readers(2)
+    try:
+        found = everything(samples_of(tmp_path))
+    finally:
+        use_readers(0)
+    assert found == everything(samples_of(tmp_path))
+    assert found[-1][0] is UnreadableImageError
+
+
+def test_a_reader_that_dies_ends_no_run(tmp_path: Path) -> None:
+    samples = samples_of(tmp_path)
+    use_readers(1)
+    try:
+        assert isinstance(read_sample(samples[0]), Image)
+        for child in multiprocessing.active_children():
+            child.kill()
+            child.join()
+        assert [item[0] for item in everything(samples)] == ["row 0.png", "row 1.png", UnreadableImageError]
+    finally:
+        use_readers(0)
 
 
 # --- in_order ---

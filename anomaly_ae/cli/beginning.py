@@ -18,6 +18,7 @@ from anomaly_ae.cli.shared import (
     app,
     listener,
     refuse_two_settings,
+    use_cores,
     warn_identified,
 )
 from anomaly_ae.errors import OutputError, UsageError
@@ -33,9 +34,8 @@ def demo(
 ) -> None:
     """Take the whole tour on embedded images: make them, scan, fit, evaluate, write demo/report.html."""
     from anomaly_ae.demo import make_demo
-    from anomaly_ae.loading import use_threads
 
-    use_threads(threads)
+    use_cores(threads)
     report = make_demo(out, overwrite, preset or None, listener())
     typer.echo(f"\nOpen {report} in a browser.")
 

@@ -23,6 +23,7 @@ from anomaly_ae.cli.shared import (
     ModelArgument,
     OverwriteOption,
     RateOption,
+    ReadersOption,
     ReviewRateOption,
     ReviewSensitivityOption,
     SensitivityOption,
@@ -36,6 +37,7 @@ from anomaly_ae.cli.shared import (
     load,
     refuse_two_settings,
     say_notes,
+    use_cores,
     warn_identified,
 )
 from anomaly_ae.errors import AnomalyAEError, UsageError
@@ -70,6 +72,7 @@ def fit(
     settings: SettingsOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
+    readers: ReadersOption = 0,
     seed: SeedOption = None,
     members: MembersOption = None,
     rate: RateOption = None,
@@ -102,10 +105,9 @@ def fit(
     before = _replaced(out)
     from anomaly_ae.fitting import fit as fit_detector
     from anomaly_ae.learning import checkpoint_of, remove_checkpoints
-    from anomaly_ae.loading import use_threads
     from anomaly_ae.progress import stopping_gently
 
-    use_threads(threads)
+    use_cores(threads, readers)
     checkpoint = checkpoint_of(out)
     with _naming_checkpoint(checkpoint), stopping_gently() as should_stop:
         detector = fit_detector(

@@ -75,6 +75,15 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", help="CPU threads; take fewer where others compute, too (default: all cores).", min=1),
 ]
+ReadersOption = Annotated[
+    int,
+    typer.Option(
+        "--readers",
+        help="Processes that decode images, for compressed DICOM and many cores; 0: threads.",
+        min=0,
+        max=64,
+    ),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what exists already.")]
 GroupOption = Annotated[
     str | None,
@@ -132,13 +141,20 @@ def say_notes(manifest: Manifest) -> None:
         typer.echo(f"note: {note}", err=True)
 
 
-def load(model: Path, device: str, threads: int | None) -> Detector:
-    """Load a model onto a device; at most so many threads compute on the CPU."""
+def load(model: Path, device: str, threads: int | None, readers: int = 0) -> Detector:
+    """Load a model onto a device; at most so many threads compute on the CPU, and so many processes read."""
     from anomaly_ae.detector import Detector
-    from anomaly_ae.loading import use_threads
+
+    use_cores(threads, readers)
+    return Detector.load(model, device)
+
+
+def use_cores(threads: int | None, readers: int = 0) -> None:
+    """Let at most so many threads compute on the CPU, and so many processes read images."""
+    from anomaly_ae.loading import use_readers, use_threads
 
     use_threads(threads)
-    return Detector.load(model, device)
+    use_readers(readers)
 
 
 def listener() -> Listener:

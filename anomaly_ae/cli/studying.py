@@ -20,6 +20,7 @@ from anomaly_ae.cli.shared import (
     app,
     listener,
     load,
+    use_cores,
     warn_identified,
 )
 from anomaly_ae.errors import UsageError
@@ -123,9 +124,8 @@ def audit(
     manifest = load_manifest(data, group_regex, identified=identified)
     from anomaly_ae.audit import audit as rank_normals
     from anomaly_ae.audit import write_audit
-    from anomaly_ae.loading import use_threads
 
-    use_threads(threads)
+    use_cores(threads)
     found = rank_normals(manifest, config, folds, top, planted, device, listener())
     for line in found.lines():
         typer.echo(line)
@@ -157,9 +157,8 @@ def curve(
     warn_identified(identified)
     manifest = load_manifest(data, group_regex, identified=identified)
     from anomaly_ae.curve import learning_curve, write_curve
-    from anomaly_ae.loading import use_threads
 
-    use_threads(threads)
+    use_cores(threads)
     found = learning_curve(manifest, config, parts, device, listener())
     for line in found.lines():
         typer.echo(line)

@@ -22,6 +22,7 @@ from anomaly_ae.cli.shared import (
     ModelArgument,
     OverwriteOption,
     RateOption,
+    ReadersOption,
     ReviewRateOption,
     ReviewSensitivityOption,
     RunArgument,
@@ -55,6 +56,7 @@ def score(
     identified: IdentifiedOption = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
+    readers: ReadersOption = 0,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Score images: a table with decisions and regions, heatmaps, a report. Needs no labels."""
@@ -67,7 +69,7 @@ def score(
     say_notes(manifest)
     from anomaly_ae.evaluation import score as score_run
 
-    _finish(score_run(load(model, device, threads), manifest, out, options, listener()))
+    _finish(score_run(load(model, device, threads, readers), manifest, out, options, listener()))
 
 
 @app.command()
@@ -104,6 +106,7 @@ def evaluate(
     identified: IdentifiedOption = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
+    readers: ReadersOption = 0,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Score the labelled test images of DATA and measure. The detector is not changed."""
@@ -118,7 +121,7 @@ def evaluate(
     from anomaly_ae.evaluation import evaluate_scores
 
     if scores is None:
-        result = evaluate_run(load(model, device, threads), manifest, out, options, listener())
+        result = evaluate_run(load(model, device, threads, readers), manifest, out, options, listener())
     else:
         result = evaluate_scores(scores, manifest, out, options, maps_from, listener())
     _finish(result)
