@@ -5,6 +5,8 @@ One scale for all pictures of all runs: a map is never stretched to its own rang
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,8 @@ _ANCHORS_RGB = (
     (252, 255, 164),
 )
 
+_BAND_PIXELS = 1 << 20
+
 # Opacity over the image: (display value, opacity). Nothing is drawn below half the threshold.
 _OPACITY = ((0.5, 0.0), (1.0, 0.5), (1.5, 0.75), (2.5, 0.85))
 
@@ -47,9 +51,13 @@ def encode_display(display_map: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     >>> encode_display(np.array([-9.0, 0.0, 1.0, 9.0])).tolist()
     [0, 32, 96, 255]
     """
-    display = np.nan_to_num(np.asarray(display_map, dtype=np.float64), nan=DISPLAY_LOW)
-    share = (np.clip(display, DISPLAY_LOW, DISPLAY_HIGH) - DISPLAY_LOW) / (DISPLAY_HIGH - DISPLAY_LOW)
-    return np.rint(share * 255).astype(np.uint8)
+    values = np.asarray(display_map)
+    codes = np.empty(values.size, np.uint8)
+    for part in bands(values.size, 1):
+        display = np.nan_to_num(values.reshape(-1)[part].astype(np.float64), nan=DISPLAY_LOW)
+        share = (np.clip(display, DISPLAY_LOW, DISPLAY_HIGH) - DISPLAY_LOW) / (DISPLAY_HIGH - DISPLAY_LOW)
+        codes[part] = np.rint(share * 255)
+    return codes.reshape(values.shape)
 
 
 def decode_display(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
@@ -59,6 +67,16 @@ def decode_display(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     [-0.5, 3.5]
     """
     return codes.astype(np.float64) / 255 * (DISPLAY_HIGH - DISPLAY_LOW) + DISPLAY_LOW
+
+
+def bands(n_rows: int, n_columns: int) -> Iterator[slice]:
+    """Yield rows that hold about a million pixels: what is computed in float64 must not grow with the image.
+
+    >>> list(bands(5, 400_000))
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    step = max(1, _BAND_PIXELS // n_columns)
+    yield from (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
 
 
 def colormap() -> npt.NDArray[np.uint8]:
@@ -86,3 +104,19 @@ def overlay_lut() -> npt.NDArray[np.uint8]:
     display, opacity = zip(*_OPACITY, strict=True)
     alpha = np.interp(decode_display(np.arange(256, dtype=np.uint8)), display, opacity)
     return np.column_stack([colormap(), np.rint(alpha * 255).astype(np.uint8)])
+
+
+@cache
+def blend_table() -> npt.NDArray[np.uint8]:
+    """Return the colour of each code laid over each grey level.
+
+    Returns
+    -------
+    uint8 array, (3, 256, 256)
+        Channel, code, level of the image below.
+    """
+    lut = overlay_lut().astype(np.float64)
+    alpha, below = lut[:, 3:] / 255, np.arange(256.0)
+    return np.rint(np.stack([below * (1 - alpha) + colour[:, None] * alpha for colour in lut[:, :3].T])).astype(
+        np.uint8
+    )

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from anomaly_ae.files import write_bytes
-from anomaly_ae.report.colour import DISPLAY_HIGH, DISPLAY_LOW, colormap, encode_display, overlay_lut
+from anomaly_ae.report.colour import DISPLAY_HIGH, DISPLAY_LOW, bands, blend_table, colormap, encode_display
 from anomaly_ae.report.pictures import picture
 
 MASK_RGB = (0, 229, 195)
@@ -66,11 +66,13 @@ def overlay(
     regions: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Return what `write_heatmap` shows above its colour bar: uint8 RGB, (H, W, 3)."""
-    base = picture(pixels01, max(display_map.shape)).astype(np.float64)  # (H, W) or (H, W, 3)
-    base = base if base.ndim == 3 else np.repeat(base[..., None], 3, axis=2)  # (H, W, 3)
-    colour = overlay_lut()[encode_display(display_map)].astype(np.float64)  # (H, W, 4)
-    alpha = colour[..., 3:] / 255
-    mixed = np.rint(base * (1 - alpha) + colour[..., :3] * alpha).astype(np.uint8)
+    base = picture(pixels01, max(display_map.shape))  # (H, W) or (H, W, 3)
+    base = base if base.ndim == 3 else base[..., None]
+    mixed = np.empty((*display_map.shape, 3), np.uint8)
+    for rows in bands(*display_map.shape):
+        codes = encode_display(display_map[rows])
+        for channel, table in enumerate(blend_table()):
+            mixed[rows, :, channel] = table[codes, base[rows, :, channel % base.shape[2]]]
     inside = np.nan_to_num(display_map, nan=DISPLAY_LOW) >= 1 if regions is None else regions
     mixed[inner_edge(inside)] = CONTOUR_RGB
     if mask is not None:

@@ -22,7 +22,7 @@ from PIL import Image
 from anomaly_ae.errors import DataError
 from anomaly_ae.files import write_bytes
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL
-from anomaly_ae.report.colour import decode_display, encode_display
+from anomaly_ae.report.colour import bands, decode_display, encode_display
 
 MAX_GALLERY_IMAGES = 2000
 """Beyond this many images, the gallery holds those with the highest scores."""
@@ -73,9 +73,12 @@ def picture(pixels01: npt.NDArray[Any], side_px: int) -> Bytes2D:
     -------
     uint8 array, (h, w) or (h, w, 3)
     """
-    image = np.clip(np.nan_to_num(np.asarray(pixels01, dtype=np.float64)), 0, 1)  # (C, H, W)
-    image = np.moveaxis(image, 0, -1) if image.shape[0] == 3 else image.mean(axis=0)
-    bytes8 = np.rint(image * 255).astype(np.uint8)  # (H, W) or (H, W, 3)
+    n_channels, *shape = pixels01.shape
+    bytes8 = np.empty((*shape, 3) if n_channels == 3 else shape, np.uint8)
+    for rows in bands(*shape):
+        band = np.clip(np.nan_to_num(np.asarray(pixels01[:, rows], dtype=np.float64)), 0, 1)  # (C, h, W)
+        band = np.moveaxis(band, 0, -1) if n_channels == 3 else band.mean(axis=0)
+        bytes8[rows] = np.rint(band * 255)
     height, width = shrunk_shape(bytes8.shape[0], bytes8.shape[1], side_px)
     return np.asarray(Image.fromarray(bytes8).resize((width, height), Image.Resampling.BOX))
 
