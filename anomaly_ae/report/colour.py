@@ -117,6 +117,6 @@ def blend_table() -> npt.NDArray[np.uint8]:
     """
     lut = overlay_lut().astype(np.float64)
     alpha, below = lut[:, 3:] / 255, np.arange(256.0)
-    return np.rint(np.stack([below * (1 - alpha) + colour[:, None] * alpha for colour in lut[:, :3].T])).astype(
-        np.uint8
-    )
+    mixed = np.stack([below * (1 - alpha) + colour[:, None] * alpha for colour in lut[:, :3].T])
+    table: npt.NDArray[np.uint8] = np.rint(mixed).astype(np.uint8)
+    return table
