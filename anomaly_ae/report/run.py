@@ -149,15 +149,15 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_csv(path: Path) -> list[dict[str, str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = list(csv.DictReader(file))
+            header, *lines = [line for line in csv.reader(file) if line] or [[]]
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"cannot read {path}", str(error), "name a folder that score or evaluate wrote") from error
     for number, line in enumerate(lines, start=2):
-        if None in line or None in line.values():
+        if len(line) != len(header):
             raise DataError(
                 f"{path}, line {number}", "the number of fields is not that of the header", "evaluate again"
             )
-    return lines
+    return [dict(zip(header, line, strict=True)) for line in lines]
 
 
 def _read_optional(path: Path) -> list[dict[str, str]]:

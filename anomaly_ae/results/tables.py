@@ -38,7 +38,8 @@ def write_tables(folder: Path, rows: Sequence[Row], units: Sequence[Row], failur
     columns = sorted({name for row in rows for name in row["extra"]} - {*known})
     lines = ({**row, **{name: row["extra"].get(name, "") for name in columns}} for row in rows)
     write_csv(folder / "scores.csv", [*known, *columns], lines)
-    write_text(folder / "scores.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+    encode = json.JSONEncoder(allow_nan=False).encode  # `dumps` would make an encoder for every row
+    write_text(folder / "scores.jsonl", "".join(encode(row) + "\n" for row in rows))
     write_csv(folder / "units.csv", UNIT_COLUMNS, units)
     write_csv(folder / "failures.csv", FAILURE_COLUMNS, failures)
 
