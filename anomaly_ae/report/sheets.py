@@ -22,7 +22,7 @@ N_COLUMNS, N_PER_SHEET = 20, 200
 
 # Together with about 1 MB for the rest, the page stays under 12 MB.
 _THUMBNAIL_CHARACTERS, _MAP_CHARACTERS, _DETAIL_CHARACTERS = 3_400_000, 4_500_000, 2_900_000
-_N_TRIED, _SURELY_TOO_MUCH = 3, 1.2
+_N_TRIED, _SURELY_TOO_MUCH = 2, 1.2
 _PNG_LEVEL = 3  # twice as fast as the usual 6, for a twentieth more
 _FIRST_CODE_AT_THRESHOLD = round((1 - DISPLAY_LOW) / (DISPLAY_HIGH - DISPLAY_LOW) * 255)
 
