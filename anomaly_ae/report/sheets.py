@@ -22,7 +22,7 @@ N_COLUMNS, N_PER_SHEET = 20, 200
 
 # Together with about 1 MB for the rest, the page stays under 12 MB.
 _THUMBNAIL_CHARACTERS, _MAP_CHARACTERS, _DETAIL_CHARACTERS = 3_400_000, 4_500_000, 2_900_000
-_N_TRIED, _SURELY_TOO_MUCH = 2, 1.2
+_SURELY_TOO_MUCH = 1.2
 _PNG_LEVEL = 3  # twice as fast as the usual 6, for a twentieth more
 _FIRST_CODE_AT_THRESHOLD = round((1 - DISPLAY_LOW) / (DISPLAY_HIGH - DISPLAY_LOW) * 255)
 
@@ -77,13 +77,13 @@ def _first_that_fits(
 ) -> list[Encoded]:
     """Encode all items with the first setting that keeps them within ``limit`` characters, else with the last.
 
-    A few items are encoded first: where they alone say that a setting will not do, the rest is spared.
+    The first and the last item are encoded first: where they alone say that a setting will not do, the rest is spared.
     """
-    some = items[:: max(1, (len(items) - 1) // (_N_TRIED - 1))]
-    with ThreadPoolExecutor() as pool:  # the encoders leave the interpreter lock
+    ends = [*items[:1], *items[-1:]]
+    with ThreadPoolExecutor() as pool:  # PNG is compressed outside of the interpreter lock
         for setting in ladder[:-1]:
-            tried = sum(map(_n_characters, pool.map(encode, some, repeat(setting))))
-            if tried * len(items) > _SURELY_TOO_MUCH * limit * len(some):
+            n_of_ends = sum(map(_n_characters, pool.map(encode, ends, repeat(setting))))
+            if n_of_ends * len(items) > _SURELY_TOO_MUCH * limit * len(ends):
                 continue
             encoded = list(pool.map(encode, items, repeat(setting)))
             if sum(map(_n_characters, encoded)) <= limit:
