@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -54,32 +54,36 @@ WIDER: dict[str, type[np.generic]] = {
 """Types that torch cannot calculate with, and the next one that holds all their values."""
 
 
-_readers: ProcessPoolExecutor | None = None
-_n_readers = 0
+@dataclass(slots=True)
+class _Readers:
+    """The processes that decode, and how many they are; none at first."""
+
+    n: int = 0
+    pool: ProcessPoolExecutor | None = None
+
+
+_readers = _Readers()
 
 
 def n_workers() -> int:
     """Return how many threads decode, or wait for the processes that do."""
-    return max(1, min(8, os.cpu_count() or 1), _n_readers)
+    return max(1, min(8, os.cpu_count() or 1), _readers.n)
 
 
 def use_readers(n: int) -> None:
     """Decode single images in ``n`` processes of their own; 0: in threads of this one.
 
     Most decoders leave the interpreter lock, those of compressed DICOM files do not, and of those only one thread works
-    at a time. A process takes about 100 MiB and a second to start. They are started anew, so a script that calls this
-    needs ``if __name__ == "__main__":``.
+    at a time. A process takes up to 100 MiB and half a second to start. They are started anew, so a script that calls
+    this needs ``if __name__ == "__main__":``.
     """
-    global _readers, _n_readers
-    if _readers is not None:
-        _readers.shutdown(cancel_futures=True)
+    if _readers.pool is not None:
+        _readers.pool.shutdown(cancel_futures=True)
     spawn = multiprocessing.get_context("spawn")  # a forked process inherits locks that its threads held
-    _readers, _n_readers = ProcessPoolExecutor(n, spawn, initializer=_leave_ctrl_c) if n else None, n
-
-
-def _leave_ctrl_c() -> None:
-    """Leave Ctrl-C, which a terminal sends to all processes, to the one that knows what to do."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C, which a terminal sends to all processes, is for this one. A function of this module would bring torch in.
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    _readers.pool = ProcessPoolExecutor(n, spawn, initializer=signal.signal, initargs=ignore) if n else None
+    _readers.n = n
 
 
 def use_threads(n: int | None) -> None:
@@ -110,9 +114,9 @@ def read_sample(sample: Sample) -> Image:
 
 
 def _read_channels(files: Sequence[Path], frame: int, valid: Path | None) -> Image:
-    if _readers is not None:
+    if _readers.pool is not None:
         try:
-            return _readers.submit(read_channels, files, frame, valid).result()
+            return _readers.pool.submit(read_channels, files, frame, valid).result()
         except BrokenProcessPool:  # one was killed, for want of memory for example: the run goes on without them
             pass
     return read_channels(files, frame, valid)

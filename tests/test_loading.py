@@ -60,6 +60,18 @@ def test_other_processes_read_the_same_images_and_fail_in_the_same_words(tmp_pat
     assert found[-1][0] is UnreadableImageError
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says what a process has loaded")
+def test_readers_do_without_torch(tmp_path: Path) -> None:
+    """It takes a process two seconds and 200 MiB to import it."""
+    use_readers(1)
+    try:
+        read_sample(samples_of(tmp_path)[0])
+        [reader] = multiprocessing.active_children()
+        assert "libtorch" not in Path(f"/proc/{reader.pid}/maps").read_text()
+    finally:
+        use_readers(0)
+
+
 def test_a_reader_that_dies_ends_no_run(tmp_path: Path) -> None:
     samples = samples_of(tmp_path)
     use_readers(1)
