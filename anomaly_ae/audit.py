@@ -21,8 +21,8 @@ from anomaly_ae.manifest import FIT_SPLITS, Manifest, make_folds, roles
 from anomaly_ae.page import write_page
 from anomaly_ae.planting import plant_copies, refuse_volumes
 from anomaly_ae.records import NORMAL_LABEL, Failure, Image, Sample, Score
+from anomaly_ae.report.panels import DetailPanels, detail_panels
 from anomaly_ae.report.pictures import DETAIL_SIDE_PX, Detail, picture, thumbnail_map
-from anomaly_ae.report.sheets import DetailPanels, detail_panels
 from anomaly_ae.report.words import count
 from anomaly_ae.results import write_csv
 from anomaly_ae.survey import readable_forms

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,10 @@ from anomaly_ae.report import (
 )
 from anomaly_ae.report.figures import histogram_svg, outline_path, pr_points, roc_points
 from anomaly_ae.report.html import _card_groups, _interval_methods, embedded_json
-from anomaly_ae.report.pictures import Detail, Pictures, read_pictures, rescaled
+from anomaly_ae.report.panels import detail_panels
+from anomaly_ae.report.pictures import Detail, read_pictures, rescaled
 from anomaly_ae.report.run import Run, read_run
-from anomaly_ae.report.sheets import N_COLUMNS, detail_panels, map_sheets, thumbnail_sheets
+from anomaly_ae.report.sheets import N_COLUMNS, address, map_sheets, thumbnail_sheets
 from anomaly_ae.report.words import headline, percent, shortcuts, warnings
 from browser import Browser, find_chromium
 from fake_run import EVIL, EVIL_ATTRIBUTE, MEDIAN, THRESHOLD
@@ -128,7 +131,7 @@ def test_pictures_survive_the_file(tmp_path: Path) -> None:
     pictures = read_pictures(tmp_path / "pictures.npz")
     detail = pictures.details[0]
     assert pictures.shapes.tolist() == [[50, 30]]
-    assert np.array_equal(pictures.maps[0, :50, :30], encode_display(display))
+    assert np.array_equal(_codes(pictures.maps[0])[:50, :30], encode_display(display))
     assert np.array_equal(detail.input, np.rint(np.moveaxis(pixels, 0, -1) * 255).astype(np.uint8))
     assert detail.reconstruction is not None
     assert detail.reconstruction.shape == (50, 30, 3)
@@ -156,7 +159,8 @@ def test_maps_on_the_scale_of_another_threshold(tmp_path: Path, threshold: float
     pictures = read_pictures(tmp_path / "pictures.npz")
     moved = rescaled(pictures, threshold)
     half_code = 2 / 255
-    for before, after in ((pictures.maps, moved.maps), (pictures.details[0].map, moved.details[0].map)):
+    sheets = _codes(pictures.maps[0]), _codes(moved.maps[0])
+    for before, after in (sheets, (pictures.details[0].map, moved.details[0].map)):
         wanted = np.clip(decode_display(before) / threshold, -0.5, 3.5)
         assert np.abs(decode_display(after) - wanted).max() <= half_code * 1.001
     shown = decode_display(moved.details[0].map)
@@ -170,23 +174,35 @@ def test_pictures_with_pickles_are_refused(tmp_path: Path) -> None:
 
 
 def test_sheet_holds_the_maps_in_rows(tmp_path: Path) -> None:
-    folder = fake_run.build(tmp_path, n_images=25, size_px=24)
-    pictures = read_pictures(folder / "pictures.npz")
-    (sheet,) = map_sheets(pictures)
-    decoded = _decode(sheet)
-    side = pictures.maps.shape[1]
-    for i in (0, N_COLUMNS - 1, N_COLUMNS, 24):
-        row, column = divmod(i, N_COLUMNS)
-        square = decoded[row * side : (row + 1) * side, column * side : (column + 1) * side]
-        assert np.array_equal(square, pictures.maps[i])
+    maps = np.random.default_rng(4).integers(0, 256, (25, 24, 24), dtype=np.uint8)
+    (sheet,) = map_sheets(maps)
+    for codes, square in zip(maps, _squares(_codes(sheet), 24), strict=False):
+        assert np.array_equal(square, codes)
 
 
-def _decode(address: str) -> np.ndarray:
-    import base64
-    import io
+def test_damaged_sheets_are_refused(tmp_path: Path) -> None:
+    folder = fake_run.build(tmp_path, n_images=3, size_px=24)
+    with np.load(folder / "pictures.npz") as stored:
+        arrays = dict(stored)
+    arrays["maps_0"] = arrays["thumbnails_0"]
+    np.savez(folder / "pictures.npz", **arrays)
+    with pytest.raises(DataError, match=r"pictures\.npz.*no palette"):
+        read_pictures(folder / "pictures.npz")
+    del arrays["maps_0"]
+    np.savez(folder / "pictures.npz", **arrays)
+    with pytest.raises(DataError, match=r"pictures\.npz"):
+        read_pictures(folder / "pictures.npz")
 
-    with Image.open(io.BytesIO(base64.b64decode(address.split(",", 1)[1]))) as image:
-        return np.asarray(image)
+
+def _codes(sheet: bytes) -> np.ndarray:
+    """Return what a browser sees of a sheet of maps."""
+    with Image.open(io.BytesIO(sheet)) as image:
+        return np.asarray(image.convert("L"))
+
+
+def _squares(sheet: np.ndarray, side: int) -> Iterator[np.ndarray]:
+    for row, column in product(range(len(sheet) // side), range(N_COLUMNS)):
+        yield sheet[row * side : (row + 1) * side, column * side : (column + 1) * side]
 
 
 # ---- heatmap ---------------------------------------------------------------------------------------------------------
@@ -398,7 +414,8 @@ def test_outlines_and_colours_follow_the_threshold_in_force(tmp_path: Path, limi
     reaches = {id: score >= limit for id, score in scores.items()}
     panels = {panel.id: panel for panel in detail_panels(run.pictures.details)}
     assert {id: panel.contour != "" for id, panel in panels.items()} == {id: reaches[id] for id in panels}
-    peaks = dict(zip(run.pictures.ids, decode_display(run.pictures.maps.max(axis=(1, 2))), strict=True))
+    squares = (square for sheet in run.pictures.maps for square in _squares(_codes(sheet), run.pictures.side_px))
+    peaks = {id: decode_display(square.max()) for id, square in zip(run.pictures.ids, squares, strict=False)}
     highest = 3.5 * min(1, (THRESHOLD - MEDIAN) / (limit - MEDIAN))  # what the file holds of any higher value
     for id, peak in peaks.items():
         wanted = np.clip((scores[id] - MEDIAN) / (limit - MEDIAN), -0.5, highest)
@@ -413,7 +430,7 @@ def test_outlines_and_colours_follow_the_threshold_in_force(tmp_path: Path, limi
 def test_what_the_small_pictures_cannot_show_is_said(tmp_path: Path, limit: float) -> None:
     run = _decided_again(tmp_path, limit)
     assert run.pictures is not None
-    assert np.array_equal(run.pictures.maps, read_pictures(tmp_path / "pictures.npz").maps)
+    assert run.pictures.maps == read_pictures(tmp_path / "pictures.npz").maps
     (text,) = [text for text in warnings(run) if "Colours and outlines" in text]
     assert f"of the scoring, 5.3: the small pictures cannot tell what reaches {limit:.4g}." in text
 
@@ -642,8 +659,8 @@ def test_worst_pictures_stay_within_the_limit() -> None:
         rng.integers(0, 256, (320, 320), dtype=np.uint8),
     )
     details = tuple(Detail(str(i), colour, codes, colour, codes & 1) for i in range(30))
-    pictures = Pictures(("",) * len(noise), np.full((len(noise), 2), side_px), noise, noise, details)
-    sizes = [sum(map(len, sheets)) for sheets in (thumbnail_sheets(pictures), map_sheets(pictures))]
+    sheets = [*thumbnail_sheets(noise), *map_sheets(noise)]
+    sizes = [len(address("png", sheet)) for sheet in sheets]
     panels = detail_panels(details)
     sizes.append(sum(sum(len(str(value)) for value in (p.input, p.reconstruction, p.map, p.overlay)) for p in panels))
     sizes.append(sum(len(p.contour) + 2 * len(p.mask) for p in panels))

@@ -3,6 +3,8 @@
 ================  =========================================================================
 `colour`          the absolute colour scale: 0 = a typical normal, 1 = the threshold
 `pictures`        small pictures of a run: thumbnails, details, ``pictures.npz``
+`sheets`          many small pictures encoded as one, within the budget of a page
+`panels`          the pictures and outlines of one card
 `heatmap`         one image with its anomaly map as a PNG of full resolution
 `planes`          a volume as three planes side by side
 `run`             the RUN folder -> `Run`

@@ -20,6 +20,7 @@ from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL
 from anomaly_ae.report import figures, sheets, words
 from anomaly_ae.report.colour import DISPLAY_HIGH, DISPLAY_LOW, overlay_lut
 from anomaly_ae.report.methods import METHODS_NAME, methods_text
+from anomaly_ae.report.panels import DetailPanels, detail_panels
 from anomaly_ae.report.pictures import MAX_GALLERY_IMAGES
 from anomaly_ae.report.run import Row, Run, read_run
 
@@ -98,8 +99,8 @@ def _incomplete(run: Run, error: Exception) -> DataError:
 
 def _context(run: Run) -> dict[str, Any]:
     css, script = (_read(name) for name in ("report.css", "report.js"))
-    panels = sheets.detail_panels(_details(run))
-    gallery = _gallery_rows(run)
+    panels = detail_panels(_details(run))
+    gallery, pictures = _gallery_rows(run), run.pictures
     return {
         "run": run,
         "info": run.info,
@@ -119,8 +120,8 @@ def _context(run: Run) -> dict[str, Any]:
         "card_groups": _card_groups(run, {p.id: (i, p) for i, p in enumerate(panels)}),
         "gallery_note": _gallery_note(run, gallery),
         "filters": _filters(gallery),
-        "thumbnail_sheets": sheets.thumbnail_sheets(run.pictures) if run.pictures else [],
-        "map_sheets": sheets.map_sheets(run.pictures) if run.pictures else [],
+        "thumbnail_sheets": [sheets.address("jpeg", sheet) for sheet in pictures.thumbnails] if pictures else [],
+        "map_sheets": [sheets.address("png", sheet) for sheet in pictures.maps] if pictures else [],
         "data": embedded_json(_page_data(run, gallery, {p.id: i for i, p in enumerate(panels)})),
     }
 
@@ -243,7 +244,7 @@ def _interval_methods(node: object) -> list[str]:
     return list(found)
 
 
-def _card_groups(run: Run, panels: Mapping[str, tuple[int, sheets.DetailPanels]]) -> list[dict[str, Any]]:
+def _card_groups(run: Run, panels: Mapping[str, tuple[int, DetailPanels]]) -> list[dict[str, Any]]:
     """Return the images shown in detail: title, explanation, and cards of (row, number, panels)."""
     rows = sorted((row for row in run.rows if row.id in panels), key=lambda row: row.score)
     normal = [row for row in reversed(rows) if row.label == NORMAL_LABEL][:_N_FALSE_ALARMS]
@@ -324,7 +325,7 @@ def _page_data(run: Run, gallery: Sequence[Row], cards: Mapping[str, int]) -> di
         "median": (run.info.get("calibration") or {}).get("median"),
         "scale": [DISPLAY_LOW, DISPLAY_HIGH],
         "lut": base64.b64encode(overlay_lut().tobytes()).decode("ascii"),
-        "sheet": [pictures.thumbnails.shape[1] if pictures else 0, sheets.N_COLUMNS, sheets.N_PER_SHEET],
+        "sheet": [pictures.side_px if pictures else 0, sheets.N_COLUMNS, sheets.N_PER_SHEET],
         "scores": {label: np.sort(_scores(run.rows, label)).tolist() for label in (NORMAL_LABEL, ANOMALOUS_LABEL, "")},
         "rows": rows,
         "extra": {name: [(row.extra or {}).get(name, "") for row in gallery] for name in extra},

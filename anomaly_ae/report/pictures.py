@@ -1,7 +1,7 @@
 """Small pictures of a run: a thumbnail and a map for each image of the gallery, details for about thirty.
 
-They are collected in one pass while images are scored, and stored in ``pictures.npz``, so that a report can be rendered
-again without the images or the model.
+They are collected in one pass while images are scored, and stored in ``pictures.npz`` as the page will carry them, so
+that a report can be rendered again without the images or the model, and soon.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from anomaly_ae.errors import DataError
 from anomaly_ae.files import write_bytes
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL
 from anomaly_ae.report.colour import bands, decode_display, encode_display
+from anomaly_ae.report.sheets import Bytes2D, map_sheets, n_sheets, recoded, thumbnail_sheets
 
 MAX_GALLERY_IMAGES = 2000
 """Beyond this many images, the gallery holds those with the highest scores."""
@@ -35,7 +36,6 @@ _BLOCK_PX = 8  # thumbnails fill whole JPEG blocks: neighbours in a sheet do not
 _MAX_FILE_BYTES = 2**30
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
-Bytes2D = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
 
@@ -122,6 +122,8 @@ def thumbnail_map(display_map: npt.NDArray[Any], side_px: int) -> Bytes2D:
 def shrink_by_maximum(values: Bytes2D, side_px: int) -> Bytes2D:
     """Cut (H, W) into cells, each pixel in exactly one, and keep each cell's maximum."""
     height, width = shrunk_shape(values.shape[0], values.shape[1], side_px)
+    if (height, width) == values.shape:
+        return values
     rows = np.arange(height) * values.shape[0] // height
     columns = np.arange(width) * values.shape[1] // width
     return np.maximum.reduceat(np.maximum.reduceat(values, rows, axis=0), columns, axis=1)
@@ -144,12 +146,27 @@ class Detail:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pictures:
-    """What ``pictures.npz`` holds; ``shapes`` (N, 2) is the used height and width, top left in each (s, s) square."""
+    """What ``pictures.npz`` holds.
+
+    Attributes
+    ----------
+    ids : tuple of str
+        Of the N images in the gallery.
+    shapes : int array, (N, 2)
+        Used height and width, top left in the square of each image.
+    side_px : int
+        Of a square.
+    thumbnails, maps : tuple of bytes
+        Sheets of squares, JPEG and PNG, see `sheets`.
+    details : tuple of Detail
+        Of the images that are shown large.
+    """
 
     ids: tuple[str, ...]
     shapes: npt.NDArray[np.int64]
-    thumbnails: Bytes2D
-    maps: Bytes2D
+    side_px: int
+    thumbnails: tuple[bytes, ...]
+    maps: tuple[bytes, ...]
     details: tuple[Detail, ...]
 
 
@@ -165,7 +182,7 @@ def rescaled(pictures: Pictures, threshold: float) -> Pictures:
     """
     codes = encode_display(decode_display(np.arange(256, dtype=np.uint8)) / threshold)  # (256,): new code of each
     details = tuple(replace(detail, map=codes[detail.map]) for detail in pictures.details)
-    return replace(pictures, maps=codes[pictures.maps], details=details)
+    return replace(pictures, maps=tuple(recoded(sheet, codes) for sheet in pictures.maps), details=details)
 
 
 class _Largest(Generic[T]):
@@ -271,10 +288,15 @@ class PictureWriter:
         arrays: dict[str, npt.NDArray[Any]] = {
             "ids": np.array([id for id, _, _ in gallery], dtype=np.str_),
             "thumbnail_shapes": np.array([small.shape for _, small, _ in gallery], dtype=np.int64).reshape(-1, 2),
-            "thumbnails": _stack((small for _, small, _ in gallery), self.side_px, len(gallery)),
-            "maps": _stack((codes for _, _, codes in gallery), self.side_px, len(gallery)),
+            "side_px": np.array(self.side_px),
             "detail_ids": np.array(list(details), dtype=np.str_),
         }
+        sheets = {
+            "thumbnails": thumbnail_sheets(_stack((small for _, small, _ in gallery), self.side_px, len(gallery))),
+            "maps": map_sheets(_stack((codes for _, _, codes in gallery), self.side_px, len(gallery))),
+        }
+        for name, encoded in sheets.items():
+            arrays |= {f"{name}_{k}": np.frombuffer(sheet, np.uint8) for k, sheet in enumerate(encoded)}
         for k, detail in enumerate(details.values()):
             arrays |= _detail_arrays(k, detail)
         return arrays
@@ -350,14 +372,12 @@ def _from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> Pictures:
         )
         for k, id in enumerate(arrays["detail_ids"])
     ]
-    pictures = Pictures(
-        ids=tuple(str(id) for id in arrays["ids"]),
-        shapes=arrays["thumbnail_shapes"],
-        thumbnails=arrays["thumbnails"],
-        maps=arrays["maps"],
-        details=tuple(details),
+    ids, shapes = tuple(str(id) for id in arrays["ids"]), arrays["thumbnail_shapes"]
+    if shapes.shape != (len(ids), 2):
+        raise ValueError("ids and thumbnails differ in number")
+    thumbnails, maps = (
+        tuple(arrays[f"{name}_{k}"].tobytes() for k in range(n_sheets(len(ids)))) for name in ("thumbnails", "maps")
     )
-    n_images = len(pictures.ids)
-    if any(len(a) != n_images for a in (pictures.shapes, pictures.thumbnails, pictures.maps)):
-        raise ValueError("ids, thumbnails and maps differ in number")
-    return pictures
+    for sheet in maps:
+        recoded(sheet, np.arange(256, dtype=np.uint8))  # a foreign one is found now, and not at another threshold
+    return Pictures(ids, shapes, int(arrays["side_px"]), thumbnails, maps, tuple(details))

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,10 @@ def read_run(folder: Path) -> Run:
     thresholds = info.get("threshold")
     if not isinstance(thresholds, dict) or not (thresholds.get("image") or "reason" in thresholds):
         raise DataError(f"{folder / 'run.json'} has no image threshold", "the file is damaged", "evaluate again")
-    scores, units = folder / "scores.csv", folder / "units.csv"  # once: of 10,000 rows each would make its own
-    rows = tuple(_row(line, scores) for line in _read_csv(scores))
+    scores, units = folder / "scores.csv", folder / "units.csv"
+    lines = _read_csv(scores)
+    extra = [name for name in lines[0] if name not in _SCORE_COLUMNS] if lines else []
+    rows = tuple(_row(line, extra, scores) for line in lines)
     pictures, pictures_at = _shown_pictures(folder / "pictures.npz", info, rows)
     return Run(
         folder=folder,
@@ -164,7 +167,7 @@ def _read_optional(path: Path) -> list[dict[str, str]]:
     return _read_csv(path) if path.exists() else []
 
 
-def _row(line: Mapping[str, str], path: Path) -> Row:
+def _row(line: Mapping[str, str], extra: Sequence[str], path: Path) -> Row:
     try:
         return Row(
             id=line["id"],
@@ -181,7 +184,7 @@ def _row(line: Mapping[str, str], path: Path) -> Row:
             pixel_threshold=_number(line["pixel_threshold"]),
             n_regions=line["n_regions"],
             largest_region_px=line["largest_region_px"],
-            extra={name: text for name, text in line.items() if name not in _SCORE_COLUMNS},
+            extra={name: line[name] for name in extra},
         )
     except (KeyError, ValueError) as error:
         raise DataError(f"{path} holds no scores", str(error), "evaluate again") from error
@@ -202,6 +205,7 @@ def _unit_row(line: Mapping[str, str], path: Path) -> Row:
         raise DataError(f"{path} holds no units", str(error), "evaluate again") from error
 
 
+@cache  # the table has few words and many rows
 def _decision(text: str) -> str:
     """Return the word of a decision, which files give as code or word; without a threshold there is none.
 
