@@ -40,6 +40,7 @@ from anomaly_ae.model import image_multiple
 from anomaly_ae.prepare import (
     at_spacing,
     choose_geometry,
+    finest_steps,
     fitting_scales,
     stated_spacing,
 )
@@ -273,7 +274,8 @@ def untrained(config: Config, survey: Survey, device: torch.device) -> Detector:
     check_axes(survey, config)
     config, trunk = read_backbone(config)
     shapes = _stated_shapes(survey, config)
-    config = with_values(config, model={"n_scales": fitting_scales(shapes, config)})
+    n_scales, n_steps = fitting_scales(shapes, config), finest_steps(shapes, config)
+    config = with_values(config, model={"n_scales": n_scales}, training={"finest_steps": n_steps})
     geometry = choose_geometry(shapes, config.geometry, image_multiple(config.model))
     members = [_fresh_mapper(config, trunk, number) for number in range(1, n_networks(config) + 1)]
     limits = dataset_limits(learn_preparation(members[0], config, geometry, survey), config)
@@ -303,8 +305,15 @@ def _fresh_mapper(config: Config, trunk: Mapping[str, Tensor], number: int) -> A
 
 
 def _steps_text(config: Config) -> str:
-    n_members, steps = n_networks(config), f"{config.training.steps} steps"
-    return steps if n_members == 1 else f"{n_members} networks one after the other, each {steps}"
+    """Say how long every network learns.
+
+    >>> from anomaly_ae.config import load_config
+    >>> _steps_text(load_config("default", ["training.finest_steps=5400"]))
+    '3 networks one after the other, of 5400, 2400, 2400 steps'
+    """
+    steps = [str(member_config(config, number).training.steps) for number in range(1, n_networks(config) + 1)]
+    many = f"{len(steps)} networks one after the other, of " if len(steps) > 1 else ""
+    return f"{many}{', '.join(steps)} steps"
 
 
 def _provenance(

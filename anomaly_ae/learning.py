@@ -11,7 +11,7 @@ import torch
 
 from anomaly_ae.config import MAX_MEMBERS, MAX_SCALES, Config, with_values
 from anomaly_ae.detector import Detector
-from anomaly_ae.ensemble import Ensemble
+from anomaly_ae.ensemble import Ensemble, shrink_of
 from anomaly_ae.files import remove_file
 from anomaly_ae.listener import Listener
 from anomaly_ae.records import Sample
@@ -91,10 +91,13 @@ def _learn_member(
 
 
 def member_config(config: Config, number: int) -> Config:
-    """Return the settings of a member, which differ in the seed alone; the first has the one of the model.
+    """Return the settings of a member: its steps, and its seed, of which the first has the one of the model.
 
-    Drawn and not counted up: training uses the seed and the next one.
+    Seeds are drawn and not counted up: training uses the seed and the next one.
     """
+    if shrink_of(config, number) == 1:
+        steps = config.training.finest_steps or config.training.steps
+        config = replace(config, training=replace(config.training, steps=steps))
     if number == 1:
         return config
     generator = step_generator(config.seed, MEMBER_STEP + number, torch.device("cpu"))

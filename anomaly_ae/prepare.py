@@ -23,6 +23,9 @@ from anomaly_ae.records import BoolArray, FloatArray, Image, PixelArray, Slice
 SMALLEST_DEFECT_PX = 3.0
 """What survives at working scale: narrower structures are averaged into their surroundings."""
 
+WELL_TRAINED_SIDE_PX = 320
+"""Up to this side ``training.steps`` do; the finest network learns longer from larger images (docs, what we tried)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
@@ -168,6 +171,22 @@ def fitting_scales(shapes: Sequence[tuple[int, ...]], config: Config) -> int:
     shorter = _shorter_side(shapes) * working_factor(shapes, config.geometry)
     scales = range(config.model.n_scales, 0, -1)
     return next((n for n in scales if shorter / 2 ** (n - 1) >= config.geometry.min_side_px), 1)
+
+
+def finest_steps(shapes: Sequence[tuple[int, ...]], config: Config) -> int:
+    """Return how many steps the network at full resolution learns: ``training.finest_steps`` where that is given.
+
+    Else a typical image of more than 320 px a side is to be seen as often as one of 320 px: steps are crops of one
+    size, so they grow with the area (of volumes: with the volume).
+
+    >>> from anomaly_ae.config import load_config
+    >>> [finest_steps([(side, side)], load_config("default")) for side in (64, 320, 480, 2000)]
+    [2400, 2400, 5400, 6144]
+    """
+    factor = working_factor(shapes, config.geometry)
+    typical = float(np.median([math.prod(shape) for shape in shapes])) * factor ** len(shapes[0])
+    looks = max(1.0, typical / WELL_TRAINED_SIDE_PX ** len(shapes[0]))
+    return config.training.finest_steps or round(config.training.steps * looks)
 
 
 def _shorter_side(shapes: Sequence[tuple[int, ...]]) -> float:

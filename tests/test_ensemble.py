@@ -22,7 +22,7 @@ from anomaly_ae.learning import checkpoint_of, member_checkpoint, member_config
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, load_manifest
 from anomaly_ae.modelfile import read_tensors, tensors_sha256, write_tensors
-from anomaly_ae.prepare import fitting_scales
+from anomaly_ae.prepare import finest_steps, fitting_scales
 from anomaly_ae.readers import image_from
 from anomaly_ae.scoring import AnomalyMapper
 
@@ -246,7 +246,7 @@ def test_progress_and_lines_name_the_member(manifest: Manifest) -> None:
     listener = Listener(say=lines.append, progress=lambda stage, *_: stages.append(stage))
     fit(manifest, config_of("training.members=2"), device="cpu", listener=listener)
     assert next(line for line in lines if line.startswith("training on")).endswith(
-        "2 networks one after the other, each 4 steps"
+        "2 networks one after the other, of 4, 4 steps"
     )
     assert list(dict.fromkeys(stage for stage in stages if "training" in stage and "images" not in stage)) == [
         "network 1 of 2: training",
@@ -348,7 +348,7 @@ def test_every_scale_has_a_network_of_its_own(manifest: Manifest, tmp_path: Path
     lines: list[str] = []
     detector = fit(manifest, of_two_scales("training.members=2"), device="cpu", listener=Listener(say=lines.append))
     assert [member.shrink for member in detector.ensemble.members] == [1, 2, 1, 2]
-    assert any(line.endswith("4 networks one after the other, each 4 steps") for line in lines)
+    assert any(line.endswith("4 networks one after the other, of 4, 4, 4, 4 steps") for line in lines)
     hashes = {tensors_sha256(member.autoencoder.state_dict()) for member in detector.ensemble.members}
     assert len(hashes) == 4
     detector.save(tmp_path / "m.safetensors")
@@ -380,6 +380,27 @@ def test_asked_to_stop_keeps_whole_sets_of_scales(
 @pytest.mark.parametrize(("side", "n_scales"), [(32, 1), (64, 1), (127, 1), (128, 2), (256, 3), (2000, 3)])
 def test_scales_that_leave_too_little_are_left_out(side: int, n_scales: int) -> None:
     assert fitting_scales([(side, 2 * side)], Config()) == n_scales
+
+
+@pytest.mark.parametrize(("factor", "given", "wanted"), [(1, 0, 4), (1 / 1.5, 0, 9), (1 / 1.5, 6, 6)])
+def test_networks_at_full_resolution_learn_longer_from_large_images(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, factor: float, given: int, wanted: int
+) -> None:
+    monkeypatch.setattr("anomaly_ae.prepare.WELL_TRAINED_SIDE_PX", 32 * factor)
+    detector = fit(manifest, of_two_scales("training.members=2", f"training.finest_steps={given}"), device="cpu")
+    steps = [0] * 4
+    for entry in detector.provenance["history"]:
+        steps[entry["member"] - 1] = entry["step"]
+    assert steps == [wanted, 4, wanted, 4]
+    assert detector.config.training.finest_steps == detector.provenance["steps"] == wanted
+
+
+def test_steps_follow_the_typical_image_at_working_scale() -> None:
+    shapes = [(480, 480), (480, 480), (4000, 4000)]
+    assert finest_steps(shapes, Config()) == 5400  # 2.25 times the area of 320 x 320
+    assert finest_steps([(1024, 2048)] * 3, Config()) == round(2400 * 256 * 512 / 320**2)  # shrunk to 256 x 512
+    assert finest_steps([(160, 160, 160)], Config()) == 2400
+    assert finest_steps([(480, 480, 480)], Config()) == round(2400 * 1.5**3)
 
 
 # --- the command line ---

@@ -126,6 +126,13 @@ class TrainingConfig:
     """The loop; used by ``training``."""
 
     steps: int = _number(2400, 1, 1_000_000, "optimiser steps of each network: the budget, the same on CPU and GPU")
+    finest_steps: int = _number(
+        0,
+        0,
+        10_000_000,
+        "of the network at full resolution; 0: as steps, above 320 px in proportion to the area of the images",
+        before=0,
+    )
     batch_size: int = _number(
         8, 2, 4096, "crops per step; one alone has no spread to be normalised by: where memory is short, lower crop_px"
     )
