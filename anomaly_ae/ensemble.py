@@ -37,7 +37,6 @@ class Ensemble(nn.Module):
         self._members = nn.ModuleList(members)
         self.flips = scoring.test_time_flips
         self.coarse_weight = scoring.coarse_weight
-        self.own_median = scoring.own_median
 
     @property
     def members(self) -> list[AnomalyMapper]:
@@ -73,8 +72,6 @@ class Ensemble(nn.Module):
             lines.append(f"members: {len(self.members)} such networks, whose maps are averaged; resolution: {looks}")
         if "1" in self.resolutions and len(set(self.resolutions)) > 1 and self.coarse_weight != 1:
             lines.append(f"a look at a shrunk image has {self.coarse_weight:g} of the weight of full resolution")
-        if self.own_median:
-            lines.append(f"every map is lowered by {self.own_median:g} of its own median")
         if self.flips:
             lines.append("maps are averaged over the image and its mirror images")
         return lines
@@ -92,19 +89,7 @@ class Ensemble(nn.Module):
             if weight
             for axes in mirrorings
         )
-        return self._lowered(reduce(torch.add, maps) / (sum(weights) * len(mirrorings)), valid)
-
-    def _lowered(self, maps: Tensor, valid: Tensor) -> Tensor:
-        """Lower every map (B, 1, *S) by a share of its own median: what lifts all of it is seldom a defect.
-
-        Not by all of the median: a fault of the whole image lifts all of it, too.
-        """
-        if not self.own_median:
-            return maps
-        levels = [
-            one[inside].median() if inside.any() else one.new_zeros(()) for one, inside in zip(maps, valid, strict=True)
-        ]
-        return maps - self.own_median * torch.stack(levels).reshape(-1, *[1] * (maps.ndim - 1))
+        return reduce(torch.add, maps) / (sum(weights) * len(mirrorings))
 
     def reconstruct(self, raw: Tensor, valid: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scaled input and the mean of what its finest members take for normal, for people to see."""

@@ -27,8 +27,8 @@ from anomaly_ae.readers import image_from
 from anomaly_ae.scoring import AnomalyMapper
 
 N_STEPS = 4
-PLAIN = ScoringConfig(coarse_weight=1, own_median=0)
-FLIPS = ScoringConfig(coarse_weight=1, own_median=0, test_time_flips=True)
+PLAIN = ScoringConfig(coarse_weight=1)
+FLIPS = ScoringConfig(coarse_weight=1, test_time_flips=True)
 
 
 @pytest.fixture(autouse=True)
@@ -101,35 +101,10 @@ def test_a_look_at_a_shrunk_image_has_its_own_weight(coarse_weight: float) -> No
         member.shrink = shrink
     fine, *coarse = (mapped(member, *arguments) for member in members)
     expected = (fine + coarse_weight * sum(coarse)) / (1 + 2 * coarse_weight)
-    ensemble = Ensemble(members, ScoringConfig(coarse_weight=coarse_weight, own_median=0))
+    ensemble = Ensemble(members, ScoringConfig(coarse_weight=coarse_weight))
     assert torch.allclose(mapped(ensemble, *arguments), expected, atol=1e-5)
     assert f"{coarse_weight:g} of the weight" in " ".join(ensemble.describe())
     assert "of the weight" not in " ".join(Ensemble(members, PLAIN).describe())
-
-
-@pytest.mark.parametrize("share", [0.5, 1.0])
-def test_a_map_is_lowered_by_a_share_of_its_own_median(share: float) -> None:
-    members, (raw, valid, limits) = mappers(2), image(64, 96)
-    raws, valids = torch.cat([raw, raw**2, raw]), torch.cat([valid, valid.flip(-1), torch.zeros_like(valid)])
-    limits = limits.expand(3, -1, -1)
-    plain = mapped(Ensemble(members, PLAIN), raws, valids, limits)
-    ensemble = Ensemble(members, ScoringConfig(coarse_weight=1, own_median=share))
-    found = mapped(ensemble, raws, valids, limits)
-    for before, after, inside in zip(plain, found, valids, strict=True):
-        median = before[inside].sort().values[(int(inside.sum()) - 1) // 2] if inside.any() else 0
-        assert torch.allclose(after, before - share * median, atol=1e-6)
-    assert f"lowered by {share:g} of its own median" in " ".join(ensemble.describe())
-
-
-def test_an_image_that_errs_everywhere_alike_still_scores_higher() -> None:
-    """Of a lift of the whole map, the half stays."""
-    members, (raw, valid, limits) = mappers(1), image(64, 96)
-    plain = mapped(Ensemble(members, PLAIN), raw, valid, limits)
-    members[0].standardise.get_buffer("mean").sub_(1 * members[0].standardise.get_buffer("sd"))
-    lifted = mapped(Ensemble(members, ScoringConfig(own_median=0.5)), raw, valid, limits)
-    members[0].standardise.get_buffer("mean").add_(1 * members[0].standardise.get_buffer("sd"))
-    before = mapped(Ensemble(members, ScoringConfig(own_median=0.5)), raw, valid, limits)
-    assert torch.allclose((lifted - before)[valid], torch.full_like(plain[valid], 0.5), atol=0.05)
 
 
 @pytest.mark.parametrize("standardise", ["position", "column", "context", "global"])

@@ -179,9 +179,6 @@ class ScoringConfig:
     coarse_weight: float = _number(
         0.5, 0, 10, "weight of each look at a shrunk image; the one at full resolution has 1", before=1.0
     )
-    own_median: float = _number(
-        0.5, 0, 1, "share of its own median that a map is lowered by: exposure and noise lift all of it", before=0.0
-    )
     unit_every_mm: float = _number(
         0.0,
         0,
