@@ -16,6 +16,7 @@ from anomaly_ae.calibration import Asked, CalibrationScores, Thresholds, calibra
 from anomaly_ae.errors import CalibrationError, DataError
 from anomaly_ae.listener import Listener
 from anomaly_ae.metrics import found_rate_band
+from anomaly_ae.report.run import read_run
 from anomaly_ae.results import (
     FORMAT,
     SCORE_COLUMNS,
@@ -32,6 +33,8 @@ from anomaly_ae.results import (
     write_json,
     write_tables,
 )
+from anomaly_ae.results.tables import COUNTED
+from anomaly_ae.results.tables import read_csv as read_table
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "reference" / "results.md"
 RNG = np.random.default_rng(5)
@@ -392,6 +395,23 @@ def run(tmp_path: Path) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_what_was_just_decided_makes_the_page_that_the_files_make(run: Path, counted: bool) -> None:
+    if counted:
+        rows, units = read_rows(run / "scores.jsonl"), read_table(run / "units.csv", UNIT_COLUMNS)
+        own = {"station": "A", "score": "mine", "regions": "north"}
+        write_tables(run, [{**row, "extra": own, COUNTED: i % 2} for i, row in enumerate(rows)], units, [])
+    tables = redecide(run, Asked(rate="5%")).tables
+    of_files, of_memory = read_run(run), read_run(run, tables)
+    assert len(of_files.rows) == 60
+    assert any(row.extra for row in of_files.rows)
+    for one, other in ((of_files.rows, of_memory.rows), (of_files.units, of_memory.units)):
+        for file_row, row in zip(one, other, strict=True):
+            for name, value in file_row._asdict().items():
+                found = getattr(row, name)
+                assert str(found) == str(value) if isinstance(value, float) else found == value, name  # NaN, too
 
 
 def test_another_rate_changes_decisions_and_figures_and_nothing_else(run: Path) -> None:

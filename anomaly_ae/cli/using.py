@@ -162,9 +162,10 @@ def threshold(
     from anomaly_ae.results import redecide
 
     asked = asked_of(rate, confidence, sensitivity, cost, value, review_rate, review_sensitivity)
-    for line in redecide(run, asked, listener()).lines():
+    decided = redecide(run, asked, listener())
+    for line in decided.lines():
         typer.echo(line)
-    typer.echo(f"wrote {write_report(run)}")
+    typer.echo(f"wrote {write_report(run, decided.tables)}")
 
 
 @app.command()

@@ -22,14 +22,14 @@ from anomaly_ae.report.colour import DISPLAY_HIGH, DISPLAY_LOW, overlay_lut
 from anomaly_ae.report.methods import METHODS_NAME, methods_text
 from anomaly_ae.report.panels import DetailPanels, detail_panels
 from anomaly_ae.report.pictures import MAX_GALLERY_IMAGES
-from anomaly_ae.report.run import Row, Run, read_run
+from anomaly_ae.report.run import Line, Row, Run, read_run
 
 REPORT_NAME = "report.html"
 _HERE = Path(__file__).parent
 _N_FALSE_ALARMS, _N_MISSES, _N_HITS, _N_HIGHEST = 10, 10, 10, 30
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, tables: tuple[Sequence[Line], Sequence[Line]] | None = None) -> Path:
     """Render ``report.html`` of a RUN folder and, where there are figures, ``methods.md`` beside it.
 
     Parameters
@@ -37,6 +37,8 @@ def write_report(run_dir: Path) -> Path:
     run_dir : Path
         Holds ``run.json`` and ``scores.csv``; where there are ``metrics.json``, ``units.csv``, ``failures.csv`` and
         ``pictures.npz``, the page shows them too.
+    tables : two sequences of mapping, or None
+        Rows and units that were just written there, see `read_run`.
 
     Returns
     -------
@@ -50,7 +52,7 @@ def write_report(run_dir: Path) -> Path:
     OutputError
         When the page cannot be written.
     """
-    run = read_run(Path(run_dir))
+    run = read_run(Path(run_dir), tables)
     path = run.folder / REPORT_NAME
     write_text(path, render(run))
     if run.metrics is not None:
@@ -300,7 +302,7 @@ def _page_data(run: Run, gallery: Sequence[Row], cards: Mapping[str, int]) -> di
     pictures = run.pictures
     place = {id: i for i, id in enumerate(pictures.ids)} if pictures else {}
     shapes = pictures.shapes.tolist() if pictures else []
-    extra = list(gallery[0].extra or ()) if gallery else []
+    extra = sorted({name for row in gallery for name in row.extra or ()})
     rows = {
         "id": [row.id for row in gallery],
         "path": [row.path for row in gallery],

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from anomaly_ae.report.colour import DISPLAY_HIGH
 from anomaly_ae.report.pictures import Pictures, read_pictures, rescaled
 
 FORMAT = 1
+_COUNTED = "counts_for_unit"
 _SCORE_COLUMNS = frozenset(
     (
         *("format", "id", "path", "frame", "label", "defect", "unit", "group", "time_utc"),
@@ -28,8 +29,7 @@ _SCORE_COLUMNS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Row:
+class Row(NamedTuple):
     """One line of ``scores.csv`` or ``units.csv``; ``extra`` holds the manifest's own columns."""
 
     id: str
@@ -90,8 +90,17 @@ def _uncalibrated(thresholds: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"value": None, "rate": "", "promise": thresholds.get("reason") or "No threshold was calibrated."}
 
 
-def read_run(folder: Path) -> Run:
+Line = Mapping[str, Any]
+"""One line of a table: text as files hold it, or the numbers that are written there."""
+
+
+def read_run(folder: Path, tables: tuple[Sequence[Line], Sequence[Line]] | None = None) -> Run:
     """Read a RUN folder.
+
+    Parameters
+    ----------
+    tables : two sequences of mapping, or None
+        The lines of ``scores.jsonl`` and ``units.csv`` as they were just written there: spares reading them.
 
     Raises
     ------
@@ -103,16 +112,18 @@ def read_run(folder: Path) -> Run:
     if not isinstance(thresholds, dict) or not (thresholds.get("image") or "reason" in thresholds):
         raise DataError(f"{folder / 'run.json'} has no image threshold", "the file is damaged", "evaluate again")
     scores, units = folder / "scores.csv", folder / "units.csv"
-    lines = _read_csv(scores)
-    extra = [name for name in lines[0] if name not in _SCORE_COLUMNS] if lines else []
-    rows = tuple(_row(line, extra, scores) for line in lines)
+    lines, unit_lines = tables or (_read_csv(scores), _read_optional(units))
+    first = lines[0] if lines else {}
+    known = {*first} - {_COUNTED} if "extra" in first else _SCORE_COLUMNS  # a table has further columns beside its own
+    further = [name for name in first if name not in known]
+    rows = tuple(_row(line, further, scores) for line in lines)
     pictures, pictures_at = _shown_pictures(folder / "pictures.npz", info, rows)
     return Run(
         folder=folder,
         info=info,
         metrics=_read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else None,
         rows=rows,
-        units=tuple(_unit_row(line, units) for line in _read_optional(units)),
+        units=tuple(_unit_row(line, units) for line in unit_lines),
         failures=tuple(_read_optional(folder / "failures.csv")),
         pictures=pictures,
         pictures_at=pictures_at,
@@ -167,7 +178,7 @@ def _read_optional(path: Path) -> list[dict[str, str]]:
     return _read_csv(path) if path.exists() else []
 
 
-def _row(line: Mapping[str, str], extra: Sequence[str], path: Path) -> Row:
+def _row(line: Line, further: Sequence[str], path: Path) -> Row:
     try:
         return Row(
             id=line["id"],
@@ -182,15 +193,20 @@ def _row(line: Mapping[str, str], extra: Sequence[str], path: Path) -> Row:
             defect=line["defect"],
             unit=line["unit"],
             pixel_threshold=_number(line["pixel_threshold"]),
-            n_regions=line["n_regions"],
-            largest_region_px=line["largest_region_px"],
-            extra={name: line[name] for name in extra},
+            n_regions=str(line["n_regions"]),
+            largest_region_px=str(line["largest_region_px"]),
+            extra=_extra(line.get("extra", {})) | {name: str(line[name]) for name in further},
         )
     except (KeyError, ValueError) as error:
         raise DataError(f"{path} holds no scores", str(error), "evaluate again") from error
 
 
-def _unit_row(line: Mapping[str, str], path: Path) -> Row:
+def _extra(columns: Mapping[str, str]) -> dict[str, str]:
+    """Return the manifest's own columns that a table can hold beside the known ones."""
+    return {name: text for name, text in columns.items() if name not in _SCORE_COLUMNS}
+
+
+def _unit_row(line: Line, path: Path) -> Row:
     try:
         return Row(
             id=line["unit"],
@@ -206,23 +222,24 @@ def _unit_row(line: Mapping[str, str], path: Path) -> Row:
 
 
 @cache  # the table has few words and many rows
-def _decision(text: str) -> str:
+def _decision(code: str | int) -> str:
     """Return the word of a decision, which files give as code or word; without a threshold there is none.
 
-    >>> _decision("2"), _decision("not_inspected"), _decision("")
-    ('anomalous', 'not_inspected', 'undecided')
+    >>> _decision("2"), _decision(2), _decision("not_inspected"), _decision("")
+    ('anomalous', 'anomalous', 'not_inspected', 'undecided')
     """
+    text = str(code)
     if not text:
         return "undecided"
     return Decision(int(text)).name.lower() if text.isdecimal() else Decision[text.upper()].name.lower()
 
 
-def _finite(text: str) -> float:
-    value = float(text)
+def _finite(number: str | float) -> float:
+    value = float(number)
     if not math.isfinite(value):
-        raise ValueError(f"a score of {text}")
+        raise ValueError(f"a score of {number}")
     return value
 
 
-def _number(text: str) -> float:
-    return float(text) if text else math.nan
+def _number(number: str | float | None) -> float:
+    return math.nan if number in ("", None) else float(number)

@@ -36,9 +36,10 @@ _LOOKED_AT = (Decision.ANOMALOUS, Decision.REVIEW)
 
 @dataclass(frozen=True, slots=True)
 class Redecided:
-    """What a finished run says at other thresholds."""
+    """What a finished run says at other thresholds; ``tables`` are the rows and units that were written."""
 
     thresholds: Thresholds
+    tables: tuple[Sequence[Row], Sequence[Row]]
     n_images: int
     n_anomalous: int
     n_review: int
@@ -99,7 +100,7 @@ def redecide(run: Path, asked: Asked, listener: Listener | None = None) -> Redec
         listener.say(note)
     n_anomalous, n_review = (sum(row["decision"] == kind for row in rows) for kind in _LOOKED_AT)
     promises, notes = limit_lines(thresholds, scores), _notes(rows, marks["chosen_on_these_images"])
-    return Redecided(thresholds, len(rows), n_anomalous, n_review, tuple(promises), tuple(notes))
+    return Redecided(thresholds, (rows, units), len(rows), n_anomalous, n_review, tuple(promises), tuple(notes))
 
 
 def _notes(rows: Sequence[Row], chosen_here: bool) -> Iterable[str]:
