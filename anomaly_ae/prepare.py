@@ -23,8 +23,9 @@ from anomaly_ae.records import BoolArray, FloatArray, Image, PixelArray, Slice
 SMALLEST_DEFECT_PX = 3.0
 """What survives at working scale: narrower structures are averaged into their surroundings."""
 
-WELL_TRAINED_SIDE_PX = 320
-"""Up to this side ``training.steps`` do; the finest network learns longer from larger images (docs, what we tried)."""
+WELL_TRAINED_SIDE_PX, LARGEST_TRIED_SIDE_PX = 320, 512
+"""Up to the first side ``training.steps`` do; the finest network learns longer from larger images, up to the second:
+beyond, nothing was tried, and a fit would take hours (docs, what we tried)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,15 +178,16 @@ def finest_steps(shapes: Sequence[tuple[int, ...]], config: Config) -> int:
     """Return how many steps the network at full resolution learns: ``training.finest_steps`` where that is given.
 
     Else a typical image of more than 320 px a side is to be seen as often as one of 320 px: steps are crops of one
-    size, so they grow with the area (of volumes: with the volume).
+    size, so they grow with the area (of volumes: with the volume); no more than for 512 px.
 
     >>> from anomaly_ae.config import load_config
     >>> [finest_steps([(side, side)], load_config("default")) for side in (64, 320, 480, 2000)]
     [2400, 2400, 5400, 6144]
     """
-    factor = working_factor(shapes, config.geometry)
-    typical = float(np.median([math.prod(shape) for shape in shapes])) * factor ** len(shapes[0])
-    looks = max(1.0, typical / WELL_TRAINED_SIDE_PX ** len(shapes[0]))
+    n_axes = len(shapes[0])
+    typical = float(np.median([math.prod(shape) for shape in shapes])) ** (1 / n_axes)
+    side = min(typical * working_factor(shapes, config.geometry), LARGEST_TRIED_SIDE_PX)
+    looks = max(1.0, side / WELL_TRAINED_SIDE_PX) ** n_axes
     return config.training.finest_steps or round(config.training.steps * looks)
 
 

@@ -13,7 +13,7 @@ from command import done
 from torch import Generator, Tensor
 
 from anomaly_ae import training
-from anomaly_ae.config import Config, ScoringConfig, load_config, with_values
+from anomaly_ae.config import Config, GeometryConfig, ScoringConfig, load_config, with_values
 from anomaly_ae.detector import Detector
 from anomaly_ae.ensemble import Ensemble
 from anomaly_ae.errors import ConfigError, ModelFileError
@@ -399,6 +399,8 @@ def test_steps_follow_the_typical_image_at_working_scale() -> None:
     shapes = [(480, 480), (480, 480), (4000, 4000)]
     assert finest_steps(shapes, Config()) == 5400  # 2.25 times the area of 320 x 320
     assert finest_steps([(1024, 2048)] * 3, Config()) == round(2400 * 256 * 512 / 320**2)  # shrunk to 256 x 512
+    large = Config(geometry=GeometryConfig(max_side_px=2048))
+    assert finest_steps([(2048, 2048)] * 3, large) == finest_steps([(512, 512)], Config()) == 6144
     assert finest_steps([(160, 160, 160)], Config()) == 2400
     assert finest_steps([(480, 480, 480)], Config()) == round(2400 * 1.5**3)
 
