@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -173,10 +173,10 @@ def test_pictures_with_pickles_are_refused(tmp_path: Path) -> None:
         read_pictures(tmp_path / "pictures.npz")
 
 
-def test_sheet_holds_the_maps_in_rows(tmp_path: Path) -> None:
+def test_sheet_holds_the_maps_in_rows() -> None:
     maps = np.random.default_rng(4).integers(0, 256, (25, 24, 24), dtype=np.uint8)
     (sheet,) = map_sheets(maps)
-    for codes, square in zip(maps, _squares(_codes(sheet), 24), strict=False):
+    for codes, square in zip(maps, islice(_squares(_codes(sheet), 24), 25), strict=True):
         assert np.array_equal(square, codes)
 
 
@@ -415,7 +415,8 @@ def test_outlines_and_colours_follow_the_threshold_in_force(tmp_path: Path, limi
     panels = {panel.id: panel for panel in detail_panels(run.pictures.details)}
     assert {id: panel.contour != "" for id, panel in panels.items()} == {id: reaches[id] for id in panels}
     squares = (square for sheet in run.pictures.maps for square in _squares(_codes(sheet), run.pictures.side_px))
-    peaks = {id: decode_display(square.max()) for id, square in zip(run.pictures.ids, squares, strict=False)}
+    of_images = zip(run.pictures.ids, islice(squares, len(run.pictures.ids)), strict=True)
+    peaks = {id: decode_display(square.max()) for id, square in of_images}
     highest = 3.5 * min(1, (THRESHOLD - MEDIAN) / (limit - MEDIAN))  # what the file holds of any higher value
     for id, peak in peaks.items():
         wanted = np.clip((scores[id] - MEDIAN) / (limit - MEDIAN), -0.5, highest)

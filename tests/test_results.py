@@ -401,7 +401,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_what_was_just_decided_makes_the_page_that_the_files_make(run: Path, counted: bool) -> None:
     if counted:
         rows, units = read_rows(run / "scores.jsonl"), read_table(run / "units.csv", UNIT_COLUMNS)
-        own = {"station": "A", "score": "mine", "regions": "north"}
+        own = {"station": "A", "score": "mine", "regions": "north", "extra": "hard"}
         write_tables(run, [{**row, "extra": own, COUNTED: i % 2} for i, row in enumerate(rows)], units, [])
     tables = redecide(run, Asked(rate="5%")).tables
     of_files, of_memory = read_run(run), read_run(run, tables)

@@ -38,7 +38,7 @@ def write_report(run_dir: Path, tables: tuple[Sequence[Line], Sequence[Line]] | 
         Holds ``run.json`` and ``scores.csv``; where there are ``metrics.json``, ``units.csv``, ``failures.csv`` and
         ``pictures.npz``, the page shows them too.
     tables : two sequences of mapping, or None
-        Rows and units that were just written there, see `read_run`.
+        Lines of scores and units that were just written there, see `read_run`.
 
     Returns
     -------
@@ -302,7 +302,7 @@ def _page_data(run: Run, gallery: Sequence[Row], cards: Mapping[str, int]) -> di
     pictures = run.pictures
     place = {id: i for i, id in enumerate(pictures.ids)} if pictures else {}
     shapes = pictures.shapes.tolist() if pictures else []
-    extra = sorted({name for row in gallery for name in row.extra or ()})
+    extra = list(gallery[0].extra or ()) if gallery else []
     rows = {
         "id": [row.id for row in gallery],
         "path": [row.path for row in gallery],

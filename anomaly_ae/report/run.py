@@ -19,7 +19,6 @@ from anomaly_ae.report.colour import DISPLAY_HIGH
 from anomaly_ae.report.pictures import Pictures, read_pictures, rescaled
 
 FORMAT = 1
-_COUNTED = "counts_for_unit"
 _SCORE_COLUMNS = frozenset(
     (
         *("format", "id", "path", "frame", "label", "defect", "unit", "group", "time_utc"),
@@ -100,7 +99,7 @@ def read_run(folder: Path, tables: tuple[Sequence[Line], Sequence[Line]] | None 
     Parameters
     ----------
     tables : two sequences of mapping, or None
-        The lines of ``scores.jsonl`` and ``units.csv`` as they were just written there: spares reading them.
+        The lines of ``scores.csv`` and ``units.csv`` as they were just written there: spares reading them.
 
     Raises
     ------
@@ -113,10 +112,8 @@ def read_run(folder: Path, tables: tuple[Sequence[Line], Sequence[Line]] | None 
         raise DataError(f"{folder / 'run.json'} has no image threshold", "the file is damaged", "evaluate again")
     scores, units = folder / "scores.csv", folder / "units.csv"
     lines, unit_lines = tables or (_read_csv(scores), _read_optional(units))
-    first = lines[0] if lines else {}
-    known = {*first} - {_COUNTED} if "extra" in first else _SCORE_COLUMNS  # a table has further columns beside its own
-    further = [name for name in first if name not in known]
-    rows = tuple(_row(line, further, scores) for line in lines)
+    extra = [name for name in lines[0] if name not in _SCORE_COLUMNS] if lines else []
+    rows = tuple(_row(line, extra, scores) for line in lines)
     pictures, pictures_at = _shown_pictures(folder / "pictures.npz", info, rows)
     return Run(
         folder=folder,
@@ -178,7 +175,7 @@ def _read_optional(path: Path) -> list[dict[str, str]]:
     return _read_csv(path) if path.exists() else []
 
 
-def _row(line: Line, further: Sequence[str], path: Path) -> Row:
+def _row(line: Line, extra: Sequence[str], path: Path) -> Row:
     try:
         return Row(
             id=line["id"],
@@ -195,15 +192,10 @@ def _row(line: Line, further: Sequence[str], path: Path) -> Row:
             pixel_threshold=_number(line["pixel_threshold"]),
             n_regions=str(line["n_regions"]),
             largest_region_px=str(line["largest_region_px"]),
-            extra=_extra(line.get("extra", {})) | {name: str(line[name]) for name in further},
+            extra={name: str(line[name]) for name in extra},
         )
     except (KeyError, ValueError) as error:
         raise DataError(f"{path} holds no scores", str(error), "evaluate again") from error
-
-
-def _extra(columns: Mapping[str, str]) -> dict[str, str]:
-    """Return the manifest's own columns that a table can hold beside the known ones."""
-    return {name: text for name, text in columns.items() if name not in _SCORE_COLUMNS}
 
 
 def _unit_row(line: Line, path: Path) -> Row:

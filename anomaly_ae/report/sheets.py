@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from typing import Any, TypeVar
@@ -127,8 +127,7 @@ def _in_steps(codes: Bytes2D, step: int) -> bytes:
 
 
 def _tiled(squares: Bytes2D) -> list[Bytes2D]:
-    chunks: Iterable[Bytes2D] = (squares[i : i + N_PER_SHEET] for i in range(0, len(squares), N_PER_SHEET))
-    return [_tile(chunk) for chunk in chunks]
+    return [_tile(squares[start : start + N_PER_SHEET]) for start in range(0, len(squares), N_PER_SHEET)]
 
 
 def _tile(squares: Bytes2D) -> Bytes2D:

@@ -36,7 +36,7 @@ _LOOKED_AT = (Decision.ANOMALOUS, Decision.REVIEW)
 
 @dataclass(frozen=True, slots=True)
 class Redecided:
-    """What a finished run says at other thresholds; ``tables`` are the rows and units that were written."""
+    """What a finished run says at other thresholds; ``tables`` holds the lines of scores and units."""
 
     thresholds: Thresholds
     tables: tuple[Sequence[Row], Sequence[Row]]
@@ -93,14 +93,14 @@ def redecide(run: Path, asked: Asked, listener: Listener | None = None) -> Redec
         shares = [at["defect_rate"] for at in metrics["image"].get("at_defect_rate", ())] or DEFECT_RATES
         metrics |= run_metrics(rows, units, thresholds, list(metrics.get("by", {})), shares, metrics) | marks
         write_json(run / "metrics.json", metrics)
-    write_tables(run, rows, units, failures)
+    lines = write_tables(run, rows, units, failures)
     write_json(run / "run.json", {**info, "threshold": now, "model_threshold": of_model, **marks})
     note = regions_note((row["pixel_threshold"] for row in rows), thresholds.pixel.value)
     if note and listener:
         listener.say(note)
     n_anomalous, n_review = (sum(row["decision"] == kind for row in rows) for kind in _LOOKED_AT)
     promises, notes = limit_lines(thresholds, scores), _notes(rows, marks["chosen_on_these_images"])
-    return Redecided(thresholds, (rows, units), len(rows), n_anomalous, n_review, tuple(promises), tuple(notes))
+    return Redecided(thresholds, (lines, units), len(rows), n_anomalous, n_review, tuple(promises), tuple(notes))
 
 
 def _notes(rows: Sequence[Row], chosen_here: bool) -> Iterable[str]:

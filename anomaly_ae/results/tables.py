@@ -32,16 +32,19 @@ Row = Mapping[str, Any]
 """One line of ``scores.jsonl``, or of ``units.csv``."""
 
 
-def write_tables(folder: Path, rows: Sequence[Row], units: Sequence[Row], failures: Iterable[Row]) -> None:
-    """Write ``scores.csv``, ``scores.jsonl``, ``units.csv`` and ``failures.csv``."""
+def write_tables(folder: Path, rows: Sequence[Row], units: Sequence[Row], failures: Iterable[Row]) -> list[Row]:
+    """Write ``scores.csv``, ``scores.jsonl``, ``units.csv`` and ``failures.csv``; return the lines of the first."""
     known = [*SCORE_COLUMNS, *([COUNTED] if any(COUNTED in row for row in rows) else [])]
-    columns = sorted({name for row in rows for name in row["extra"]} - {*known})
-    lines = ({**row, **{name: row["extra"].get(name, "") for name in columns}} for row in rows) if columns else rows
-    write_csv(folder / "scores.csv", [*known, *columns], lines)
+    own = sorted({name for row in rows for name in row["extra"]} - {*known})
+    lines: list[Row] = [
+        {name: row.get(name, "") for name in known} | {name: row["extra"].get(name, "") for name in own} for row in rows
+    ]
+    write_csv(folder / "scores.csv", [*known, *own], lines)
     encode = json.JSONEncoder(allow_nan=False).encode  # `dumps` would make an encoder for every row
     write_text(folder / "scores.jsonl", "".join(encode(row) + "\n" for row in rows))
     write_csv(folder / "units.csv", UNIT_COLUMNS, units)
     write_csv(folder / "failures.csv", FAILURE_COLUMNS, failures)
+    return lines
 
 
 def write_json(path: Path, values: Row) -> None:
