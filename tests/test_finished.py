@@ -25,6 +25,7 @@ from anomaly_ae.results import (
     write_json,
     write_tables,
 )
+from anomaly_ae.results.finished import with_verdicts
 
 WEIGHTS = "cd" * 32
 
@@ -99,6 +100,19 @@ def test_a_unit_that_was_not_inspected_as_a_whole_is_left_out(tmp_path: Path) ->
 def test_verdicts_that_cannot_be_meant_are_refused(tmp_path: Path, said: dict[str, str], message: str) -> None:
     with pytest.raises(DataError, match=message):
         finished_scores(written(tmp_path / "day", shadow()), WEIGHTS, verdicts(tmp_path / "v.csv", said))
+
+
+def test_verdicts_from_a_spreadsheet_begin_with_a_mark(tmp_path: Path) -> None:
+    path = tmp_path / "v.csv"
+    path.write_text("id,verdict\n00.png,anomalous\n\n", encoding="utf-8-sig")
+    assert with_verdicts([{"id": "00.png", "label": ""}], path) == [{"id": "00.png", "label": "anomalous"}]
+
+
+def test_a_line_of_another_length_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "v.csv"
+    path.write_text("id,verdict\n00.png,normal\n01.png\n", encoding="utf-8")
+    with pytest.raises(DataError, match="line 3 has 1 field, the header 2"):
+        with_verdicts([{"id": "00.png", "label": ""}], path)
 
 
 def test_two_verdicts_on_one_image_are_refused(tmp_path: Path) -> None:

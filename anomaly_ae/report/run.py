@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +15,7 @@ from anomaly_ae.errors import DataError
 from anomaly_ae.records import Decision
 from anomaly_ae.report.colour import DISPLAY_HIGH
 from anomaly_ae.report.pictures import Pictures, read_pictures, rescaled
-
-FORMAT = 1
-_SCORE_COLUMNS = frozenset(
-    (
-        *("format", "id", "path", "frame", "label", "defect", "unit", "group", "time_utc"),
-        *("decision", "score", "threshold", "display", "p_value", "pixel_threshold", "n_regions"),
-        *("largest_region_px", "milliseconds", "image_sha256", "weights_sha256", "thresholds_sha256", "version"),
-    )
-)
+from anomaly_ae.results.tables import COUNTED, SCORE_COLUMNS, read_csv, read_json
 
 
 class Row(NamedTuple):
@@ -106,19 +96,19 @@ def read_run(folder: Path, tables: tuple[Sequence[Line], Sequence[Line]] | None 
     DataError
         When the folder is no RUN, of another format, or damaged.
     """
-    info = _read_json(folder / "run.json")
+    info = read_json(folder / "run.json")
     thresholds = info.get("threshold")
     if not isinstance(thresholds, dict) or not (thresholds.get("image") or "reason" in thresholds):
         raise DataError(f"{folder / 'run.json'} has no image threshold", "the file is damaged", "evaluate again")
     scores, units = folder / "scores.csv", folder / "units.csv"
-    lines, unit_lines = tables or (_read_csv(scores), _read_optional(units))
-    extra = [name for name in lines[0] if name not in _SCORE_COLUMNS] if lines else []
+    lines, unit_lines = tables or (read_csv(scores), _read_optional(units))
+    extra = [name for name in lines[0] if name not in (*SCORE_COLUMNS, COUNTED)] if lines else []
     rows = tuple(_row(line, extra, scores) for line in lines)
     pictures, pictures_at = _shown_pictures(folder / "pictures.npz", info, rows)
     return Run(
         folder=folder,
         info=info,
-        metrics=_read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else None,
+        metrics=read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else None,
         rows=rows,
         units=tuple(_unit_row(line, units) for line in unit_lines),
         failures=tuple(_read_optional(folder / "failures.csv")),
@@ -145,34 +135,8 @@ def _shown_pictures(path: Path, info: Mapping[str, Any], rows: Sequence[Row]) ->
     return (rescaled(pictures, place), in_force) if 0 < place <= DISPLAY_HIGH else (pictures, scored_at)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}", str(error), "name a folder that score or evaluate wrote") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise DataError(
-            f"{path} is not of format {FORMAT}", "another version wrote it", "evaluate again with this version"
-        )
-    return content
-
-
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header, *lines = [line for line in csv.reader(file) if line] or [[]]
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"cannot read {path}", str(error), "name a folder that score or evaluate wrote") from error
-    for number, line in enumerate(lines, start=2):
-        if len(line) != len(header):
-            raise DataError(
-                f"{path}, line {number}", "the number of fields is not that of the header", "evaluate again"
-            )
-    return [dict(zip(header, line, strict=True)) for line in lines]
-
-
 def _read_optional(path: Path) -> list[dict[str, str]]:
-    return _read_csv(path) if path.exists() else []
+    return read_csv(path) if path.exists() else []
 
 
 def _row(line: Line, extra: Sequence[str], path: Path) -> Row:

@@ -12,6 +12,7 @@ from typing import Any
 
 from anomaly_ae.errors import DataError
 from anomaly_ae.files import write_text
+from anomaly_ae.manifest.checks import n_of
 from anomaly_ae.records import Decision
 
 FORMAT = 1
@@ -67,23 +68,24 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     with reading(path):
         lines = path.read_text(encoding="utf-8").splitlines()
         rows: list[dict[str, Any]] = json.loads(f"[{','.join(lines)}]")  # at once: a third faster than line by line
-        _check_columns(rows, (*SCORE_COLUMNS, "extra"))
+        for row in rows:
+            for name in (*SCORE_COLUMNS, "extra"):
+                if row[name] is None:
+                    raise KeyError(name)
     return rows
 
 
-def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """Read a table with these columns, and perhaps more; every value is text."""
-    with reading(path), path.open(encoding="utf-8", newline="") as handle:
-        rows = list(csv.DictReader(handle))
-        _check_columns(rows, columns)
-    return rows
-
-
-def _check_columns(rows: Iterable[Row], columns: Sequence[str]) -> None:
-    for row in rows:
+    with reading(path), path.open(encoding="utf-8-sig", newline="") as handle:  # a spreadsheet puts a mark before it
+        header, *lines = [line for line in csv.reader(handle) if line] or [[]]
         for name in columns:
-            if row[name] is None:
+            if name not in header:
                 raise KeyError(name)
+        for number, line in enumerate(lines, start=2):
+            if len(line) != len(header):
+                raise ValueError(f"line {number} has {n_of(len(line), 'field')}, the header {len(header)}")
+    return [dict(zip(header, line, strict=True)) for line in lines]
 
 
 @contextmanager
@@ -91,7 +93,7 @@ def reading(path: Path) -> Iterator[None]:
     """Turn whatever a damaged file causes into one clear error."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         reason = (
             f"{error} is missing" if isinstance(error, KeyError) else str(getattr(error, "strerror", None) or error)
         )
