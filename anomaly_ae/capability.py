@@ -17,10 +17,11 @@ from anomaly_ae.errors import AnomalyAEError, DataError
 from anomaly_ae.listener import Listener
 from anomaly_ae.loading import read_sample
 from anomaly_ae.manifest import Manifest
+from anomaly_ae.manifest.slices import is_suspect
 from anomaly_ae.metrics import rate
 from anomaly_ae.page import figure, heat_map, write_page
 from anomaly_ae.planting import plant_into
-from anomaly_ae.records import ANOMALOUS_LABEL, BoolArray, FloatArray, Image, Sample, Score
+from anomaly_ae.records import BoolArray, FloatArray, Image, Sample, Score
 from anomaly_ae.regions import in_regions
 from anomaly_ae.report.words import count, percent
 from anomaly_ae.results import FORMAT, write_csv, write_json
@@ -156,7 +157,7 @@ def held_out_normals(manifest: Manifest) -> tuple[Sample, ...]:
     DataError
         There are none.
     """
-    normals = [s for s in manifest.samples if s.label != ANOMALOUS_LABEL]
+    normals = [s for s in manifest.samples if not is_suspect(s.label, s.extra)]
     chosen = [s for s in normals if s.split == "test"] or [s for s in normals if not s.split]
     if not chosen:
         raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import FIT_SPLITS, MIN_NORMALS, Manifest, make_folds, roles
 from anomaly_ae.manifest.splits import by_group
 from anomaly_ae.metrics import roc_auc
+from anomaly_ae.metrics.intervals import N_FEW
 from anomaly_ae.metrics.paired import Difference, delong_difference, placements
 from anomaly_ae.page import figure, line_plot, table, write_page
 from anomaly_ae.planting import plant_copies, refuse_volumes
@@ -65,10 +67,10 @@ class Curve:
         step = f"from {before.n_normals} to {last.n_normals} normal images"
         value, interval = self.gain.value or 0.0, self.gain.interval
         if interval is None:
-            what = f"the ROC-AUC went by {value:+.3f} ({self.gain.reason})"
-            return (
-                f"more normal images would hardly help: {step} {what}" if value == 0 else f"it cannot be told: {what}"
-            )
+            what = f"{step} the ROC-AUC went by {value:+.3f} ({self.gain.reason})"
+            if value == 0 and min(last.roc_auc.n_normal, last.roc_auc.n_anomalous) >= N_FEW:
+                return f"more normal images would hardly help: {what}"
+            return f"whether more normal images would help cannot be told: {what}; more test images would tell"
         found = f"{step} the ROC-AUC went by {value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
         if interval.low > 0:
             return f"more normal images would probably help: {found}"
@@ -136,6 +138,7 @@ def write_curve(found: Curve, folder: Path) -> Path:
     write_csv(folder / "curve.csv", COLUMNS, [dict(zip(COLUMNS, row, strict=True)) for row in rows])
     n_normals, value, low, high = np.array(rows, np.float64).T
     curves = [("ROC-AUC", n_normals, value), ("95 %, low", n_normals, low), ("95 %, high", n_normals, high)]
+    curves = [curve for curve in curves if np.isfinite(curve[2]).all()]
     plot = line_plot("ROC-AUC by number of normal images", ("normal images to fit on", "ROC-AUC"), curves, None)
     lines = [(str(p.n_normals), _with_interval(p.roc_auc)) for p in found.points]
     page = folder / "curve.html"
@@ -150,7 +153,11 @@ def _train_and_test(manifest: Manifest, seed: int, work: Path) -> tuple[list[Sam
     test = [s for s in manifest.samples if s.split == "test" and s.label]
     of_role = zip(manifest.samples, roles(manifest.samples), strict=True)
     train = [replace(s, split="train") for s, role in of_role if role in FIT_SPLITS]
-    if len({s.label for s in test}) == 2:
+    n_of_label = Counter(s.label for s in test)
+    if len(n_of_label) == 2:
+        if min(n_of_label.values()) < 2:
+            what = f"test images: {n_of_label[NORMAL_LABEL]} normal, {n_of_label[ANOMALOUS_LABEL]} anomalous"
+            raise DataError(what, "one image of a class tells nothing of a difference", "add test images")
         return train, test, False
     fold = make_folds(replace(manifest, samples=tuple(train)), N_HELD_OUT, seed)[0]
     normal = [replace(s, label=NORMAL_LABEL) for s in fold.select(split="test")]
@@ -191,8 +198,8 @@ def _scores(rows: Manifest, config: Config, device: str, listener: Listener) -> 
     return np.array([np.nan if isinstance(result, AnomalyAEError) else result[0] for result in measured])
 
 
-def _interval(metric: Metric) -> tuple[float, float]:
-    return (metric.intervals[0].low, metric.intervals[0].high) if metric.intervals else (float("nan"), float("nan"))
+def _interval(metric: Metric) -> tuple[float | None, float | None]:
+    return (metric.intervals[0].low, metric.intervals[0].high) if metric.intervals else (None, None)
 
 
 def _with_interval(metric: Metric) -> str:

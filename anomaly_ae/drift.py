@@ -14,9 +14,9 @@ import numpy as np
 
 from anomaly_ae.detector import Detector
 from anomaly_ae.errors import DataError, UsageError
+from anomaly_ae.manifest.slices import is_suspect
 from anomaly_ae.martingale import Floats, log10_evidence, online_p_values
 from anomaly_ae.page import figure, line_plot, table, write_page
-from anomaly_ae.records import ANOMALOUS_LABEL
 from anomaly_ae.report.words import count, number
 from anomaly_ae.results import FORMAT, Row, read_rows, write_json
 from anomaly_ae.threshold import DEFAULT_RATE, Share, parse_rate, percent_text
@@ -223,7 +223,7 @@ def _series(
 
 
 def _rows_of(runs: Sequence[Path], weights_sha256: str) -> list[Row]:
-    """Return the rows of all runs in the order of time, without images labelled anomalous."""
+    """Return the rows of all runs in the order of time, without what is known to be anomalous."""
     rows: list[Row] = []
     for number_of_run, run in enumerate(runs):
         own = read_rows(run / "scores.jsonl")
@@ -231,7 +231,7 @@ def _rows_of(runs: Sequence[Path], weights_sha256: str) -> list[Row]:
             raise DataError(
                 f"{run} was scored by another model", "scores of different weights cannot be compared", "score again"
             )
-        rows += [_apart(row, number_of_run) for row in own if row["label"] != ANOMALOUS_LABEL]
+        rows += [_apart(row, number_of_run) for row in own if not is_suspect(row["label"], row["extra"])]
     if not rows:
         raise DataError("no image to test", "the runs hold none that is not labelled anomalous", "give other runs")
     return sorted(rows, key=lambda row: str(row["time_utc"]))

@@ -36,6 +36,7 @@ from anomaly_ae.manifest import (
     split_normals,
     taken,
 )
+from anomaly_ae.manifest.slices import is_suspect
 from anomaly_ae.model import image_multiple
 from anomaly_ae.prepare import (
     at_spacing,
@@ -45,7 +46,7 @@ from anomaly_ae.prepare import (
     stated_spacing,
 )
 from anomaly_ae.readers import image_sha256
-from anomaly_ae.records import ANOMALOUS_LABEL, Sample
+from anomaly_ae.records import Sample
 from anomaly_ae.scoring import AnomalyMapper
 from anomaly_ae.survey import (
     Form,
@@ -60,7 +61,7 @@ from anomaly_ae.survey import (
 )
 from anomaly_ae.threshold import Share, check_reachable, default_rate, reachable_text
 from anomaly_ae.training import Progress
-from anomaly_ae.usable import refuse_known, without_copies, without_misfits
+from anomaly_ae.usable import of_whole_units, refuse_known, without_copies, without_misfits
 
 
 def fit(
@@ -133,7 +134,8 @@ def fit(
         listener.say(f"features of {detector.config.model.embed}: {without} do not count")
     listener.say(detector.geometry.describe(_typical_shape(_stated_shapes(survey, detector.config))))
     offered = parts["calibration"]
-    parts["calibration"] = without_misfits(offered, forms, detector, listener)
+    fitting_ones = without_misfits(offered, forms, detector, listener)
+    parts["calibration"] = of_whole_units(fitting_ones, given["calibration"], listener)
     _check_reachable(parts["calibration"], asked)
     listener.say(reachable_text(len(parts["calibration"]), _n_groups(parts["calibration"]), confidence))
     listener.say(f"training on {describe_device(place)}: {_steps_text(detector.config)}")
@@ -165,27 +167,23 @@ def calibrate(
     forms = readable_forms(samples, listener, " of the calibration")
     readable = [sample for sample in samples if sample.id in forms]
     refuse_known(detector, readable, forms)
-    return _set_thresholds(detector, readable, forms, asked, listener)
+    return _set_thresholds(detector, of_whole_units(readable, samples, listener), forms, asked, listener)
 
 
 def _set_thresholds(
     detector: Detector, samples: Sequence[Sample], forms: Mapping[str, Form], asked: Asked, listener: Listener
 ) -> Detector:
-    values: list[float] = []
-    peaks: list[float] = []
-    plain: list[dict[str, float]] = []
-    kept: list[Sample] = []
+    measured: dict[str, tuple[float, float, dict[str, float]]] = {}
     for done, (sample, result) in enumerate(detector.measure_many(samples), start=1):
         listener.progress("calibrating", done, len(samples), "")
         if isinstance(result, AnomalyAEError):
             listener.say(f"left out of the calibration: {result}")
-            continue
-        values.append(result[0])
-        peaks.append(result[1])
-        plain.append(result[2])
-        kept.append(sample)
-    if not kept:
+        else:
+            measured[sample.id] = result
+    if not measured:
         raise DataError("no normal image could be scored for calibration", "all were left out", "see the lines above")
+    kept = of_whole_units([s for s in samples if s.id in measured], samples, listener)
+    values, peaks, plain = zip(*(measured[s.id] for s in kept), strict=True)
     counted = counted_for_unit(kept, detector.config.scoring.unit_every_mm)
     scores = calibration_scores(values, peaks, [s.unit for s in kept], [s.group for s in kept], counted)
     calibrated = detector.with_thresholds(scores, thresholds_by(asked, scores))
@@ -204,8 +202,8 @@ def calibration_samples(manifest: Manifest) -> tuple[Sample, ...]:
         No such row, or anomalous ones among them.
     """
     marked = manifest.select(split="calibration")
-    samples = marked or tuple(s for s in manifest.samples if s.split != "test" and s.label != ANOMALOUS_LABEL)
-    if not samples or any(s.label == ANOMALOUS_LABEL for s in samples):
+    samples = marked or tuple(s for s in manifest.samples if s.split != "test" and not is_suspect(s.label, s.extra))
+    if not samples or any(is_suspect(s.label, s.extra) for s in samples):
         raise DataError(
             f"no calibration images in {manifest.place}",
             "thresholds come from normal images that were used for nothing else",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from anomaly_ae.detector import Detector
 from anomaly_ae.errors import DataError, IncompatibleImageError
 from anomaly_ae.listener import Listener
+from anomaly_ae.manifest.checks import n_of
 from anomaly_ae.prepare import check_size, takes_channels
 from anomaly_ae.records import Sample
 from anomaly_ae.survey import Form
@@ -59,6 +60,24 @@ def without_misfits(
             "give normal images of the kind that is trained on, or lower the region rules",
         )
     return tuple(kept)
+
+
+def of_whole_units(kept: Sequence[Sample], offered: Sequence[Sample], listener: Listener) -> tuple[Sample, ...]:
+    """Leave out, and count, calibration images of units that lack another image.
+
+    A unit scores as high as its highest image, so without one it may score too low; a new unit that lacks one is not
+    inspected. Where no unit is whole all stay, and the listener is told.
+    """
+    present = {sample.id for sample in kept}
+    torn = {sample.unit for sample in offered if sample.id not in present}
+    whole = tuple(sample for sample in kept if sample.unit not in torn)
+    n_left_out = len(kept) - len(whole)
+    if not whole:
+        listener.say("no calibration unit has all of its images: the threshold of units may be too low")
+        return tuple(kept)
+    if n_left_out:
+        listener.say(f"left out of the calibration: {n_of(n_left_out, 'image')} of units that lack another image")
+    return whole
 
 
 def _misfit(name: str, form: Form, detector: Detector) -> str:

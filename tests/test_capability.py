@@ -105,6 +105,9 @@ def test_held_out_normals(part_manifest: Manifest, normals: Path, part_folder: P
     assert {s.path.split("/")[0] for s in held_out_normals(part_manifest)} == {"test"}
     assert len(held_out_normals(part_manifest)) == 15
     assert len(held_out_normals(load_manifest(normals))) == 15
+    first, *others = load_manifest(normals).samples
+    tumour = replace(first, extra={"volume_label": "anomalous"})  # a slice of an anomalous volume without a mask
+    assert held_out_normals(Manifest(normals, (tumour, *others), layout="csv")) == tuple(others)
     only_train = part_manifest.select(split="train")
     with pytest.raises(DataError, match="no held-out normal images"):
         held_out_normals(Manifest(part_folder, only_train, layout="csv"))

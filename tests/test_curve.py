@@ -29,8 +29,8 @@ def found(part_manifest: Manifest, config: Config) -> Curve:
     return learning_curve(part_manifest, config, [0.2, 0.5, 1], device="cpu")
 
 
-def finding(value: float, low: float, high: float) -> Curve:
-    points = tuple(Point(n, Metric(0.9, 20, 20)) for n in (50, 100))
+def finding(value: float, low: float, high: float, n_test: int = 20) -> Curve:
+    points = tuple(Point(n, Metric(0.9, n_test, n_test)) for n in (50, 100))
     return Curve(points, Difference(value, Interval(low, high, "", "image")), is_planted=False)
 
 
@@ -56,10 +56,27 @@ def test_the_sentence_follows_the_interval() -> None:
     assert finding(0.001, -0.004, 0.006).sentence.startswith("more normal images would hardly help")
     assert finding(-0.05, -0.08, -0.02).sentence.startswith("more normal images would hardly help")
     assert "cannot be told" in finding(0.02, -0.03, 0.07).sentence
-    points = finding(0, 0, 0).points
-    same = Curve(points, Difference(0.0, reason="no image is ordered otherwise"), is_planted=False)
+    unchanged = Difference(0.0, reason="no image is ordered otherwise")
+    same = Curve(finding(0, 0, 0, n_test=30).points, unchanged, is_planted=False)
     assert same.sentence.startswith("more normal images would hardly help")
     assert "no image is ordered otherwise" in same.sentence
+    of_few = Curve(finding(0, 0, 0, n_test=29).points, unchanged, is_planted=False)
+    assert of_few.sentence.startswith("whether more normal images would help cannot be told")
+
+
+def test_one_test_image_of_a_class_is_refused_before_anything_is_fitted(
+    part_manifest: Manifest, config: Config
+) -> None:
+    test = part_manifest.select(split="test")
+    few = [*(s for s in test if s.label == "normal"), next(s for s in test if s.label == "anomalous")]
+    with pytest.raises(DataError, match="15 normal, 1 anomalous"):
+        learning_curve(replace(part_manifest, samples=(*part_manifest.select(split="train"), *few)), config)
+
+
+def test_a_point_without_interval_is_written_all_the_same(tmp_path: Path) -> None:
+    page = write_curve(finding(0.05, 0.02, 0.08), tmp_path)
+    assert (tmp_path / "curve.csv").read_text(encoding="utf-8").splitlines()[1:] == ["50,0.9,,", "100,0.9,,"]
+    assert page.read_text(encoding="utf-8").count("<polyline") == 1
 
 
 def test_files(found: Curve, tmp_path: Path) -> None:

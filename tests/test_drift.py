@@ -92,6 +92,13 @@ def test_what_happens_to_cameras_is_found_and_named(
     assert f"{name} ({direction})" in found.sentence
 
 
+def test_what_is_known_to_be_anomalous_takes_no_part(detector: Detector, tmp_path: Path) -> None:
+    rows = rows_of(detector, parts(5, 12))
+    rows[0]["label"], rows[1]["extra"] = "anomalous", {"volume_label": "anomalous"}
+    found = find_drift(detector, [write_run(tmp_path / "run", rows)])
+    assert {len(series.values) for series in found.series} == {10}
+
+
 def test_command_on_real_runs(detector: Detector, tmp_path: Path) -> None:
     detector.save(tmp_path / "m.safetensors")
     for name, images in (("same", parts(3, 30)), ("dark", [0.7 * image for image in parts(4, 15)])):

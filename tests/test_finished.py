@@ -102,6 +102,19 @@ def test_verdicts_that_cannot_be_meant_are_refused(tmp_path: Path, said: dict[st
         finished_scores(written(tmp_path / "day", shadow()), WEIGHTS, verdicts(tmp_path / "v.csv", said))
 
 
+def test_slices_of_an_anomalous_volume_without_an_outline_are_no_normal_images(tmp_path: Path) -> None:
+    rows = [r | {"unit": f"patient-{i // 4}", "group": f"patient-{i // 4}"} for i, r in enumerate(shadow())]
+    for r in rows[:4]:
+        r["extra"] = {"volume_label": "anomalous"}
+    rows[4]["label"] = "anomalous"
+    found = finished_scores(written(tmp_path / "day", rows), WEIGHTS)
+    assert found.n_normal == 32, "neither the four of the tumour nor the four beside the labelled slice"
+    assert found.anomalous
+    assert found.anomalous.image.tolist() == [rows[4]["score"]]
+    highest = sorted(max(r["score"] for r in rows[i : i + 4]) for i in (0, 4))
+    assert sorted(found.anomalous.unit.tolist()) == highest
+
+
 def test_verdicts_from_a_spreadsheet_begin_with_a_mark(tmp_path: Path) -> None:
     path = tmp_path / "v.csv"
     path.write_text("id,verdict\n00.png,anomalous\n\n", encoding="utf-8-sig")

@@ -470,6 +470,26 @@ def test_the_model_keeps_plain_numbers_of_its_calibration_images(smoke_detector:
     assert {len(v) for v in smoke_detector.provenance["calibration_statistics"].values()} == {n_calibration}
 
 
+def test_a_unit_that_lacks_an_image_sets_no_threshold(
+    smoke_detector: Detector, part_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(part_folder / "test" / "good", tmp_path / "good")
+    (tmp_path / "good" / "004.png").write_bytes(b"")
+    samples = [
+        replace(s, unit=f"u{i // 3}", group=f"u{i // 3}")
+        for i, s in enumerate(load_manifest(tmp_path / "good").samples)
+    ]
+    detectors: list[Detector] = []
+    lines = said(lambda listener: detectors.append(calibrate(smoke_detector, samples, listener=listener)))
+    assert lines[1] == "left out of the calibration: 2 images of units that lack another image"
+    scores, thresholds = detectors[0].calibrated
+    assert (len(scores.image), len(scores.unit), thresholds.unit.n) == (12, 4, 4)
+    torn = [replace(s, unit="u", group="u") for s in samples]
+    lines = said(lambda listener: detectors.append(calibrate(smoke_detector, torn, "50%", listener=listener)))
+    assert "no calibration unit has all of its images" in lines[1]
+    assert len(detectors[1].calibrated[0].image) == 14
+
+
 def test_unreadable_calibration_images_are_named_and_not_counted(
     smoke_detector: Detector, part_folder: Path, tmp_path: Path
 ) -> None:

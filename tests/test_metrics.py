@@ -251,6 +251,15 @@ def test_few_images_widen_the_interval():
     assert "widened" in interval.method
 
 
+@pytest.mark.parametrize(("n_wrong", "is_widened"), [(4, True), (20, False)])
+def test_near_one_the_interval_is_widened_whatever_the_number_of_images(n_wrong, is_widened):
+    scores = np.concatenate([np.arange(100.0), np.arange(100.0) + 100])
+    scores[:n_wrong] += 200  # the lowest normal images now stand above all anomalous ones
+    metric = roc_auc(np.repeat([False, True], 100), scores)
+    assert metric.value == pytest.approx(1 - n_wrong / 100)
+    assert ("widened" in metric.intervals[0].method) == is_widened
+
+
 def test_a_single_anomalous_image_has_a_value_but_no_interval():
     for function in (roc_auc, average_precision):
         metric = function([False, False, True], [0.0, 1.0, 0.5])
@@ -275,7 +284,8 @@ def test_boyd_interval_is_a_proportion_among_the_anomalous():
     ("n_anomalous", "n_normal", "true_auc", "at_most"),
     # With few anomalous images the wider of two intervals is meant to cover too often rather than too seldom:
     # DeLong's alone would hold the true area in 80 % of such sets.
-    [(40, 60, 0.9, 0.99), (10, 500, 0.97, 1.0)],
+    # So it does near 1, where it would hold it in 90 % at 50 images.
+    [(40, 60, 0.9, 0.99), (10, 500, 0.97, 1.0), (50, 500, 0.99, 1.0)],
 )
 def test_the_interval_of_the_roc_auc_covers(n_anomalous, n_normal, true_auc, at_most):
     rng = np.random.default_rng(4)
@@ -466,6 +476,28 @@ def test_the_interval_of_a_rate_by_groups_covers():
         covered += [interval.low <= 0.2 <= interval.high for interval in intervals]
     assert 0.90 <= covered[0] / 200 <= 0.99
     assert covered[1] / 200 < 0.85
+
+
+def test_one_hit_shows_nothing_of_how_alike_the_images_of_a_group_are():
+    groups, one = np.repeat(np.arange(10), 20), np.arange(200) == 0
+    (found, _), (none, _) = rate(one, groups)[1], rate(~one & one, groups)[1]
+    assert found.high == none.high == pytest.approx(1 - 0.025 ** (1 / 10)), "that of 10 groups without a hit"
+    (mirrored, _) = rate(~one, groups)[1]
+    assert mirrored.low == pytest.approx(1 - found.high)
+    assert "widened to that of groups that are all alike" in found.method
+    many = rate(np.arange(200) % 3 == 0, groups)[1][0]
+    assert "widened" not in many.method
+
+
+def test_the_interval_of_a_rate_covers_where_few_groups_are_difficult():
+    rng, n_covered = np.random.default_rng(14), 0
+    truth = 0.03 * 0.5 + 0.97 * 0.001
+    for _ in range(200):
+        difficult = rng.random(40) < 0.03
+        hits = rng.random((40, 50)) < np.where(difficult, 0.5, 0.001)[:, None]
+        interval = rate(hits.ravel(), groups=np.repeat(np.arange(40), 50))[1][0]
+        n_covered += interval.low <= truth <= interval.high
+    assert n_covered >= 185, "nominal 190 of 200; the effective sample size alone holds it in 150"
 
 
 # --- the band of the found false-alarm rate --------------------------------------------------------------

@@ -94,6 +94,9 @@ def test_delong_says_why_where_there_is_nothing_to_say() -> None:
     placed = placements(labels, np.array([3.0, 4.0, 1.0, 2.0]))
     found = delong_difference(labels, placed, placed, 0.95, "image")
     assert (found.value, found.interval, found.p, found.reason) == (0.0, None, None, "no image is ordered otherwise")
+    best = delong_difference(labels, np.full(4, 0.5), np.ones(4), 0.95, "image")
+    assert (best.value, best.interval) == (0.5, None)
+    assert best.reason.startswith("all images changed alike")
     few = np.array([True, False, False])
     assert delong_difference(few, np.ones(3), np.zeros(3), 0.95, "unit").reason == "only one unit of a class"
 

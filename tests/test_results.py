@@ -222,6 +222,9 @@ def test_breakdowns_by_defect_and_by_column() -> None:
     for value, figure in found["by"]["station"].items():
         part = [r for r in rows if r["extra"]["station"] == value]
         assert figure["roc_auc"]["value"] == pytest.approx(share_of_pairs(part))
+        assert figure["at_threshold"][0]["false_alarm_band"] is None, "nothing is promised for one station alone"
+        assert "for all images together" in figure["at_threshold"][0]["false_alarm_band_reason"]
+    assert found["image"]["at_threshold"][0]["false_alarm_band"]
 
 
 def test_figures_of_units_leave_out_what_was_not_inspected() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -31,11 +33,19 @@ def test_pg_and_pb_are_the_best_of_all_thresholds(seed: int, n_normal: int, n_an
         passed, caught = by_trying(normal, anomalous, float(name))
         assert (found["pg"][name].value, found["pb"][name].value) == (pytest.approx(passed), pytest.approx(caught))
     assert found["fpr_at_95_sensitivity"].value == pytest.approx(1 - found["pg"]["0.05"].value)
-    for metric in (found["fpr_at_95_sensitivity"], *found["pg"].values(), *found["pb"].values()):
-        (interval,) = metric.intervals
-        assert 0 <= interval.low <= metric.value <= interval.high <= 1
-        assert interval.low < interval.high
-        assert metric.reason == "the threshold is chosen on these images"
+    setting = [("anomalous", n_anomalous, 5, found["fpr_at_95_sensitivity"])]
+    setting += [("anomalous", n_anomalous, int(100 * float(k)), metric) for k, metric in found["pg"].items()]
+    setting += [("normal", n_normal, int(100 * float(k)), metric) for k, metric in found["pb"].items()]
+    for name, n, percent, metric in setting:
+        if n * percent < 300:
+            assert metric.intervals == ()
+            needed = {1: 300, 5: 60}[percent]
+            assert metric.reason.endswith(f"these images; no interval by images: it needs {needed} {name} ones")
+        else:
+            (interval,) = metric.intervals
+            assert 0 <= interval.low <= metric.value <= interval.high <= 1
+            assert interval.low < interval.high
+            assert metric.reason == "the threshold is chosen on these images"
 
 
 def test_the_interval_of_pg_holds_the_true_share() -> None:
@@ -53,9 +63,37 @@ def test_the_interval_of_pg_holds_the_true_share() -> None:
 
 def test_groups_come_first() -> None:
     rng = np.random.default_rng(4)
-    labels, scores = np.repeat([False, True], 40), np.concatenate([rng.normal(size=40), rng.normal(2, 1, 40)])
-    found = sorting_figures(labels, scores, [str(i // 4) for i in range(80)])
+    labels, scores = np.repeat([False, True], 120), np.concatenate([rng.normal(size=120), rng.normal(2, 1, 120)])
+    found = sorting_figures(labels, scores, [str(i // 2) for i in range(240)])
     assert [interval.unit for interval in found["pb"]["0.05"].intervals] == ["group", "image"]
+    of_four = sorting_figures(labels, scores, [str(i // 4) for i in range(240)])["pb"]["0.05"]
+    assert [interval.unit for interval in of_four.intervals] == ["image"]
+    assert "no interval by groups: it needs 60 normal ones" in of_four.reason
+
+
+def test_a_bootstrap_of_few_gives_no_interval_since_it_would_not_hold_the_truth() -> None:
+    """Normals N(0, 1), anomalous N(3, 1): the threshold that misses 1 % lies at 3 - 2.326, below the lowest of 50."""
+    from scipy.stats import norm
+
+    from anomaly_ae.metrics.curves import ScoreCounts
+    from anomaly_ae.metrics.sorting import normals_passed
+
+    truth, rng, held = float(norm.cdf(3 - norm.ppf(0.99))), np.random.default_rng(6), 0
+    for _ in range(40):
+        normal, anomalous = rng.normal(size=500), rng.normal(3, 1, 50)
+        drawn = [
+            normals_passed(ScoreCounts(*_counts(rng.choice(normal, 500), rng.choice(anomalous, 50))), Fraction(1, 100))
+            for _ in range(100)
+        ]
+        held += np.quantile(drawn, 0.025) <= truth <= np.quantile(drawn, 0.975)
+    assert held < 30, "the reason of the rule; nominal are 38 of 40"
+    labels = np.repeat([False, True], [500, 50])
+    assert sorting_figures(labels, np.concatenate([normal, anomalous]))["pg"]["0.01"].intervals == ()
+
+
+def _counts(normal: np.ndarray, anomalous: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    values = np.unique(np.concatenate([normal, anomalous]))
+    return tuple(np.bincount(np.searchsorted(values, own), minlength=len(values)) for own in (normal, anomalous))
 
 
 def test_one_class_has_a_reason() -> None:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.manifest import Manifest
-from anomaly_ae.manifest.slices import VOLUME_LABEL_COLUMN
-from anomaly_ae.records import ANOMALOUS_LABEL, Sample
+from anomaly_ae.manifest.slices import is_suspect
+from anomaly_ae.records import Sample
 
 
 def test_samples(manifest: Manifest) -> tuple[Sample, ...]:
@@ -15,7 +15,7 @@ def test_samples(manifest: Manifest) -> tuple[Sample, ...]:
 
     Slices without a label of an anomalous volume are among them: nobody knows which show it, but the patient counts.
     """
-    labelled = [s for s in manifest.samples if s.label or s.extra.get(VOLUME_LABEL_COLUMN) == ANOMALOUS_LABEL]
+    labelled = [s for s in manifest.samples if s.label or is_suspect(s.label, s.extra)]
     has_splits = any(s.split for s in labelled)
     samples = tuple(s for s in labelled if s.split == "test" or not has_splits)
     if not samples:

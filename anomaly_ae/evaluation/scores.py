@@ -23,8 +23,9 @@ from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, check_groups
 from anomaly_ae.manifest.checks import n_of
 from anomaly_ae.manifest.facts import inspect_all
+from anomaly_ae.manifest.slices import is_suspect
 from anomaly_ae.readers import image_sha256, read_mask
-from anomaly_ae.records import ANOMALOUS_LABEL, Decision, Failure, Sample
+from anomaly_ae.records import Decision, Failure, Sample
 from anomaly_ae.report import write_report
 from anomaly_ae.results import (
     FORMAT,
@@ -127,7 +128,8 @@ def _existing(maps: Path) -> Path:
 
 def _limits(theirs: TheirScores, manifest: Manifest, maps: TheirMaps | None) -> _Limits:
     """Set the thresholds on the normal calibration rows that have a score."""
-    chosen = [s for s in manifest.select(split="calibration") if s.label != ANOMALOUS_LABEL and s.id in theirs.scores]
+    rows = manifest.select(split="calibration")
+    chosen = [s for s in rows if not is_suspect(s.label, s.extra) and s.id in theirs.scores]
     if not chosen:
         return _Limits(reason=_NO_CALIBRATION)
     image = [theirs.scores[sample.id] for sample in chosen]

@@ -149,14 +149,10 @@ def _outcome(gate: _Gate, items: list[Item], noun: str, sure: Fraction | None) -
 
 
 def _upper_bound(wrong: BoolVector, groups: list[str] | None, sure: Fraction) -> tuple[float, str]:
-    """Return the one-sided bound of a share, and its method.
-
-    Never below that of no wrong decision at all: with few groups one wrong decision may show little of how alike the
-    images of a group are, and the effective sample size comes out too large.
-    """
+    """Return the one-sided bound of a share, and its method."""
     two_sided = float(2 * sure - 1)  # each side has 1 - sure
-    found, best = (rate(hits, groups, confidence=two_sided)[1][0] for hits in (wrong, np.zeros_like(wrong)))
-    return max((found.high, found.method), (best.high, best.method))
+    found = rate(wrong, groups, confidence=two_sided)[1][0]
+    return found.high, found.method
 
 
 def _shown(gate: _Gate, wrong: float, bounded: bool = False) -> str:

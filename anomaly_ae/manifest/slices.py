@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from anomaly_ae.errors import AnomalyAEError
@@ -15,6 +15,17 @@ SPACING_COLUMN = "slice_spacing_mm"
 VOLUME_LABEL_COLUMN = "volume_label"  # filled only where the slices of an anomalous volume have no label of their own
 
 _ONE_SPACING = 1.05  # largest to smallest; rounding in headers is not worth a note
+
+
+def is_suspect(label: str, columns: Mapping[str, str]) -> bool:
+    """Return whether an image is anomalous, or a slice of an anomalous volume of which nobody knows where.
+
+    Parameters
+    ----------
+    columns : mapping
+        Further columns of its row: ``extra`` of a `Sample` or of a result.
+    """
+    return ANOMALOUS_LABEL in (label, columns.get(VOLUME_LABEL_COLUMN))
 
 
 def slices_of(whole: Sample) -> list[Sample]:

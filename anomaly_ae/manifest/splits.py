@@ -10,7 +10,7 @@ import numpy as np
 
 from anomaly_ae.errors import ConfigError, DataError
 from anomaly_ae.manifest.naming import is_public, order_of
-from anomaly_ae.manifest.slices import VOLUME_LABEL_COLUMN, is_slice
+from anomaly_ae.manifest.slices import is_slice, is_suspect
 from anomaly_ae.manifest.table import FIT_SPLITS, Manifest
 from anomaly_ae.records import ANOMALOUS_LABEL, Sample
 
@@ -92,7 +92,7 @@ def _parts_for_fit(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
 
 def _refuse_unfit(parts: Mapping[str, Sequence[Sample]]) -> None:
     rows = [sample for part in parts.values() for sample in part]
-    anomalous = [sample for sample in rows if sample.label == ANOMALOUS_LABEL]
+    anomalous = [sample for sample in rows if is_suspect(sample.label, sample.extra)]
     if anomalous:
         what = f"{len(anomalous)} anomalous images stand in train, validation or calibration"
         why = f"only normal images may be learned, the first is {anomalous[0].path}"
@@ -150,16 +150,11 @@ def lesion_free(samples: Iterable[Sample]) -> tuple[Sample, ...]:
     """Return slices that are not anomalous of volumes whose group has an anomalous slice or volume elsewhere."""
     samples = tuple(samples)
     patients = _with_an_anomaly(samples)
-    return tuple(s for s in samples if s.group in patients and is_slice(s) and not _may_not_be_learned(s))
+    return tuple(s for s in samples if s.group in patients and is_slice(s) and not is_suspect(s.label, s.extra))
 
 
 def _with_an_anomaly(samples: Iterable[Sample]) -> set[str]:
-    return {s.group for s in samples if _may_not_be_learned(s)}
-
-
-def _may_not_be_learned(sample: Sample) -> bool:
-    """Whether it is anomalous, or a slice of an anomalous volume of which nobody knows where."""
-    return ANOMALOUS_LABEL in (sample.label, sample.extra.get(VOLUME_LABEL_COLUMN))
+    return {s.group for s in samples if is_suspect(s.label, s.extra)}
 
 
 def make_folds(manifest: Manifest, k: int, seed: int, learn_from_patients: bool = False) -> list[Manifest]:
@@ -203,7 +198,7 @@ def _rotate(sizes: Mapping[str, int], k: int, generator: np.random.Generator) ->
 def _fold(manifest: Manifest, number: int, k: int, always_test: set[str], fold_of: Mapping[str, int]) -> Manifest:
     def split(sample: Sample) -> str:
         tested = sample.group in always_test or fold_of[sample.group] == number
-        return "test" if tested else "" if _may_not_be_learned(sample) else "train"
+        return "test" if tested else "" if is_suspect(sample.label, sample.extra) else "train"
 
     samples = tuple(replace(sample, split=split(sample)) for sample in manifest.samples)
     return replace(manifest, samples=samples, notes=(*manifest.notes, f"fold {number + 1} of {k}, by group"))

@@ -20,6 +20,10 @@ from anomaly_ae.records import Interval
 # sets, and the bootstrap of 10 and 100 groups in 84 %. Widened to the interval from value and counts: 98 and
 # 99 %.
 N_FEW = 30
+# Near 0 and 1 it is not the images that count but the few that are ordered wrongly (the smaller class times the
+# distance to the nearer end): with less than this the same holds. At 30 anomalous against 500 normal and a true area of
+# 0.99 DeLong's interval holds it in 87 %, at 50 in 90 %; widened in 99 and 99 %.
+N_MISORDERED = 5
 
 
 def delong_interval(data: LabelledScores, confidence: float, unit: str) -> Interval | None:
@@ -181,11 +185,12 @@ def hull(first: Interval, second: Interval) -> Interval:
     return Interval(min(first.low, second.low), max(first.high, second.high), method, first.unit)
 
 
-def widened(estimated: Interval | None, few: Interval, n_smaller_class: int) -> Interval:
-    """Choose: the estimated interval; with few images or groups the hull of both; or the closed form."""
+def widened(estimated: Interval | None, few: Interval, n_smaller_class: int, value: float) -> Interval:
+    """Choose: the estimated interval; with few images or groups, or near 0 or 1, the hull; or the closed form."""
     if estimated is None:
         return few
-    return hull(estimated, few) if n_smaller_class < N_FEW else estimated
+    scarce = n_smaller_class < N_FEW or n_smaller_class * min(value, 1 - value) < N_MISORDERED
+    return hull(estimated, few) if scarce else estimated
 
 
 def z_quantile(confidence: float) -> float:

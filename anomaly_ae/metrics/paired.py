@@ -88,9 +88,11 @@ def delong_difference(
     value = float(of_anomalous.mean())
     if min(len(of_anomalous), len(of_normal)) < 2:
         return Difference(value, reason=f"only one {unit} of a class")
-    variance = of_anomalous.var(ddof=1) / len(of_anomalous) + of_normal.var(ddof=1) / len(of_normal)
-    if not change.any() or variance == 0.0:
+    if not change.any():
         return Difference(value, reason=f"no {unit} is ordered otherwise")
+    variance = of_anomalous.var(ddof=1) / len(of_anomalous) + of_normal.var(ddof=1) / len(of_normal)
+    if variance == 0.0:
+        return Difference(value, reason=f"all {unit}s changed alike: nothing tells how much others would")
     error = math.sqrt(variance)
     half = z_quantile(confidence) * error
     interval = Interval(max(-1.0, value - half), min(1.0, value + half), DELONG, unit)

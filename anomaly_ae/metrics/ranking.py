@@ -62,8 +62,8 @@ def roc_auc(
     -------
     Metric
         Value in [0, 1] or None with one class only. Interval by images from DeLong's variance on the logit
-        scale, by groups from the percentiles of a bootstrap. With fewer than 30 images (groups) of a class it
-        is widened to Newcombe's method 5, which stands alone where the data show no variance.
+        scale, by groups from the percentiles of a bootstrap. With fewer than 30 images (groups) of a class, or
+        near 0 or 1, it is widened to Newcombe's method 5, which stands alone where the data show no variance.
 
     Raises
     ------
@@ -142,12 +142,12 @@ def _metric(
         else:
             areas = group_bootstrap(data, data.groups, area, options.n_bootstrap, options.seed)
             drawn = percentile_interval(areas, options.n_bootstrap, options.confidence, "group")
-            intervals.append(widened(drawn, closed_form(value, *n_groups, "group"), min(n_groups)))
+            intervals.append(widened(drawn, closed_form(value, *n_groups, "group"), min(n_groups), value))
     if min(n_normal, n_anomalous) < 2:
         reasons.append(f"only one {unit} of a class: too few for an interval by {unit}s")
     else:
         few = closed_form(value, n_anomalous, n_normal, unit)
-        intervals.append(widened(estimate(), few, min(n_normal, n_anomalous)))
+        intervals.append(widened(estimate(), few, min(n_normal, n_anomalous), value))
     return Metric(value, n_normal, n_anomalous, tuple(intervals), "; ".join(reasons))
 
 

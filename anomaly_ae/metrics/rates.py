@@ -185,9 +185,23 @@ def _rate(
     if groups is None:
         return value, (by_images,)
     codes = np.unique(groups, return_inverse=True)[1]  # a class need not hold every group
-    n_effective = effective_sample_size(hits, codes, confidence)
+    return value, (_by_groups(hits, codes, confidence), by_images)
+
+
+def _by_groups(hits: BoolVector, codes: IntVector, confidence: float) -> Interval:
+    """Return the interval at the effective sample size, reaching as far as that of groups without any hit, or all hits.
+
+    One hit among few groups shows nothing of how alike the images of a group are, and the effective sample size comes
+    out as large as if they were not: a hit more would make the interval shorter.
+    """
+    n_effective, n_groups = effective_sample_size(hits, codes, confidence), int(codes.max()) + 1
     method = f"Clopper-Pearson at effective sample size {n_effective:.1f}"
-    return value, (clopper_pearson(value, n_effective, confidence, method, "group"), by_images)
+    found = clopper_pearson(float(hits.mean()), n_effective, confidence, method, "group")
+    none, every = (clopper_pearson(share, n_groups, confidence, "", "group") for share in (0.0, 1.0))
+    if found.high >= none.high and found.low <= every.low:
+        return found
+    low, high = min(found.low, every.low), max(found.high, none.high)
+    return Interval(low, high, f"{method}, widened to that of groups that are all alike", "group")
 
 
 def _beta_binomial_quantile(n: int, a: int, b: int, q: float) -> int:

@@ -57,12 +57,15 @@ def run_metrics(
     def parts(cut: Iterable[tuple[str, Sequence[Row]]], known_parts: Mapping[str, Any]) -> dict[str, Any]:
         return {name: figures(members, limit, "image", known_parts.get(name)) for name, members in cut}
 
+    def values(column: str, known_parts: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: _without_band(own) for name, own in parts(_by_value(labelled, column), known_parts).items()}
+
     known_by = known.get("by", {})
     return {
         "image": {**level(labelled, limit, "image"), "by_defect_size": size_figures(labelled, limit)},
         "unit": level(decided_units, unit_limit, "unit") if several else _NO_UNITS,
         "per_defect": parts(_per_defect(labelled), known.get("per_defect", {})),
-        "by": {column: parts(_by_value(labelled, column), known_by.get(column, {})) for column in by},
+        "by": {column: values(column, known_by.get(column, {})) for column in by},
     }
 
 
@@ -146,6 +149,12 @@ def _false_alarm_band(
         return None, "the threshold promises no false-alarm rate"
     band = found_rate_band(threshold.n, Fraction(threshold.rate), n_normal, rank=threshold.rank)
     return [float(end) for end in band], ""
+
+
+def _without_band(own: dict[str, Any]) -> dict[str, Any]:
+    """Take the band of the false-alarm rate from the figures of a part: no rule promises a rate for it alone."""
+    none = {"false_alarm_band": None, "false_alarm_band_reason": "the promise is for all images together"}
+    return {**own, "at_threshold": [at | none for at in own["at_threshold"]]}
 
 
 def _per_defect(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:

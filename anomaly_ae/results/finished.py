@@ -9,6 +9,7 @@ from pathlib import Path
 from anomaly_ae.calibration import CalibrationScores, calibration_scores
 from anomaly_ae.errors import DataError
 from anomaly_ae.manifest.checks import n_of
+from anomaly_ae.manifest.slices import is_suspect
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
 from anomaly_ae.results.review import images_sha256
 from anomaly_ae.results.rows import counted_rows
@@ -94,7 +95,7 @@ def finished_scores(path: Path, weights_sha256: str, verdicts: Path | None = Non
     rows = _scored(path, weights_sha256)
     rows = rows if verdicts is None else with_verdicts(rows, verdicts)
     incomplete = _failed_units(path.parent / "failures.csv")
-    left_out = {row["unit"] for row in rows if row["label"] == ANOMALOUS_LABEL} | incomplete
+    left_out = {row["unit"] for row in rows if _is_suspect(row)} | incomplete
     normal = [row for row in rows if row["unit"] not in left_out]
     _refuse_rejects(normal, path)
     return FinishedScores(
@@ -113,7 +114,7 @@ def finished_scores(path: Path, weights_sha256: str, verdicts: Path | None = Non
 
 
 def anomalous_scores(rows: Sequence[Row], incomplete: Collection[str] = ()) -> CalibrationScores | None:
-    """Return the scores of anomalous images, and of the units that hold one; None where there is none.
+    """Return the scores of anomalous images, and of anomalous units; None where no image is labelled so.
 
     Parameters
     ----------
@@ -123,7 +124,7 @@ def anomalous_scores(rows: Sequence[Row], incomplete: Collection[str] = ()) -> C
     images = [row for row in rows if row["label"] == ANOMALOUS_LABEL]
     if not images:
         return None
-    names = {row["unit"] for row in images}.difference(incomplete)
+    names = {row["unit"] for row in rows if _is_suspect(row)}.difference(incomplete)
     whole = _calibration([row for row in rows if row["unit"] in names] or images)  # part of a unit scores too low: safe
     return replace(_calibration(images), unit=whole.unit, unit_group=whole.unit_group)
 
@@ -196,6 +197,10 @@ def _statistics(path: Path, normal: Sequence[Row]) -> dict[str, list[float]]:
         plain = {row["id"]: row["baselines"] for row in read_rows(path)}
     kept = [plain[row["id"]] for row in normal if row["id"] in plain]
     return {name: [one[name] for one in kept] for name in kept[0]} if len(kept) == len(normal) else {}
+
+
+def _is_suspect(row: Row) -> bool:
+    return is_suspect(row["label"], row.get("extra", row))  # ``scores.csv`` has the columns of ``extra`` beside its own
 
 
 def _calibration(rows: Sequence[Row]) -> CalibrationScores:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from anomaly_ae.calibration import CalibrationScores, Thresholds, unit_scores
-from anomaly_ae.manifest.slices import VOLUME_LABEL_COLUMN
+from anomaly_ae.manifest.slices import is_suspect
 from anomaly_ae.records import ANOMALOUS_LABEL, Decision, Sample, Score
 from anomaly_ae.results.tables import BASELINES, COUNTED, FORMAT, Row
 from anomaly_ae.threshold import Threshold, decide, display_value, p_values
@@ -120,9 +120,9 @@ def unit_label(own: Sequence[Row]) -> str:
     >>> unit_label([{"label": "normal", "extra": {}}, {"label": "", "extra": {"volume_label": "anomalous"}}])
     'anomalous'
     """
-    labels = {row["label"] for row in own}
-    if ANOMALOUS_LABEL in labels | {row["extra"].get(VOLUME_LABEL_COLUMN) for row in own}:
+    if any(is_suspect(row["label"], row["extra"]) for row in own):
         return ANOMALOUS_LABEL
+    labels = {row["label"] for row in own}
     return str(labels.pop()) if len(labels) == 1 else ""
 
 
