@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import io
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,19 +12,18 @@ import numpy as np
 from markupsafe import Markup
 
 from anomaly_ae.detector import Detector
-from anomaly_ae.errors import AnomalyAEError, DataError
+from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.listener import Listener
-from anomaly_ae.loading import read_sample
 from anomaly_ae.manifest import Manifest
 from anomaly_ae.manifest.slices import is_suspect
 from anomaly_ae.metrics import rate
-from anomaly_ae.page import figure, heat_map, write_page
+from anomaly_ae.page import figure, heat_map, picture_grid, write_page
 from anomaly_ae.planting import plant_into
-from anomaly_ae.records import BoolArray, FloatArray, Image, Sample, Score
+from anomaly_ae.records import BoolArray, Failure, FloatArray, Image, Sample, Score
 from anomaly_ae.regions import in_regions
 from anomaly_ae.report.words import count, percent
 from anomaly_ae.results import FORMAT, write_csv, write_json
-from anomaly_ae.survey import readable_forms
+from anomaly_ae.survey import pixel_hash
 from anomaly_ae.synthetic.defects import MIN_SIZE_PX
 
 CONTRASTS = (0.03, 0.06, 0.12, 0.25, 0.5)
@@ -84,6 +82,8 @@ class Capability:
         Images defects were planted into; those left out because they reached the threshold as they were.
     promise : str
         What the threshold promises.
+    n_left_out : int
+        Images that could not be read or scored.
     """
 
     kind: str
@@ -93,6 +93,7 @@ class Capability:
     n_images: int
     n_flagged_before: int
     promise: str
+    n_left_out: int = 0
 
     def of_contrast(self, contrast: float) -> list[Cell]:
         """Return the cells of one contrast, from small to large."""
@@ -125,6 +126,7 @@ class Capability:
         low = Cell(0, 0, n, n, n).interval[0]
         few = "more defects than images: they are not independent, and the truth may lie outside of the intervals"
         before = f"{count(self.n_flagged_before, 'image')} left out: flagged before anything was planted"
+        failed = f"left out, unreadable or of another kind: {count(self.n_left_out, 'image')}, named above"
         return [
             self.sentence,
             f"{n} defects of each grade in {count(self.n_images, 'held-out normal image')}; found: the image is "
@@ -132,6 +134,7 @@ class Capability:
             f"judged by the share found; even {n} of {n} prove no more than {percent(low)} % (95 % confidence)",
             *([few] if self.n_images < n else []),
             *([before] if self.n_flagged_before else []),
+            *([failed] if self.n_left_out else []),
             f"threshold: {self.promise}",
         ]
 
@@ -185,7 +188,8 @@ def measure_capability(
     Parameters
     ----------
     samples : sequence of Sample
-        Normal images that nothing was learned from; at most ``n_per_grade`` of them, drawn at random, are used.
+        Normal images that nothing was learned from. They are drawn at random until ``n_per_grade`` of them are not
+        flagged as they are, or there are no more.
     sizes_px : sequence of float
         On the image's own grid; by default six from 3 px to a quarter of the shortest side.
     contrasts : sequence of float
@@ -200,14 +204,15 @@ def measure_capability(
     Raises
     ------
     DataError
-        More than half of the images were used in `fit`, none is readable, all are flagged as they are, or are volumes;
-        or no defect leaves a trace.
+        More than half of the images were used in `fit`, none can be scored, all are flagged as they are, or are
+        volumes; or no defect leaves a trace.
     UsageError
         Unknown kind; a size or contrast out of range.
     """
     listener = listener or Listener()
-    images, n_flagged = _bases(detector, samples, n_per_grade, seed, listener)
-    _refuse_volumes(images)
+    _refuse_sizes(sizes_px)
+    _refuse_volumes(detector, samples)
+    images, n_flagged, n_failed = _bases(detector, samples, n_per_grade, seed, listener)
     sizes = sorted(sizes_px) or default_sizes(min(min(image.spatial_shape) for image in images))
     limits = [detector.limits_of(detector.prepare(image)) for image in images]
     grades = [(size, contrast) for contrast in sorted(contrasts) for size in sizes]
@@ -223,8 +228,8 @@ def measure_capability(
             f"no {kind} leaves a trace in these images", "there is nothing to find", "choose another --kind"
         )
     promise = detector.calibrated[1].image.promise
-    order = tuple(sorted(contrasts))
-    return Capability(kind, tuple(sizes), order, tuple(cells), len(images), n_flagged, promise), examples
+    grid = tuple(sizes), tuple(sorted(contrasts)), tuple(cells)
+    return Capability(kind, *grid, len(images), n_flagged, promise, n_failed), examples
 
 
 def default_sizes(shortest_side_px: int) -> list[float]:
@@ -246,11 +251,15 @@ def write_capability(
     write_csv(folder / "capability.csv", list(rows[0]), rows)
     columns, names = [f"{size:g}" for size in found.sizes], [f"{c:g}" for c in found.contrasts]
     cells = [[_shown(cell) for cell in found.of_contrast(c)] for c in found.contrasts]
-    axes = ("size, px", "contrast, share of the way from black to white")
+    axes = ("size, px", "contrast")  # beside few rows there is no room for more
     plot = heat_map("Share of the planted defects that were found", axes, columns, names, cells)
     page = folder / "capability.html"
     body = [
-        figure(plot, "Share found, and number of number planted; intervals in capability.csv."),
+        figure(
+            plot,
+            "Share found, and number of number planted; intervals in capability.csv. "
+            "Contrast is a share of the way from black to white.",
+        ),
         figure(_sheet(found, examples, detector), "One defect of each grade, in the same order, at one scale."),
     ]
     sentence = f"{found.sentence}."
@@ -260,50 +269,65 @@ def write_capability(
 
 def _bases(
     detector: Detector, samples: Sequence[Sample], n_wanted: int, seed: int, listener: Listener
-) -> tuple[list[Image], int]:
-    """Return images to plant into, and how many were left out because they are flagged as they are."""
-    order = np.random.default_rng(seed).permutation(len(samples))
-    drawn = [samples[i] for i in order[:n_wanted]]
-    forms = readable_forms(drawn, listener)
-    readable = [s for s in drawn if s.id in forms]
+) -> tuple[list[Image], int, int]:
+    """Draw until enough images are not flagged as they are; return these, and how many were flagged and failed."""
     known = {h for part in detector.provenance.get("image_hashes", {}).values() for h in part}
-    new = [s for s in readable if forms[s.id].pixel_hash not in known]
-    if not readable or 2 * len(new) < len(readable):
+    drawn = [samples[i] for i in np.random.default_rng(seed).permutation(len(samples))]
+    calm, reasons, n_flagged, n_known = [], [], 0, 0
+    for result, image in detector.inspect_many(drawn):
+        if isinstance(result, Failure) or image is None:
+            reasons.append(getattr(result, "reason", ""))
+            listener.say(f"left out: {reasons[-1]}")
+        elif pixel_hash(image) in known:
+            n_known += 1
+        elif result.score >= result.threshold:
+            n_flagged += 1
+        else:
+            calm.append(image)
+        listener.progress("looking for images to plant into", len(calm), n_wanted, "")
+        n_scored = len(calm) + n_flagged + n_known
+        if len(calm) == n_wanted or (n_scored >= n_wanted and 2 * n_known > n_scored):
+            break
+    _refuse_useless(len(calm), n_flagged, n_known, reasons)
+    if n_known:
+        listener.say(f"left out, used in fit: {count(n_known, 'image')}")
+    return calm, n_flagged, len(reasons)
+
+
+def _refuse_useless(n_calm: int, n_flagged: int, n_known: int, reasons: Sequence[str]) -> None:
+    n_scored = n_calm + n_flagged + n_known
+    if not n_scored:
         raise DataError(
-            f"{len(readable) - len(new)} of {len(readable)} readable normal images were used in fit",
+            f"none of {count(len(reasons), 'normal image')} could be read and scored",
+            "; ".join(reasons[:1]),
+            "give images of the kind that the model was fitted on",
+        )
+    if 2 * n_known > n_scored:
+        raise DataError(
+            f"{n_known} of {n_scored} readable normal images were used in fit",
             "the model knows them, so what it finds in them says nothing about new images",
             "give normal images that were used for nothing else",
         )
-    if len(new) < len(readable):
-        listener.say(f"left out, used in fit: {count(len(readable) - len(new), 'image')}")
-    images = [read_sample(s) for s in new]
-    calm = [image for image in images if not _is_flagged(detector, image, listener)]
-    if not calm:
+    if not n_calm:
         raise DataError(
-            f"all {len(images)} normal images are flagged as they are",
+            f"all {n_flagged} normal images are flagged as they are",
             "so nothing can be said of defects in them",
             "look at them with anomaly-ae score",
         )
-    return calm, len(images) - len(calm)
 
 
-def _refuse_volumes(images: Sequence[Image]) -> None:
-    for image in images:
-        if len(image.spatial_shape) != 2:
-            raise DataError(
-                f"{image.source} has {len(image.spatial_shape)} axes",
-                "defects are drawn into flat images",
-                "give slices",
-            )
+def _refuse_sizes(sizes_px: Sequence[float]) -> None:
+    """Refuse what is no size in any image; one that is too large for an image is refused where it is drawn."""
+    wrong = [f"{size:g} px" for size in sizes_px if not MIN_SIZE_PX <= size < math.inf]
+    if wrong:
+        raise UsageError(f"a defect of {wrong[0]}", "it cannot be drawn", f"choose sizes from {MIN_SIZE_PX:g} px on")
 
 
-def _is_flagged(detector: Detector, image: Image, listener: Listener) -> bool:
-    try:
-        result = detector.score(image)
-    except AnomalyAEError as error:
-        listener.say(f"left out: {error}")
-        return True
-    return result.score >= result.threshold
+def _refuse_volumes(detector: Detector, samples: Sequence[Sample]) -> None:
+    is_for_volumes = detector.config.model.spatial_dims == 3
+    if is_for_volumes or any(sample.is_volume for sample in samples):
+        what = "a model for volumes" if is_for_volumes else "volumes among the images"
+        raise DataError(what, "defects are drawn into flat images", "give slices, and a model for slices")
 
 
 Planted = tuple[Image, BoolArray]
@@ -356,21 +380,12 @@ def _shown(cell: Cell) -> tuple[float, str, str]:
 
 def _sheet(found: Capability, examples: Sequence[tuple[Cell, Image, BoolArray]], detector: Detector) -> Markup:
     """Return crops of one defect of every grade in the order of the heat map, as one picture."""
-    from PIL import Image as Picture
-
     side = int(np.clip(2 * max(found.sizes), 32, _CROP_PX))
     sheet = np.zeros((len(found.contrasts), len(found.sizes), side, side))
     for cell, image, mask in examples:
         row, column = found.contrasts.index(cell.contrast), found.sizes.index(cell.size_px)
         sheet[-1 - row, column] = _crop(detector.in_unit_range(image).mean(axis=0), mask, side)
-    pixels = np.pad(sheet, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=1).swapaxes(1, 2)
-    grid = pixels.reshape(pixels.shape[0] * pixels.shape[1], -1)
-    buffer = io.BytesIO()
-    Picture.fromarray(np.rint(255 * grid).astype(np.uint8)).save(buffer, format="PNG")
-    address = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Markup('<img alt="defects of every grade" width="{}" src="data:image/png;base64,{}">').format(
-        min(860, 2 * grid.shape[1]), address
-    )
+    return picture_grid("defects of every grade", sheet)
 
 
 def _crop(grey: FloatArray, mask: BoolArray, side: int) -> FloatArray:

@@ -25,6 +25,7 @@ from anomaly_ae.planting import plant_copies, refuse_volumes
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Metric, Sample
 from anomaly_ae.report.words import count, ratio
 from anomaly_ae.results import write_csv
+from anomaly_ae.survey import readable_forms
 
 COLUMNS = ("n_normals", "roc_auc", "low", "high")
 SHARES = (0.1, 0.25, 0.5, 1.0)
@@ -54,11 +55,14 @@ class Curve:
         ROC-AUC of the last point less that of the one before, on the same test images.
     is_planted : bool
         The anomalous test images are normal ones with synthetic defects.
+    n_left_out : int
+        Images that could not be read, and test images that could not be scored.
     """
 
     points: tuple[Point, ...]
     gain: Difference
     is_planted: bool
+    n_left_out: int = 0
 
     @property
     def sentence(self) -> str:
@@ -82,11 +86,13 @@ class Curve:
         """Say in words what was found, and on what."""
         metric = self.points[-1].roc_auc
         of = f"{count(metric.n_normal, 'normal image')} and {metric.n_anomalous} anomalous"
+        failed = f"left out, unreadable or of another kind: {count(self.n_left_out, 'image')}, named above"
         kind = "normal ones with synthetic defects, as there is no labelled test set" if self.is_planted else "labelled"
         return [
             self.sentence,
             *(f"  {point.n_normals} normal images: ROC-AUC {_with_interval(point.roc_auc)}" for point in self.points),
             f"test: {of} ({kind}); 95 % intervals; that of the gain takes images as independent",
+            *([failed] if self.n_left_out else []),
             "one training each: what another seed would change is not in the intervals",
         ]
 
@@ -117,19 +123,23 @@ def learning_curve(
     """
     refuse_volumes(config, "curve")
     listener = listener or Listener()
+    used = _used(manifest)
+    forms = readable_forms(used, listener, " of the curve")
+    readable = replace(manifest, samples=tuple(s for s in used if s.id in forms))
     with tempfile.TemporaryDirectory() as work:
-        train, test, is_planted = _train_and_test(manifest, config.seed, Path(work))
+        train, test, is_planted = _train_and_test(readable, config.seed, Path(work))
         labels = np.array([sample.label == ANOMALOUS_LABEL for sample in test])
         parts = _parts(train, shares, config.seed)
         scores = []
         for step, part in enumerate(parts, start=1):
             rows = replace(manifest, samples=(*part, *test))
-            scores.append(_scores(rows, config, device, listener.named(f"model {step} of {len(parts)}").quiet()))
+            scores.append(_scores(rows, config, device, listener.named(f"model {step} of {len(parts)}")))
     kept = np.flatnonzero(np.isfinite(np.stack(scores)).all(axis=0))
     labels, groups, scores = labels[kept], [test[i].group for i in kept], [one[kept] for one in scores]
     points = tuple(Point(len(p), roc_auc(labels, one, groups)) for p, one in zip(parts, scores, strict=True))
     before, last = (placements(labels, one) for one in scores[-2:])
-    return Curve(points, delong_difference(labels, before, last, 0.95, "image"), is_planted)
+    n_left_out = len(used) - len(forms) + len(test) - len(kept)
+    return Curve(points, delong_difference(labels, before, last, 0.95, "image"), is_planted, n_left_out)
 
 
 def write_curve(found: Curve, folder: Path) -> Path:
@@ -146,6 +156,12 @@ def write_curve(found: Curve, folder: Path) -> Path:
     body = [figure(plot, "Fitted on parts that hold each other."), table(("normal images", "ROC-AUC"), lines)]
     write_page(page, "learning curve", sentence, found.lines()[-2:], body)
     return page
+
+
+def _used(manifest: Manifest) -> list[Sample]:
+    """Return the rows to fit on and the labelled test rows, each with its role as its split."""
+    of_role = zip(manifest.samples, roles(manifest.samples), strict=True)
+    return [replace(s, split=role) for s, role in of_role if role in FIT_SPLITS or (role == "test" and s.label)]
 
 
 def _train_and_test(manifest: Manifest, seed: int, work: Path) -> tuple[list[Sample], list[Sample], bool]:
@@ -192,10 +208,13 @@ def _parts(train: Sequence[Sample], shares: Sequence[float], seed: int) -> list[
 
 def _scores(rows: Manifest, config: Config, device: str, listener: Listener) -> npt.NDArray[np.float64]:
     """Fit on the rows for training; return the scores of those for testing, NaN for what cannot be scored."""
-    detector = fit(rows, config, device=device, listener=listener)
-    test = rows.select(split="test")
-    measured = (result for _, result in detector.measure_many(test))
-    return np.array([np.nan if isinstance(result, AnomalyAEError) else result[0] for result in measured])
+    detector = fit(rows, config, device=device, listener=listener.quiet())
+    scores = []
+    for _, result in detector.measure_many(rows.select(split="test")):
+        if isinstance(result, AnomalyAEError):
+            listener.say(f"left out of the curve: {result}")
+        scores.append(np.nan if isinstance(result, AnomalyAEError) else result[0])
+    return np.array(scores)
 
 
 def _interval(metric: Metric) -> tuple[float | None, float | None]:

@@ -32,7 +32,7 @@ def make_demo(out: Path, overwrite: bool, preset: str | None, listener: Listener
     from anomaly_ae.synthetic import make_dataset
 
     config = load_config(preset) if preset else None
-    with new_folder(out, overwrite) as work:
+    with new_folder(out, overwrite, beside=("images", "model.safetensors")) as work:
         listener.say("making images of a turned part: 200 normal ones to learn from, and a test set with defects")
         manifest = load_manifest(make_dataset(work / "images", "part", bits=16))
         for line in scan(manifest).lines():
@@ -51,11 +51,12 @@ def make_demo(out: Path, overwrite: bool, preset: str | None, listener: Listener
     return out / "report.html"
 
 
-def write_preview(data: Path, out: Path, preset: str | Path | None, seed: int) -> None:
+def write_preview(data: Path, out: Path, preset: str | Path | None, seed: int, listener: Listener | None = None) -> int:
     """Write a sheet of training crops: normal ones in the first row of each pair, in the second what training makes.
 
     Scale, crops and damage are those of a `fit` with this seed on (at most 100) normal images of ``data``, by a preset
-    or a TOML file; with ``preset=None`` its preset, too.
+    or a TOML file; with ``preset=None`` its preset, too. Images that cannot be read are named and left out; returns how
+    many.
     """
     import torch
     from PIL import Image as Picture
@@ -65,7 +66,8 @@ def write_preview(data: Path, out: Path, preset: str | Path | None, seed: int) -
     from anomaly_ae.survey import choose_preset, survey_images
     from anomaly_ae.training import augment, step_generator
 
-    survey = survey_images(_normal_images(data, seed), seed, Listener())
+    samples, n_left_out = _normal_images(data, seed, listener or Listener())
+    survey = survey_images(samples, seed, Listener())
     config = load_config(preset or choose_preset(survey)[0], [f"seed={seed}"])
     config = with_values(config, model={"n_channels": survey.n_channels})
     cpu = torch.device("cpu")
@@ -81,16 +83,17 @@ def write_preview(data: Path, out: Path, preset: str | Path | None, seed: int) -
     buffer = io.BytesIO()
     Picture.fromarray((sheet.clamp(0, 1).numpy() * 255).astype(np.uint8)).save(buffer, format="PNG")
     write_bytes(out, buffer.getvalue())
+    return n_left_out
 
 
-def _normal_images(data: Path, seed: int) -> list[Sample]:
-    """Return readable normal images that may be learned from: at most 100, drawn at random."""
+def _normal_images(data: Path, seed: int, listener: Listener) -> tuple[list[Sample], int]:
+    """Return readable normal images that may be learned from, and how many are not: at most 100, drawn at random."""
     from anomaly_ae.survey import readable_forms
 
     samples = [s for s in load_manifest(data).samples if s.label != ANOMALOUS_LABEL and s.split in ("", "train")]
     chosen = [samples[i] for i in np.random.default_rng(seed).permutation(len(samples))[:N_SURVEY]]
-    forms = readable_forms(chosen, Listener())
+    forms = readable_forms(chosen, listener)
     found = [sample for sample in chosen if sample.id in forms]
     if len(found) < 2:
         raise DataError(f"{data} has {len(found)} readable normal images", "a preview needs two", "check the folder")
-    return found
+    return found, len(chosen) - len(found)

@@ -249,7 +249,8 @@ class Detector:
             f"{made.get('file', 'model')}: {self.config.model.architecture} with {made['n_parameters']:,} parameters",
             *self.ensemble.describe(),
             f"preset {made['preset']}: {made['preset_reason']}",
-            f"trained {made['trained_utc']} on {made['device']}, seed {self.config.seed}, {made['steps']} steps",
+            f"trained {made['trained_utc']} on {made['device']}, seed {self.config.seed}, {made['steps']} steps"
+            + (f", stopped early: {made['stopped']}" if made.get("stopped") else ""),
             f"works on: {self.config.model.embed or 'pixels'}",
             f"normal images: {counts}",
             f"channels: {self.config.model.n_channels}; intensity policy: {self.config.intensity.policy}",

@@ -5,6 +5,7 @@ Works on saved numbers alone: those of the rows of a RUN against those that the 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,11 +168,10 @@ def find_drift(detector: Detector, runs: Sequence[Path], rate: Share = DEFAULT_R
     DataError
         A folder is no run, was scored by other weights, or holds no image to test.
     UsageError, CalibrationError
-        The rate is no rate.
+        The rate is no rate; there is no run, or one is named twice.
     """
     share = parse_rate(rate)
-    if not runs:
-        raise UsageError("no run to test", "", "give folders that score or evaluate wrote")
+    _refuse_none_and_repeated(runs)
     rows = _rows_of(runs, detector.weights_sha256)
     reference = _reference(detector)
     tested = {name: values for name, values in reference.items() if all(name in _numbers(row) for row in rows)}
@@ -220,6 +220,15 @@ def _series(
     reached = np.flatnonzero(evidence >= limit)
     alarm_at = int(reached[0]) if len(reached) else None
     return Series(name, float(np.median(reference)), np.array(values), evidence, alarm_at)
+
+
+def _refuse_none_and_repeated(runs: Sequence[Path]) -> None:
+    if not runs:
+        raise UsageError("no run to test", "", "give folders that score or evaluate wrote")
+    folder, n = Counter(run.resolve() for run in runs).most_common(1)[0]
+    if n > 1:
+        why = "its images would count as new ones, and raise false alarms"
+        raise UsageError(f"{folder} is named {n} times", why, "name every run once")
 
 
 def _rows_of(runs: Sequence[Path], weights_sha256: str) -> list[Row]:

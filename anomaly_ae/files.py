@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -69,13 +70,33 @@ def refuse_existing_file(path: Path, overwrite: bool) -> None:
 
 
 def refuse_folder(out: Path, overwrite: bool) -> None:
-    """Refuse to write into a folder that holds something, unless its files of the same names may be replaced."""
-    if out.is_file():
-        raise OutputError(f"{out} is a file", "a folder is written here", "choose another --out")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise OutputError(
-            f"{out} exists already", "results are not replaced unasked", "choose another --out, or --overwrite"
-        )
+    """Refuse to write into a folder that holds something, unless its files of the same names may be replaced.
+
+    One that cannot be written is refused, too: before the work, not after.
+    """
+    try:
+        if out.is_file():
+            raise OutputError(f"{out} is a file", "a folder is written here", "choose another --out")
+        if out.is_dir() and any(out.iterdir()) and not overwrite:
+            raise OutputError(
+                f"{out} exists already", "results are not replaced unasked", "choose another --out, or --overwrite"
+            )
+        _try_writing(out)
+    except OSError as error:
+        raise cannot_write(out, error) from error
+
+
+def _try_writing(folder: Path) -> None:
+    """Write into a folder, and leave nothing behind: neither a file nor a folder that was not there."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0")
+    finally:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
 
 
 def remove_file(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -69,6 +70,19 @@ def _table_row(row: Sequence[str]) -> Markup:
 def figure(picture: Markup, caption: str) -> Markup:
     """Return a plot or picture with the words below it."""
     return Markup("<figure>{}<figcaption>{}</figcaption></figure>").format(picture, caption)
+
+
+def picture_grid(title: str, grey: npt.NDArray[np.floating]) -> Markup:
+    """Return pictures of values in [0, 1], (rows, columns, height, width), as one, with white lines between them."""
+    from PIL import Image as Picture
+
+    framed = np.pad(grey, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=1).swapaxes(1, 2)
+    pixels = framed.reshape(framed.shape[0] * framed.shape[1], -1)
+    buffer = io.BytesIO()
+    Picture.fromarray(np.rint(255 * pixels).astype(np.uint8)).save(buffer, format="PNG")
+    address = base64.b64encode(buffer.getvalue()).decode("ascii")
+    form = Markup('<img alt="{}" width="{}" src="data:image/png;base64,{}">')
+    return form.format(title, min(860, 2 * pixels.shape[1]), address)
 
 
 def line_plot(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from anomaly_ae.report import PictureWriter
+from anomaly_ae.results import UNIT_COLUMNS
 from anomaly_ae.results.beside import level_figures, size_figures
 from anomaly_ae.threshold import manual_threshold
 
@@ -49,8 +50,7 @@ def build(
     _write_csv(folder / "scores.csv", COLUMNS, rows)
     _write_csv(folder / "failures.csv", ("id", "path", "reason"), _failures(evil))
     unit_rows = _unit_rows(rows) if with_units else []
-    if unit_rows:
-        _write_csv(folder / "units.csv", tuple(unit_rows[0]), unit_rows)
+    _write_csv(folder / "units.csv", UNIT_COLUMNS, unit_rows)
     calibration = np.sort(_normal_scores(rng, 140))
     _write_json(folder / "run.json", _info(calibration, labelled, evil, with_units))
     if labelled:

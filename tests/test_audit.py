@@ -6,6 +6,7 @@ import csv
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -109,6 +110,13 @@ def test_command_with_planted_defects_and_an_unreadable_image(folder: Path, conf
     page = (tmp_path / "found" / "audit.html").read_text(encoding="utf-8")
     assert page.count("<article") == 4
     assert "exists already" in shell(*arguments).error
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_training(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with mock.patch("anomaly_ae.audit.fit", side_effect=AssertionError("hours later")):
+        outcome = shell("audit", folder, "--out", tmp_path / "file" / "found")
+    assert (outcome.code, "a part of the path is a file" in outcome.error) == (1, True)
 
 
 def test_too_few_images_are_refused(folder: Path, config: Config) -> None:

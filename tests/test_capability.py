@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +24,10 @@ from anomaly_ae.capability import (
     measure_capability,
     write_capability,
 )
+from anomaly_ae.config import with_values
 from anomaly_ae.detector import Detector
 from anomaly_ae.errors import DataError, UsageError
+from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, load_manifest
 from anomaly_ae.planting import plant_into
 from anomaly_ae.readers import read_image
@@ -43,6 +48,12 @@ def normals(part_folder: Path) -> Path:
     return part_folder / "test" / "good"
 
 
+def without_threshold(detector: Detector) -> Detector:
+    """A copy that flags nothing."""
+    scores, limits = detector.calibrated
+    return detector.with_thresholds(scores, replace(limits, image=replace(limits.image, value=1e9)))
+
+
 def grid(found: dict[tuple[float, float], int], n: int = 20) -> Capability:
     """A finding from counts by (contrast, size)."""
     cells = tuple(Cell(size, contrast, n, hits, hits) for (contrast, size), hits in found.items())
@@ -53,14 +64,16 @@ def grid(found: dict[tuple[float, float], int], n: int = 20) -> Capability:
 def test_every_cell_is_what_scoring_its_images_says(keen: Detector, normals: Path) -> None:
     samples = load_manifest(normals).samples
     found, examples = measure_capability(keen, samples, "spot", [6, 16], [0.2, 0.9], n_per_grade=5, seed=3)
-    drawn = [read_image(samples[i].files[0]) for i in np.random.default_rng(3).permutation(len(samples))[:5]]
-    calm = [image for image in drawn if keen.score(image).score < keen.calibrated[1].image.value]
-    assert (found.n_images, found.n_flagged_before) == (len(calm), 5 - len(calm))
-    assert 0 < len(calm) < 5, "both kinds"
+    drawn = [read_image(samples[i].files[0]) for i in np.random.default_rng(3).permutation(len(samples))]
+    is_calm = [keen.score(image).score < keen.calibrated[1].image.value for image in drawn]
+    last = int(np.flatnonzero(is_calm)[4])
+    calm = [image for image, calm in zip(drawn[: last + 1], is_calm, strict=False) if calm]
+    assert (found.n_images, found.n_flagged_before, found.n_left_out) == (5, last - 4, 0)
+    assert last > 4, "both kinds"
     for cell in found.cells:
         hits = []
         for i in range(5):
-            image = calm[i % len(calm)]
+            image = calm[i]
             rng = np.random.default_rng([3, i, round(1000 * cell.size_px)])
             limits = keen.limits_of(keen.prepare(image))
             damaged, mask = plant_into(image, limits, "spot", rng, cell.size_px, cell.contrast)
@@ -118,6 +131,48 @@ def test_known_images_are_refused(smoke_detector: Detector, part_folder: Path) -
         measure_capability(smoke_detector, load_manifest(part_folder / "train" / "good").samples, n_per_grade=15)
 
 
+def test_flagged_images_are_replaced_by_others(keen: Detector, normals: Path) -> None:
+    samples = load_manifest(normals).samples
+    for seed in range(4):
+        found = measure_capability(keen, samples, "spot", [16], [0.9], n_per_grade=3, seed=seed)[0]
+        assert found.n_images == 3
+    found = measure_capability(keen, samples, "spot", [16], [0.9], n_per_grade=20)[0]
+    assert (found.n_images, found.n_flagged_before) == (7, 8), "no more can be drawn"
+
+
+def test_what_cannot_be_scored_is_named_and_not_counted_as_flagged(
+    smoke_detector: Detector, normals: Path, tmp_path: Path
+) -> None:
+    Picture.fromarray(np.random.default_rng(0).integers(0, 255, (300, 300), np.uint8)).save(tmp_path / "large.png")
+    (tmp_path / "broken.png").write_bytes(b"")
+    others = load_manifest(tmp_path).samples
+    said: list[str] = []
+    samples = (*load_manifest(normals).samples[:4], *others)
+    calm = without_threshold(smoke_detector)
+    found = measure_capability(calm, samples, "spot", [16], [0.9], 6, listener=Listener(say=said.append))[0]
+    assert (found.n_images, found.n_flagged_before, found.n_left_out) == (4, 0, 2)
+    assert len(said) == 2
+    assert all(sum(sample.id in line for line in said) == 1 for sample in others)
+    for sample, reason in zip(others, ("broken.png", "large.png has 300 x 300 px"), strict=True):
+        with pytest.raises(DataError, match=f"none of 1 normal image could be read and scored: .*{reason}"):
+            measure_capability(calm, [sample], "spot", [16], [0.9], 6)
+
+
+def test_a_model_for_volumes_is_refused(smoke_detector: Detector, normals: Path) -> None:
+    of_volumes = without_threshold(smoke_detector)
+    of_volumes.config = with_values(of_volumes.config, model={"spatial_dims": 3})
+    with pytest.raises(DataError, match=r"a model for volumes.*give slices"):
+        measure_capability(of_volumes, load_manifest(normals).samples)
+
+
+def test_the_names_of_the_axes_fit_beside_one_row(keen: Detector, normals: Path, tmp_path: Path) -> None:
+    found, examples = measure_capability(keen, load_manifest(normals).samples, "spot", [16], [0.9], 2)
+    page = write_capability(found, examples, keen, tmp_path / "seen").read_text(encoding="utf-8")
+    beside = re.search(r"translate\(13 ([\d.]+)\).*?>([^<]+)</text>", page)
+    assert beside
+    assert len(beside[2]) * 7 / 2 < float(beside[1]), "7 px for a letter, half of them above the middle"
+
+
 def test_command(smoke_model_file: Path, normals: Path, tmp_path: Path) -> None:
     folder = tmp_path / "normals"
     folder.mkdir()
@@ -126,8 +181,9 @@ def test_command(smoke_model_file: Path, normals: Path, tmp_path: Path) -> None:
     (folder / "broken.png").write_bytes(b"")
     arguments = ("capability", smoke_model_file, folder, "--out", tmp_path / "seen", "--sizes", "5,12")
     outcome = shell(*arguments, "--contrasts", "0.1,0.8", "--per-grade", "6")
-    assert outcome.code == 0, outcome.err
+    assert outcome.code == 3, outcome.err
     assert "broken.png" in outcome.err, "one unreadable file is named and does not end it"
+    assert "unreadable or of another kind: 1 image, named above" in outcome.out
     assert outcome.out.startswith("95 % of the planted defects (spot) are found")
     written = json.loads((tmp_path / "seen" / "capability.json").read_text(encoding="utf-8"))
     with (tmp_path / "seen" / "capability.csv").open(encoding="utf-8", newline="") as file:
@@ -141,18 +197,19 @@ def test_command(smoke_model_file: Path, normals: Path, tmp_path: Path) -> None:
     assert [int(row["n_found"]) for row in rows] == [cell["n_found"] for cell in written["cells"]]
     page = (tmp_path / "seen" / "capability.html").read_text(encoding="utf-8")
     assert page.count("<rect") == 4
+    (folder / "broken.png").unlink()
+    assert shell(*arguments, "--contrasts", "0.8", "--per-grade", "1", "--overwrite").code == 0
     assert "exists already" in shell(*arguments).error
     wrong = shell("capability", smoke_model_file, folder, "--out", tmp_path / "x", "--sizes", "4;8")
     assert (wrong.code, wrong.error.startswith("error: --sizes 4;8")) == (2, True)
     assert shell("capability", smoke_model_file, folder, "--out", tmp_path / "x", "--kind", "hole").code == 2
+    for size in ("-3", "nan", "inf"):
+        wrong = shell("capability", smoke_model_file, folder, "--out", tmp_path / "x", "--sizes", f"8,{size}")
+        assert (wrong.code, wrong.error.startswith(f"error: a defect of {size} px: it cannot be drawn")) == (2, True)
     assert not (tmp_path / "x").exists()
 
 
 def test_example_sheet_shows_every_grade(keen: Detector, normals: Path, tmp_path: Path) -> None:
-    import base64
-    import io
-    import re
-
     found, examples = measure_capability(keen, load_manifest(normals).samples, "spot", [4, 16], [0.9], 2)
     page = write_capability(found, examples, keen, tmp_path / "seen").read_text(encoding="utf-8")
     data = re.search(r'<img[^>]*base64,([^"]+)"', page)
@@ -171,8 +228,5 @@ def test_sizes_beyond_the_image_are_refused(keen: Detector, normals: Path) -> No
 def test_a_defect_that_leaves_no_trace_is_no_finding(keen: Detector, tmp_path: Path) -> None:
     for i in range(2):
         Picture.fromarray(np.full((64, 64), 100 + i, np.uint8)).save(tmp_path / f"{i}.png")
-    calm = keen.with_thresholds(keen.calibrated[0], keen.calibrated[1])
-    limits = keen.calibrated[1]
-    calm.thresholds = replace(limits, image=replace(limits.image, value=1e9))
     with pytest.raises(DataError, match="no blur leaves a trace"):
-        measure_capability(calm, load_manifest(tmp_path).samples, "blur", [8], [0.5], 2)
+        measure_capability(without_threshold(keen), load_manifest(tmp_path).samples, "blur", [8], [0.5], 2)

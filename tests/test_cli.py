@@ -394,11 +394,13 @@ def test_every_command_that_computes_takes_a_number_of_threads(
         (["fit", "DATA", "--out", "m.safetensors", "--confidence", "2"], "'2' is not a confidence"),
         (["fit", "DATA", "--out", "m.safetensors", "--group-regex", "(lot"], "is no regular expression"),
         (["scan", "DATA", "--folds", "3"], "--folds needs --out"),
+        (["scan", "DATA", "--folds", "3", "--out", "m.csv", "--seed", "-5"], "Invalid value for '--seed'"),
         (["score", "MODEL", "DATA"], "Missing option '--out'"),
         (["score", "MODEL", "DATA", ".", "--out", "run"], "give one manifest alone"),
         (["score", "MODEL", "DATA", "--out", "run", "--heatmaps", "some"], "one of: none, anomalous, all"),
         (["score", "MODEL", "DATA", "--out", "run", "--device", "abacus"], "no device 'abacus'"),
         (["evaluate", "MODEL", "DATA", "--out", "run", "--by", "statoin"], "no column 'statoin'"),
+        (["evaluate", "MODEL", "DATA", "--out", "run", "--defect-rate", "2"], "'2' is not a defect rate"),
         (["preview", "DATA", "--preset", "smok"], "unknown preset 'smok'"),
         (["demo", "--preset", "smok"], "unknown preset 'smok'"),
     ],
@@ -475,6 +477,11 @@ def test_some_unreadable_is_3(model: Path, new_normals: Path, small_set: Path, t
     assert scanned.code == 3
     assert "broken.png" in scanned.out
     assert len(table(tmp_path / "scanned.csv")) == 25, "it stays in the manifest"
+
+    drawn = run("preview", small_set, "--out", tmp_path / "sheet.png")
+    assert drawn.code == 3
+    assert "left out: " in drawn.err
+    assert "wrote" in drawn.out
 
     fitted = run("fit", small_set, "--preset", "smoke", "--out", tmp_path / "m.safetensors")
     assert fitted.code == 3

@@ -113,7 +113,7 @@ def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
 def documented_rows() -> list[tuple[str, str]]:
     """Return section and table row of every setting, as docs/reference/configuration.md has to show them."""
     general = [f for f in dataclasses.fields(Config) if f.name not in SECTIONS]
-    fields = [("general", DEFAULT, f) for f in general]
+    fields = [("", DEFAULT, f) for f in general]
     fields += [
         (name, getattr(DEFAULT, name), f) for name in SECTIONS for f in dataclasses.fields(getattr(DEFAULT, name))
     ]
@@ -132,7 +132,7 @@ def _row(key: str, default: object, metadata: Mapping[str, Any]) -> str:
 
 def test_page_shows_every_setting_with_its_default_and_nothing_else() -> None:
     page = CONFIGURATION.read_text(encoding="utf-8")
-    sections = re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", page, flags=re.MULTILINE | re.DOTALL)
+    sections = re.findall(r"^## (?:`(\w+)`|Without a section)\n(.*?)(?=^## |\Z)", page, flags=re.MULTILINE | re.DOTALL)
     shown = [(name, row) for name, body in sections for row in re.findall(r"^\| `.*$", body, flags=re.MULTILINE)]
     assert shown == documented_rows()
 
@@ -237,6 +237,13 @@ def test_wrong_type_is_refused(section: str, key: str, value: object, expected: 
     with pytest.raises(ConfigError, match=f"expected {expected}") as caught:
         config_from_dict({section: {key: value}})
     assert f"{section}.{key}" in caught.value.what
+
+
+@pytest.mark.parametrize("text", ["True", "yes"])
+def test_a_switch_that_is_neither_true_nor_false_is_refused_with_a_cure(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected bool") as caught:
+        load_config("default", [f"training.flip={text}"])
+    assert caught.value.fix == "write true or false"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command import run as shell
+from PIL import Image as Picture
 from sklearn.metrics import roc_auc_score
 
 from anomaly_ae.config import Config, load_config
@@ -17,6 +20,11 @@ from anomaly_ae.fitting import fit
 from anomaly_ae.manifest import Manifest, load_manifest
 from anomaly_ae.metrics.paired import Difference
 from anomaly_ae.records import Interval, Metric
+
+QUICK = (
+    "[training]\nsteps = 2\nbatch_size = 4\ncrop_px = 32\nvalidate_every = 2\n"
+    "[model]\nwidth = 8\nn_scales = 1\n[geometry]\nmin_side_px = 32\nmax_side_px = 64\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -106,16 +114,28 @@ def test_too_few_images_are_refused(part_manifest: Manifest, config: Config) -> 
         learning_curve(replace(part_manifest, samples=(*few, *part_manifest.select(split="test"))), config)
 
 
+def test_what_cannot_be_used_is_named_and_ends_with_code_3(part_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(part_folder, data)
+    (data / "train" / "good" / "000.png").write_bytes(b"")
+    (data / "test" / "good" / "000.png").write_bytes(b"")
+    Picture.fromarray(np.zeros((300, 300), np.uint8)).save(data / "test" / "good" / "large.png")
+    settings = tmp_path / "quick.toml"
+    settings.write_text(QUICK, encoding="utf-8")
+    outcome = shell("curve", data, "--out", tmp_path / "found", "--preset", settings, "--shares", "0.5,1")
+    assert outcome.code == 3, outcome.err
+    assert [name in outcome.err for name in ("train/good/000.png", "test/good/000.png", "large.png")] == [True] * 3
+    assert "left out, unreadable or of another kind: 3 images, named above" in outcome.out
+    assert "  79 normal images: " in outcome.out, "what is unreadable is not counted"
+
+
 def test_command(part_folder: Path, tmp_path: Path) -> None:
     settings = tmp_path / "quick.toml"
-    settings.write_text(
-        "[training]\nsteps = 2\nbatch_size = 4\ncrop_px = 32\nvalidate_every = 2\n"
-        "[model]\nwidth = 8\nn_scales = 1\n[geometry]\nmin_side_px = 32\nmax_side_px = 64\n",
-        encoding="utf-8",
-    )
+    settings.write_text(QUICK, encoding="utf-8")
     arguments = ("curve", part_folder, "--out", tmp_path / "found", "--preset", settings)
     outcome = shell(*arguments, "--shares", "0.5,1")
     assert outcome.code == 0, outcome.err
+    assert "left out" not in outcome.out + outcome.err
     assert "more normal images would" in outcome.out
     assert {path.name for path in (tmp_path / "found").iterdir()} == {"curve.csv", "curve.html"}
     assert "exists already" in shell(*arguments).error

@@ -87,10 +87,10 @@ def test_what_the_demo_leaves_can_be_worked_with(demo: tuple[Path, str]) -> None
 @pytest.mark.usefixtures("small_images")
 def test_a_second_demo_replaces_the_first_only_when_asked(demo: tuple[Path, str], tmp_path: Path) -> None:
     out = Path(shutil.copytree(demo[0], tmp_path / "demo"))
-    (out / "old").write_text("x", encoding="utf-8")
+    (out / "report.html").write_text("x", encoding="utf-8")
     with pytest.raises(OutputError, match="exists already"):
         make_demo(out, False, "smoke", Listener())
-    assert (out / "old").exists()
+    assert (out / "report.html").read_text(encoding="utf-8") == "x"
     make_demo(out, True, "smoke", Listener())
     assert {path.name for path in out.iterdir()} - {"heatmaps"} == FILES
 

@@ -243,3 +243,5 @@ def test_what_cannot_be_tested_is_refused(detector: Detector, some_rows: list[di
         find_drift(detector, [run], "2")
     with pytest.raises(UsageError, match="no run"):
         find_drift(detector, [])
+    with pytest.raises(UsageError, match="run is named 2 times"):
+        find_drift(detector, [run, tmp_path / "foreign" / ".." / "run"])

@@ -29,7 +29,8 @@ from anomaly_ae.metrics import PixelMap, pixel_metrics, roc_auc
 from anomaly_ae.readers import read_mask
 from anomaly_ae.records import Sample
 from anomaly_ae.report import write_report
-from anomaly_ae.results import redecide
+from anomaly_ae.results import SCORE_COLUMNS, redecide
+from anomaly_ae.results.tables import read_csv
 
 test_samples.__test__ = False  # type: ignore[attr-defined]  # a function of the package, no test
 
@@ -671,15 +672,38 @@ def test_nothing_is_replaced_unasked_and_nothing_foreign_at_all(tmp_path: Path, 
 def test_a_run_is_replaced_as_a_whole_and_only_by_a_whole_one(tmp_path: Path) -> None:
     out = tmp_path / "out"
     a_run(out)
-    (out / "old").write_text("x", encoding="utf-8")
+    (out / "pixels.csv").write_text("x", encoding="utf-8")
     with pytest.raises(DataError), new_folder(out, overwrite=True):
         raise DataError("failed")
-    assert (out / "old").exists(), "a run that failed replaces nothing"
+    assert (out / "pixels.csv").exists(), "a run that failed replaces nothing"
     with new_folder(out, overwrite=True) as folder:
         (folder / "new").write_text("x", encoding="utf-8")
-        assert (out / "old").exists()
+        assert (out / "pixels.csv").exists()
     assert [path.name for path in out.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "images", "notes.txt"])
+def test_what_no_run_has_written_is_not_removed_with_a_run(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    a_run(out)
+    (out / ".DS_Store").write_text("x", encoding="utf-8")
+    (out / name).mkdir()
+    with pytest.raises(OutputError, match=f"holds {name} beside a run"), new_folder(out, overwrite=True):
+        raise AssertionError
+    with new_folder(out, overwrite=True, beside=(name,)):
+        pass
+    assert not (out / name).exists()
+
+
+def test_a_further_column_with_the_name_of_ours_is_kept(
+    few: Manifest, smoke_detector: Detector, tmp_path: Path
+) -> None:
+    graded = replace(few, samples=tuple(replace(s, extra={"score": f"{i}"}) for i, s in enumerate(few.samples)))
+    evaluate(smoke_detector, graded, tmp_path / "run", RunOptions())
+    rows = read_csv(tmp_path / "run" / "scores.csv", SCORE_COLUMNS)
+    grades = {s.id: s.extra["score"] for s in graded.samples}
+    assert all(row["manifest.score"] == grades[row["id"]] != row["score"] for row in rows)
 
 
 def test_a_run_speaks_of_its_progress(few: Manifest, smoke_detector: Detector, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from anomaly_ae import files
 from anomaly_ae.errors import OutputError
-from anomaly_ae.files import cannot_write, replacing, retried, write_bytes, write_text
+from anomaly_ae.files import cannot_write, refuse_folder, replacing, retried, write_bytes, write_text
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -98,6 +98,31 @@ def test_target_is_a_folder(tmp_path: Path) -> None:
     with pytest.raises(OutputError):
         write_bytes(tmp_path / "folder", b"new")
     assert names(tmp_path) == ["folder"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    for path in (tmp_path / "file" / "out", tmp_path / "file" / "deeper" / "out"):
+        with pytest.raises(OutputError, match="a part of the path is a file"):
+            refuse_folder(path, overwrite=True)
+    with pytest.raises(OutputError, match="a shorter name"):
+        refuse_folder(tmp_path / "new" / ("a" * 300), overwrite=False)
+    refuse_folder(tmp_path / "new" / "out", overwrite=False)
+    assert names(tmp_path) == ["file"], "trying leaves nothing behind"
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(**_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr("tempfile.TemporaryFile", denied)
+    for path in (tmp_path / "out", tmp_path / "new"):
+        with pytest.raises(OutputError, match="a folder that you may write to"):
+            refuse_folder(path, overwrite=False)
+    assert names(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from anomaly_ae.results import (
     write_tables,
 )
 from anomaly_ae.results.finished import with_verdicts
+from anomaly_ae.results.tables import read_csv
 
 WEIGHTS = "cd" * 32
 
@@ -115,17 +116,21 @@ def test_slices_of_an_anomalous_volume_without_an_outline_are_no_normal_images(t
     assert sorted(found.anomalous.unit.tolist()) == highest
 
 
-def test_verdicts_from_a_spreadsheet_begin_with_a_mark(tmp_path: Path) -> None:
+def test_verdicts_are_read_as_spreadsheets_write_them(tmp_path: Path) -> None:
     path = tmp_path / "v.csv"
-    path.write_text("id,verdict\n00.png,anomalous\n\n", encoding="utf-8-sig")
-    assert with_verdicts([{"id": "00.png", "label": ""}], path) == [{"id": "00.png", "label": "anomalous"}]
+    for text in ("id,verdict\n00.png,anomalous\n\n", "ID;Verdict\n00.png;Anomalous\n"):
+        path.write_text(text, encoding="utf-8-sig")
+        assert with_verdicts([{"id": "00.png", "label": ""}], path) == [{"id": "00.png", "label": "anomalous"}]
+    path.write_text("id,said\n00.png,anomalous\n", encoding="utf-8")
+    with pytest.raises(DataError, match="no column 'verdict'"):
+        with_verdicts([{"id": "00.png", "label": ""}], path)
 
 
 def test_a_line_of_another_length_is_named(tmp_path: Path) -> None:
     path = tmp_path / "v.csv"
     path.write_text("id,verdict\n00.png,normal\n01.png\n", encoding="utf-8")
     with pytest.raises(DataError, match="line 3 has 1 field, the header 2"):
-        with_verdicts([{"id": "00.png", "label": ""}], path)
+        read_csv(path, ("id",))
 
 
 def test_two_verdicts_on_one_image_are_refused(tmp_path: Path) -> None:

@@ -330,7 +330,9 @@ def test_asked_to_stop_still_gives_a_calibrated_detector_that_can_be_saved(
     )
     assert "stopped after 1 of 1000 steps: asked to stop" in lines
     detectors[0].save(tmp_path / "noise.safetensors")
-    assert Detector.load(tmp_path / "noise.safetensors").provenance["stopped"] == "asked to stop"
+    stopped = Detector.load(tmp_path / "noise.safetensors")
+    assert stopped.provenance["stopped"] == "asked to stop"
+    assert any("1 steps, stopped early: asked to stop" in line for line in stopped.describe())
 
 
 def test_a_checkpoint_of_other_settings_or_data_is_refused(noise_manifest: Manifest, tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from scipy.stats import binom
 from anomaly_ae.calibration import Asked
 from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.judging import Outcome, check_gates, check_golden, load_run
+from anomaly_ae.judging.golden import WORDS
 from anomaly_ae.judging.junit import junit_xml
+from anomaly_ae.records import Decision
 from anomaly_ae.results import redecide
 
 HIGH, LOW = 2.0, 0.5  # on either side of the threshold, which is just above 1
@@ -198,7 +200,10 @@ def test_golden_units_and_the_table_of_a_run(part_run: Path, tmp_path: Path) -> 
     ("text", "message"),
     [
         ("id,decision\ngood.png,fine\n", "row 2: decision 'fine'"),
-        ("id\ngood.png\n", "decision ''"),
+        ("id\ngood.png\n", "no column 'decision'"),
+        ("id,decision\ngood.png,\n", "decision ''"),
+        ("id,decision,lo,hi\ngood.png,normal,5,6\n", "column 'lo'.*meant as 'low'"),
+        ("id,decision,Low,low\ngood.png,normal,5,6\n", "another column has this name"),
         ("name,decision\ngood.png,normal\n", "no column 'id'"),
         ("id,decision\n", "no lines"),
         ("id,decision\n,normal\n", "names no image"),
@@ -211,6 +216,17 @@ def test_golden_units_and_the_table_of_a_run(part_run: Path, tmp_path: Path) -> 
 def test_tables_that_expect_nothing_clear_are_refused(text: str, message: str, part_run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         check_golden(load_run(part_run), golden(tmp_path, text))
+
+
+@pytest.mark.parametrize("columns", ["low,high", "Low,High", "LOW,HIGH"])
+def test_a_band_counts_in_any_letters(columns: str, part_run: Path, tmp_path: Path) -> None:
+    run = load_run(part_run)
+    name, score = run.images[0].name, run.images[0].score
+    word = WORDS[Decision(run.images[0].decision)]
+    for low, is_met in ((score - 1, True), (score + 1, False)):
+        text = f"ID,Decision,{columns}\n{name},{word},{low},{score + 2}\n"
+        (outcome,) = check_golden(run, golden(tmp_path, text))
+        assert outcome.passed == is_met
 
 
 # --- the command and its XML -----------------------------------------------------
@@ -229,7 +245,9 @@ def test_exit_codes_and_output_of_the_command(part_run: Path, tmp_path: Path) ->
     assert outcome.code == 4
     assert len([line for line in outcome.out.splitlines() if line.startswith("NOT MET")]) == 2
     assert run("check", part_run).code == 2
-    assert run("check", part_run, "--expect", expected, "--confidence", "0.95").code == 2
+    outcome = run("check", part_run, "--expect", expected, "--confidence", "0.95")
+    assert outcome.code == 2
+    assert "--confidence needs --min-sensitivity or --max-false-alarm-rate" in outcome.error
 
 
 def test_junit_names_every_demand(part_run: Path, tmp_path: Path) -> None:

@@ -69,6 +69,21 @@ def test_scores_that_never_vary_on_repeat_are_no_failure() -> None:
     assert not found.pooled
 
 
+@pytest.mark.parametrize("n_appraisers", [1, 3])
+def test_rounding_is_no_variance(n_appraisers: int) -> None:
+    rng = np.random.default_rng(0)
+    parts, who = rng.normal(5, 2, (30, 1, 1)), rng.normal(0, 1, (1, n_appraisers, 1))
+    same = np.repeat((parts + who) / 0.7, 7, axis=2)
+    assert not (same == same.mean(axis=2, keepdims=True)).all(), "a mean of equal numbers is not always that number"
+    found = gauge_study(same)
+    assert (found.repeatability, found.interaction, found.p_interaction) == (0.0, 0.0, None)
+    assert found.appraiser == pytest.approx(np.var(who / 0.7, ddof=1) if n_appraisers > 1 else 0.0)
+    alike = gauge_study(same[:, :1].repeat(2, axis=1))
+    assert (alike.gauge, alike.n_distinct_categories) == (0.0, None)
+    noisy = gauge_study(same + rng.normal(0, 1e-6, same.shape))
+    assert noisy.repeatability == pytest.approx(1e-12, rel=0.5), "what is small, but no rounding, counts"
+
+
 @pytest.mark.parametrize("shape", [(1, 2, 2), (3, 2, 1), (3, 2)])
 def test_too_small_studies_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match="at least 2 parts"):

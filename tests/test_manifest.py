@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import pickle
 import random
@@ -193,6 +194,28 @@ def test_flat_folder_ignores_other_files_hidden_names_and_masks(picture: Write, 
     assert list(by_path(manifest)) == ["a.png", "b.png", "lone_mask.png", "lot7/c.png"]
     assert {(s.label, s.split) for s in manifest.samples} == {("", "")}
     assert "ignored files that are no images: 2" in manifest.notes
+
+
+def write_run_info(folder: Path, tool: str = "anomaly_ae") -> None:
+    (folder / "run.json").write_text(json.dumps({"tool": tool}), encoding="utf-8")
+
+
+def test_runs_among_the_images_are_no_data(picture: Write, tmp_path: Path) -> None:
+    picture("a.png")
+    picture("lot/b.png")
+    for name in ("scores", "lot/again", "foreign"):
+        picture(f"{name}/maps/a.tif")
+        write_run_info(tmp_path / name, "another" if name == "foreign" else "anomaly_ae")
+    for manifest in (load_manifest(tmp_path), manifest_from_paths([tmp_path])):
+        files = [s.files[0].relative_to(tmp_path).as_posix() for s in manifest.samples]
+        assert files == ["a.png", "foreign/maps/a.tif", "lot/b.png"]
+        assert manifest.notes == ("ignored files that are no images: 1", "ignored folders of finished runs: 2")
+
+
+def test_a_run_that_is_itself_given_is_read(picture: Write, tmp_path: Path) -> None:
+    picture("images/a.png")
+    write_run_info(tmp_path)
+    assert list(by_path(load_manifest(tmp_path))) == ["images/a.png"]
 
 
 def test_folder_of_several_data_sets_is_refused(picture: Write, tmp_path: Path) -> None:
@@ -504,6 +527,24 @@ def test_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="rename"):
         write_manifest(manifest, tmp_path / "m.csv")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+@pytest.mark.parametrize("name", ["back\\slash.png", " before.png", "after.png "])
+@pytest.mark.parametrize("place", ["m.csv", "out/m.csv"])
+def test_name_that_a_table_would_change_is_refused(tmp_path: Path, name: str, place: str) -> None:
+    manifest = Manifest(tmp_path, (make_sample(tmp_path, name),))
+    with pytest.raises(OutputError, match="cannot stand in a manifest") as caught:
+        write_manifest(manifest, tmp_path / place)
+    assert caught.value.fix == "rename the file"
+    assert not (tmp_path / place).exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_mask_whose_name_a_table_would_change_is_refused(tmp_path: Path) -> None:
+    manifest = Manifest(tmp_path, (replace(sample("a.png"), mask=tmp_path / "a_mask.png "),))
+    with pytest.raises(OutputError, match=r"'a\.png' cannot stand in a manifest"):
+        write_manifest(manifest, tmp_path / "m.csv")
 
 
 def test_sample_travels_to_a_worker_process(tmp_path: Path) -> None:

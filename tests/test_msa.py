@@ -86,6 +86,14 @@ def test_score_components_are_those_of_the_gauge_study_in_units_of_the_threshold
     assert any("counted as repeatability" in note for note in found.notes)
 
 
+def test_identical_repeats_have_no_spread(tmp_path: Path) -> None:
+    scores = np.repeat(np.random.default_rng(0).uniform(0, 1, (10, 1, 1)), 3, axis=2).repeat(2, axis=1)
+    found = study(tmp_path, rows_of(scores, ["normal"] * 10))
+    assert line(found, "score", "repeatability", "sd").value == 0.0
+    assert line(found, "score", "parts", "distinct categories").value is None
+    assert not any("Part by appraiser" in note for note in found.notes)
+
+
 def test_rates_of_decisions_take_parts_as_independent_not_trials(tmp_path: Path) -> None:
     flagged = np.zeros((20, 2, 5), bool)
     flagged[0] = True  # one part is always flagged: ten decisions, one part

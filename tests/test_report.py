@@ -567,9 +567,29 @@ def test_a_what_if_is_marked(tmp_path: Path) -> None:
     assert text in _page_text(folder)
 
 
+@pytest.mark.parametrize("name", ["scores.csv", "units.csv", "failures.csv"])
+def test_a_page_without_one_of_the_tables_would_say_less_than_was_found(tmp_path: Path, name: str) -> None:
+    folder = fake_run.build(tmp_path, n_images=10, pictures=False)
+    (folder / name).unlink()
+    with pytest.raises(DataError, match=f"cannot read .*{name}"):
+        read_run(folder)
+
+
+def test_a_model_that_was_stopped_is_said_to_be(tmp_path: Path) -> None:
+    folder = fake_run.build(tmp_path, n_images=10, pictures=False)
+    assert "stopped early" not in _page_text(folder)
+    _change(folder / "run.json", lambda info: info["model"].update(stopped="asked to stop"))
+    assert "stopped early (asked to stop)" in _page_text(folder)
+    write_report(folder)
+    assert "Training was stopped early: asked to stop." in (folder / "methods.md").read_text("utf-8")
+
+
 def test_a_run_of_score_does_not_deny_the_labels_it_was_given(tmp_path: Path) -> None:
     folder = fake_run.build(tmp_path / "labelled", n_images=10, pictures=False)
     (folder / "metrics.json").unlink()
+    with pytest.raises(DataError, match=r"cannot read .*metrics.json"):
+        read_run(folder)
+    _change(folder / "run.json", lambda info: info.update(command="score"))
     text = _page_text(folder)
     assert "Error rates are not measured: use evaluate ." in text
     assert "without labels" not in text

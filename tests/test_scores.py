@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -316,3 +316,31 @@ def test_thresholds_follow_the_rule_of_models(tool: Tool) -> None:
     info = one_json(tool.folder / "run/run.json")
     scores = CalibrationScores.from_json(info["calibration"])
     assert info["threshold"] == json.loads(json.dumps(thresholds_from(scores).as_json()))
+
+
+def test_the_column_of_scores_is_the_exact_one(tool: Tool) -> None:
+    rows = [{"path": path, "Score": 0.0, "score": score} for path, score in tool.scores.items()]
+    found = read_scores(write_csv(tool.folder / "both.csv", rows), tool.manifest.samples)
+    assert found.scores == pytest.approx(tool.scores)
+    rows = [{"path": path, "Score": 0.0, "SCORE": score} for path, score in tool.scores.items()]
+    with pytest.raises(DataError, match="Score and SCORE"):
+        read_scores(write_csv(tool.folder / "two.csv", rows), tool.manifest.samples)
+
+
+def test_scores_with_a_decimal_comma_are_named(tool: Tool) -> None:
+    rows = [{"path": path, "score": f"{score:.3f}".replace(".", ",")} for path, score in tool.scores.items()]
+    path = write_csv(tool.folder / "comma.csv", rows)
+    with pytest.raises(DataError, match=r"of 23; the first: its score is .\d+,\d+. \(give their scores"):
+        evaluate_scores(path, tool.manifest, tool.folder / "run", RunOptions())
+
+
+def test_figures_of_units_are_said_beside_those_of_images(tool: Tool) -> None:
+    assert not any(line.startswith("units: ") for line in tool.evaluate("images").lines())
+    samples = tuple(replace(s, unit=f"{s.label}{i // 2}", group=f"{s.label}{i // 2}")
+                    for i, s in enumerate(tool.manifest.samples))  # fmt: skip
+    tool.manifest = replace(tool.manifest, samples=samples)
+    result = tool.evaluate("units")
+    units = result.metrics["unit"] if result.metrics else {}
+    assert f"units: ROC-AUC {units['roc_auc']['value']:.3f}" in "\n".join(result.lines())
+    n = units["roc_auc"]["n_anomalous"]
+    assert any(line.startswith(f"units: {n} anomalous units: sensitivity") for line in result.lines())

@@ -51,7 +51,7 @@ def scan(
         typer.Option("--foreground-above", help="Write `valid` masks: the largest piece above this number."),
     ] = None,
     folds: Annotated[int, typer.Option("--folds", help="Write K manifests by group instead of one.", min=0)] = 0,
-    seed: Annotated[int, typer.Option("--seed", help="Of the folds.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the folds.", min=0)] = 0,
     learn_from_patients: Annotated[
         bool, typer.Option("--learn-from-patients", help="In the folds, lesion-free slices of patients train, too.")
     ] = False,
@@ -126,5 +126,6 @@ def preview(
 
     refuse_two_settings(preset, config)
     refuse_existing_file(out, overwrite)
-    write_preview(data, out, config or preset, seed)
+    n_left_out = write_preview(data, out, config or preset, seed, listener())
     typer.echo(f"wrote {out}")
+    raise typer.Exit(EXIT_SOME_UNREADABLE if n_left_out else 0)

@@ -66,7 +66,9 @@ def check(
     from anomaly_ae.judging import check_gates, check_golden, load_run, write_junit
 
     demands = min_sensitivity, max_false_alarm_rate
-    if demands == (None, None) and (expect is None or confidence is not None):
+    if demands == (None, None) and confidence is not None:
+        raise UsageError("--confidence needs --min-sensitivity or --max-false-alarm-rate", "", "it is of these rates")
+    if demands == (None, None) and expect is None:
         raise UsageError("nothing to check", "", "give --min-sensitivity, --max-false-alarm-rate or --expect")
     if junit:
         refuse_existing_file(junit, overwrite)

@@ -94,6 +94,7 @@ def capability(
     for line in found.lines():
         typer.echo(line)
     typer.echo(f"wrote {write_capability(found, examples, detector, out)}")
+    raise typer.Exit(EXIT_SOME_UNREADABLE if found.n_left_out else 0)
 
 
 @app.command()
@@ -163,6 +164,7 @@ def curve(
     for line in found.lines():
         typer.echo(line)
     typer.echo(f"wrote {write_curve(found, out)}")
+    raise typer.Exit(EXIT_SOME_UNREADABLE if found.n_left_out else 0)
 
 
 def _numbers(text: str, option: str) -> list[float]:

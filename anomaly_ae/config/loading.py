@@ -154,7 +154,8 @@ def _check_value(key: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -
         value = float(value)
     if type(value) not in accepted:
         names = " or ".join(t.__name__ for t in accepted if t is not type(None))
-        raise ConfigError(f"{key} = {value!r}", f"expected {names}, found {type(value).__name__}")
+        fix = "write true or false" if bool in accepted else ""
+        raise ConfigError(f"{key} = {value!r}", f"expected {names}, found {type(value).__name__}", fix)
     if "range" in metadata:
         low, high = metadata["range"]
         if not low <= value <= high:

@@ -16,7 +16,9 @@ from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Sample
 from anomaly_ae.results import FORMAT
 from anomaly_ae.version import __version__
 
-FACTS_OF_MAKING = ("preset", "preset_reason", "n_parameters", "steps", "trained_utc", "working_scale", "n_lesion_free")
+FACTS_OF_MAKING = (
+    *("preset", "preset_reason", "n_parameters", "steps", "stopped", "trained_utc", "working_scale", "n_lesion_free"),
+)
 PACKAGES = ("numpy", "scipy", "torch", "monai", "pillow")
 
 

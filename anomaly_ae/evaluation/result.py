@@ -39,17 +39,25 @@ class RunResult:
             lines.append(f"{len(self.failures)} could not be read; failures.csv names them and says why:")
             lines += [f"  {failure.path}: {failure.reason}" for failure in self.failures[:5]]
         if self.metrics:
-            lines += [_figure_line(name, self.metrics["image"][key]) for name, key in FIGURES]
-            for rates in self.metrics["image"]["at_threshold"]:
-                lines += [_rate_line(rates[key], *names) for key, *names in RATES]
-                lines += _review_lines(rates["review"]) if rates["review"] else []
+            lines += _level_lines(self.metrics["image"], "image")
+            if self.metrics["unit"]["roc_auc"]["n_normal"] or self.metrics["unit"]["roc_auc"]["n_anomalous"]:
+                lines += [f"units: {line}" for line in _level_lines(self.metrics["unit"], "unit")]
             lines += [self.no_threshold] if self.no_threshold else []
         return [*lines, *(f"warning: {warning}" for warning in self.warnings)]
 
 
-def _review_lines(review: Mapping[str, Any]) -> list[str]:
-    """Say what a person looks at, per 1,000 images of this mixture and of normal ones, and what is missed below."""
-    loads = [(name, review[key]) for name, key in (("images", "load"), ("normal images", "load_normal"))]
+def _level_lines(figures: Mapping[str, Any], noun: str) -> list[str]:
+    """Say the figures of images, or of units."""
+    lines = [_figure_line(name, figures[key]) for name, key in FIGURES]
+    for rates in figures["at_threshold"]:
+        lines += [_rate_line(rates[key], name, label, noun) for key, name, label in RATES]
+        lines += _review_lines(rates["review"], noun) if rates["review"] else []
+    return lines
+
+
+def _review_lines(review: Mapping[str, Any], noun: str) -> list[str]:
+    """Say what a person looks at, per 1,000 of this mixture and of normal ones, and what is missed below."""
+    loads = [(name, review[key]) for name, key in ((f"{noun}s", "load"), (f"normal {noun}s", "load_normal"))]
     lines = [f"review load, of 1,000 {name}: {_per_thousand(load)}" for name, load in loads]
     return [*lines, _figure_line("anomalous below the review band", review["escape_rate"])]
 
@@ -61,7 +69,7 @@ def _per_thousand(metric: Mapping[str, Any]) -> str:
     return f"{1000 * metric['value']:.0f} [{low:.0f}, {high:.0f}]"
 
 
-def _rate_line(metric: Mapping[str, Any], name: str, label: str) -> str:
+def _rate_line(metric: Mapping[str, Any], name: str, label: str, noun: str = "image") -> str:
     """Say a rate; of few images with their number and as many digits as they carry.
 
     >>> few = {"value": 1.0, "n_anomalous": 14, "intervals": [{"low": 0.768, "high": 1.0}]}
@@ -71,7 +79,7 @@ def _rate_line(metric: Mapping[str, Any], name: str, label: str) -> str:
     n = metric[f"n_{label}"]
     if metric["value"] is None or n >= FEW:
         return _figure_line(name, metric)
-    return f"{n_of(n, f'{label} image')}: {_figure_line(name, metric, 2)}"
+    return f"{n_of(n, f'{label} {noun}')}: {_figure_line(name, metric, 2)}"
 
 
 def _figure_line(name: str, metric: Mapping[str, Any], n_digits: int = 3) -> str:

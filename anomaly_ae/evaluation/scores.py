@@ -145,7 +145,9 @@ def _limits(theirs: TheirScores, manifest: Manifest, maps: TheirMaps | None) -> 
 def _measure(samples: Sequence[Sample], theirs: TheirScores, limits: _Limits, listener: Listener) -> _Measured:
     scored = [sample for sample in samples if sample.id in theirs.scores]
     if not scored:
-        raise DataError("no labelled test image has a score", f"of {len(samples)}", "give scores of the test images")
+        reason = next((theirs.missing[sample.id] for sample in samples if sample.id in theirs.missing), "")
+        why = f"of {len(samples)}; the first: {reason}"
+        raise DataError("no labelled test image has a score", why, "give their scores, with a decimal point")
     facts = inspect_all(scored, lambda done, total: listener.progress("reading images", done, total, ""))
     rows = [
         {**_row(one.sample, theirs.scores[one.sample.id]), "properties": one.facts.properties if one.facts else None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,11 +52,7 @@ def read_scores(path: Path, samples: Sequence[Sample]) -> TheirScores:
         No such columns, two scores of one sample, or no row that is a sample.
     """
     rows = read_table(path)
-    names = {name.lower(): name for row in rows[:1] for name in row.cells}
-    if "score" not in names:
-        raise DataError(
-            f"{path} has no column 'score'", "every row needs a path and a score", "name the column 'score'"
-        )
+    column = _score_column(path, rows[0].cells if rows else ())
     places = _places(samples)
     found: dict[str, str] = {}
     n_unknown = 0
@@ -68,13 +64,23 @@ def read_scores(path: Path, samples: Sequence[Sample]) -> TheirScores:
         if sample in found:
             what = f"{path}, row {row.number}: a second score of {sample}"
             raise DataError(what, "which one counts is unclear", "delete one row; frames are told apart by `id`")
-        found[sample] = row.cells[names["score"]]
+        found[sample] = row.cells[column]
     if not found:
         raise _no_row(path, rows[0].cells["path"] if rows else "nothing", samples[0])
     numbers = {name: _number(text) for name, text in found.items()}
     missing = {s.id: f"no row in {path.name}" for s in samples if s.id not in found}
     missing |= {name: f"its score is {found[name]!r}" for name, value in numbers.items() if not math.isfinite(value)}
     return TheirScores({n: v for n, v in numbers.items() if math.isfinite(v)}, missing, n_unknown)
+
+
+def _score_column(path: Path, names: Collection[str]) -> str:
+    """Return the column "score", or the one that differs from it in its letters alone."""
+    found = [name for name in names if name.lower() == "score"]
+    if "score" in found or len(found) == 1:
+        return "score" if "score" in found else found[0]
+    if found:
+        raise DataError(f"{path} has the columns {' and '.join(found)}", "which one counts is unclear", "rename one")
+    raise DataError(f"{path} has no column 'score'", "every row needs a path and a score", "name the column 'score'")
 
 
 def _no_row(table: Path, example: str, sample: Sample) -> DataError:

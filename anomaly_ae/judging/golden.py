@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from anomaly_ae.errors import DataError
 from anomaly_ae.judging.gates import Outcome
 from anomaly_ae.judging.runs import Item, SavedRun, refuse_no_forecast
-from anomaly_ae.manifest.table import read_table
+from anomaly_ae.manifest.table import COLUMNS, read_table
 from anomaly_ae.records import Decision
+from anomaly_ae.results import SCORE_COLUMNS
 
 KEYS = ("id", "path", "unit")
 WORDS = {decision: decision.name.lower().replace("_", " ") for decision in Decision}
+OWN_COLUMNS = ("decision", "low", "high")
 DECISIONS = {
     text: decision
     for decision in (Decision.NORMAL, Decision.REVIEW, Decision.ANOMALOUS)
@@ -56,11 +59,33 @@ def read_golden(path: Path) -> list[Golden]:
     rows = read_table(path, KEYS)
     if not rows:
         raise DataError(f"{path} has no lines", "nothing is expected", "name at least one image")
-    found = [_golden(row.cells, f"{path}, row {row.number}") for row in rows]
-    names = [(one.key, one.name) for one in found]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    names = _own_columns(path, rows[0].cells)
+    found = [
+        _golden({names.get(name, name): text for name, text in row.cells.items()}, f"{path}, row {row.number}")
+        for row in rows
+    ]
+    named = [(one.key, one.name) for one in found]
+    twice = next((name for name in named if named.count(name) > 1), None)
     if twice:
         raise DataError(f"{path} names {twice[1]} twice", "each image has one expectation", "remove one of the lines")
+    return found
+
+
+def _own_columns(path: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return which columns are ours, in any case; refuse what is nearly one: a band that nobody reads passes all."""
+    known = {*KEYS, *SCORE_COLUMNS, *COLUMNS}
+    found: dict[str, str] = {}
+    for name in names:
+        own, fix = name.lower(), "name the columns decision, low and high, each once"
+        near = difflib.get_close_matches(own, OWN_COLUMNS, 1, cutoff=0.6)
+        if own in found.values():
+            raise DataError(f"{path}: column '{name}'", "another column has this name, in other letters", fix)
+        if own in OWN_COLUMNS:
+            found[name] = own
+        elif near and own not in known:
+            raise DataError(f"{path}: column '{name}'", f"is it meant as '{near[0]}'?", fix)
+    if "decision" not in found.values():
+        raise DataError(f"{path} has no column 'decision'", "it says what has to come out", "add the column")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -52,6 +53,7 @@ class _Listing(NamedTuple):
     images: list[PurePosixPath]
     masks: list[PurePosixPath]
     n_others: int
+    n_runs: int
 
 
 def load_manifest(
@@ -127,11 +129,12 @@ def _from_paths(paths: Sequence[Path], identified: bool) -> Manifest:
     if len(paths) == 1 and is_bids(paths[0]):
         return bids_manifest(paths[0])
     names: set[str] = set()
-    n_others = n_masks = 0
+    n_others = n_masks = n_runs = 0
     for path in paths:
         if path.is_dir():
             listing = _list_folder(path)
             n_others, n_masks = n_others + listing.n_others, n_masks + len(listing.masks)
+            n_runs += listing.n_runs
             names |= {(path / image).as_posix() for image in listing.images}
         elif path.exists():
             _refuse_table(path)
@@ -141,7 +144,7 @@ def _from_paths(paths: Sequence[Path], identified: bool) -> Manifest:
     if not names:
         raise _no_images(", ".join(str(path) for path in paths) or "an empty list", n_others)
     samples = tuple(sample for name in sorted(names) for sample in _samples(Path(), name, _Place(), None))
-    notes = _ignored_notes(n_others, n_masks, "masks")
+    notes = _ignored_notes(n_others, n_masks, n_runs, "masks")
     root = paths[0].resolve() if len(paths) == 1 and paths[0].is_dir() else Path()
     listed = {path.as_posix() for path in paths if not path.is_dir()}
     return _volumes(Manifest(root, samples, notes, "flat"), identified, listed)
@@ -167,7 +170,8 @@ def _from_folder(root: Path, identified: bool) -> Manifest:
             samples += _samples(root, image.as_posix(), place, root / mask if mask else None)
     if not samples:
         raise _no_images(f"the folders of {root} that the layout {layout} knows", listing.n_others)
-    notes = _ignored_notes(listing.n_others, len(listing.masks) - len({s.mask for s in samples if s.mask}))
+    n_masks = len(listing.masks) - len({s.mask for s in samples if s.mask})
+    notes = _ignored_notes(listing.n_others, n_masks, listing.n_runs)
     outside = [image for image, place in places.items() if place is None]
     is_private = bool(outside) and not identified and any(is_medical(root / image) for image in places)
     notes += _outside_notes(outside, is_private)
@@ -203,8 +207,9 @@ def _n_frames(file: Path) -> int:
 def _list_folder(root: Path) -> _Listing:
     images: list[PurePosixPath] = []
     masks: list[PurePosixPath] = []
+    runs: list[Path] = []
     n_others = 0
-    for file in _files_below(root):
+    for file in _files_below(root, runs):
         name = PurePosixPath(file.relative_to(root).as_posix())
         if name.name.lower() in GROUP_FILES and len(name.parts) == 1:
             continue
@@ -215,7 +220,7 @@ def _list_folder(root: Path) -> _Listing:
         else:
             images.append(name)
     beside = _masks_beside_images(images)
-    return _Listing(sorted(set(images) - beside, key=str), sorted([*masks, *beside], key=str), n_others)
+    return _Listing(sorted(set(images) - beside, key=str), sorted([*masks, *beside], key=str), n_others, len(runs))
 
 
 def _masks_beside_images(images: Sequence[PurePosixPath]) -> set[PurePosixPath]:
@@ -225,8 +230,11 @@ def _masks_beside_images(images: Sequence[PurePosixPath]) -> set[PurePosixPath]:
     return {image for image in ending if _without_suffix(image).removesuffix("_mask") in known}
 
 
-def _files_below(folder: Path, ancestors: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Yield files and broken links; hidden names are skipped, and links that lead back to a folder above."""
+def _files_below(folder: Path, runs: list[Path], ancestors: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Yield files and broken links; hidden names are skipped, and links that lead back to a folder above.
+
+    Folders of runs are skipped, too, and added to ``runs``: their maps and heatmaps are no images of the data.
+    """
     real = folder.resolve()
     if real in ancestors:
         return
@@ -236,10 +244,21 @@ def _files_below(folder: Path, ancestors: frozenset[Path] = frozenset()) -> Iter
         what = f"the folder {folder} cannot be listed"
         raise DataError(what, error.strerror or str(error), "check its permissions") from error
     for entry in entries:
-        if entry.is_dir():
-            yield from _files_below(Path(entry.path), ancestors | {real})
+        if entry.is_dir() and is_run(Path(entry.path)):
+            runs.append(Path(entry.path))
+        elif entry.is_dir():
+            yield from _files_below(Path(entry.path), runs, ancestors | {real})
         elif entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists()):
             yield Path(entry.path)
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder holds what `score` or `evaluate` wrote."""
+    try:
+        info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(info, dict) and info.get("tool") == "anomaly_ae"
 
 
 def _layout(root: Path, images: Iterable[PurePosixPath]) -> tuple[str, Callable[[tuple[str, ...]], _Place | None]]:
@@ -332,8 +351,8 @@ def _no_images(where: str, n_others: int) -> DataError:
     )
 
 
-def _ignored_notes(n_others: int, n_masks: int, masks: str = "masks without an image") -> tuple[str, ...]:
-    counts = ((n_others, "files that are no images"), (n_masks, masks))
+def _ignored_notes(n_others: int, n_masks: int, n_runs: int, masks: str = "masks without an image") -> tuple[str, ...]:
+    counts = ((n_others, "files that are no images"), (n_masks, masks), (n_runs, "folders of finished runs"))
     return tuple(f"ignored {what}: {n}" for n, what in counts if n)
 
 

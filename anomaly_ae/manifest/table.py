@@ -280,7 +280,7 @@ def write_manifest(manifest: Manifest, path: Path, overwrite: bool = False) -> N
     Raises
     ------
     OutputError
-        The file exists already, a path contains the channel separator, or the disk refuses.
+        The file exists already, a path would not be read as it was written, or the disk refuses.
     """
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists already", "it is not replaced unasked", "choose another name, or overwrite")
@@ -311,9 +311,18 @@ def _known_cells(sample: Sample, folder: Path, is_private: bool) -> list[str]:
     keeps = [not is_private and Path(part).is_absolute() for part in written]
     paths = [part if keep else _relative(file, folder) for keep, (part, file) in zip(keeps, pairs, strict=True)]
     mask, valid = (_relative(file, folder) if file else "" for file in (sample.mask, sample.valid))
+    _refuse_changing_names(sample, (*paths, mask, valid))
     joined = CHANNEL_SEPARATOR.join(paths)
     known = (sample.unit, sample.group, sample.split, sample.defect, sample.id, sample.volume)
     return [joined, str(sample.frame), sample.label, mask, valid, *known]
+
+
+def _refuse_changing_names(sample: Sample, cells: Iterable[str]) -> None:
+    """A table is read without spaces around cells, and with every ``\\`` as ``/``: it would name other files."""
+    if any(_posix(cell) != cell for cell in cells) or sample.id != sample.id.strip():
+        what = f"{sample.id!r} cannot stand in a manifest"
+        why = "a '\\' in a file name would be read as '/', and a space at either end be dropped"
+        raise OutputError(what, why, "rename the file")
 
 
 def _relative(file: Path, folder: Path) -> str:

@@ -19,6 +19,9 @@ from anomaly_ae.errors import DataError
 # AIAG asks for a high risk here, so that an interaction that is there is not pooled away.
 POOLING_RISK = 0.25
 
+ROUNDING = 1e-12
+"""Deviations that are smaller than this share of the largest value come from calculating: they are none."""
+
 
 @dataclass(frozen=True, slots=True)
 class GaugeStudy:
@@ -96,8 +99,8 @@ def _one_way(y: npt.NDArray[np.float64]) -> GaugeStudy:
     n, _, r = y.shape
     cell = y.mean(axis=2, keepdims=True)
     df = n * (r - 1)
-    error = float(((y - cell) ** 2).sum()) / df
-    parts = r * float(((cell - y.mean()) ** 2).sum()) / (n - 1)
+    error = _sum_of_squares(y - cell, y) / df
+    parts = r * _sum_of_squares(cell - y.mean(), y) / (n - 1)
     return GaugeStudy(error, df, 0.0, 0.0, max(0.0, (parts - error) / r), None, False)
 
 
@@ -105,10 +108,10 @@ def _two_way(y: npt.NDArray[np.float64]) -> GaugeStudy:
     n, a, r = y.shape
     cell, part, who = y.mean(axis=2), y.mean(axis=(1, 2)), y.mean(axis=(0, 2))
     df_both, df_error = (n - 1) * (a - 1), n * a * (r - 1)
-    ms_part = a * r * float(((part - y.mean()) ** 2).sum()) / (n - 1)
-    ms_who = n * r * float(((who - y.mean()) ** 2).sum()) / (a - 1)
-    ss_both = r * float(((cell - part[:, None] - who + y.mean()) ** 2).sum())
-    ss_error = float(((y - cell[:, :, None]) ** 2).sum())
+    ms_part = a * r * _sum_of_squares(part - y.mean(), y) / (n - 1)
+    ms_who = n * r * _sum_of_squares(who - y.mean(), y) / (a - 1)
+    ss_both = r * _sum_of_squares(cell - part[:, None] - who + y.mean(), y)
+    ss_error = _sum_of_squares(y - cell[:, :, None], y)
     p = _p_of_f(ss_both / df_both, ss_error / df_error, df_both, df_error)
     if p is None or p > POOLING_RISK:
         df = df_both + df_error
@@ -126,6 +129,13 @@ def _two_way(y: npt.NDArray[np.float64]) -> GaugeStudy:
         p_interaction=p,
         pooled=p is None or p > POOLING_RISK,
     )
+
+
+def _sum_of_squares(deviations: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> float:
+    """Return the sum; exactly 0 for deviations of values that are equal but for rounding, e.g. from their mean."""
+    if np.abs(deviations).max() <= ROUNDING * np.abs(values).max():
+        return 0.0
+    return float((deviations**2).sum())
 
 
 def _p_of_f(numerator: float, denominator: float, df_1: int, df_2: int) -> float | None:

@@ -59,6 +59,7 @@ def _detector(run: Run) -> Iterator[str]:
         f"anomaly_ae {run.info['version']}, {model['architecture']}, {words.whole(model['n_parameters'])} parameters, "
         f"{words.whole(model['steps'])} steps, preset {model['preset'] or 'none'}"
         + (f" ({model['preset_reason']})." if model["preset_reason"] else ".")
+        + (f" Training was stopped early: {model['stopped']}." if model.get("stopped") else "")
     )
     yield (
         f"Learned from {words.count(model['n_train'], 'normal image')}, with {words.whole(model['n_validation'])} for "

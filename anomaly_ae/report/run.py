@@ -100,18 +100,18 @@ def read_run(folder: Path, tables: tuple[Sequence[Line], Sequence[Line]] | None 
     thresholds = info.get("threshold")
     if not isinstance(thresholds, dict) or not (thresholds.get("image") or "reason" in thresholds):
         raise DataError(f"{folder / 'run.json'} has no image threshold", "the file is damaged", "evaluate again")
-    scores, units = folder / "scores.csv", folder / "units.csv"
-    lines, unit_lines = tables or (read_csv(scores), _read_optional(units))
+    scores, units, metrics = (folder / name for name in ("scores.csv", "units.csv", "metrics.json"))
+    lines, unit_lines = tables or (read_csv(scores), read_csv(units))
     extra = [name for name in lines[0] if name not in (*SCORE_COLUMNS, COUNTED)] if lines else []
     rows = tuple(_row(line, extra, scores) for line in lines)
     pictures, pictures_at = _shown_pictures(folder / "pictures.npz", info, rows)
     return Run(
         folder=folder,
         info=info,
-        metrics=read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else None,
+        metrics=read_json(metrics) if info.get("command") == "evaluate" or metrics.exists() else None,
         rows=rows,
         units=tuple(_unit_row(line, units) for line in unit_lines),
-        failures=tuple(_read_optional(folder / "failures.csv")),
+        failures=tuple(read_csv(folder / "failures.csv")),
         pictures=pictures,
         pictures_at=pictures_at,
     )
@@ -133,10 +133,6 @@ def _shown_pictures(path: Path, info: Mapping[str, Any], rows: Sequence[Row]) ->
     median = float(np.median((info.get("calibration") or {}).get("pixel") or math.nan))
     place = (in_force - median) / (scored_at - median) if scored_at > median else math.nan  # on the scale of the maps
     return (rescaled(pictures, place), in_force) if 0 < place <= DISPLAY_HIGH else (pictures, scored_at)
-
-
-def _read_optional(path: Path) -> list[dict[str, str]]:
-    return read_csv(path) if path.exists() else []
 
 
 def _row(line: Line, extra: Sequence[str], path: Path) -> Row:

@@ -10,6 +10,7 @@ from anomaly_ae.calibration import CalibrationScores, calibration_scores
 from anomaly_ae.errors import DataError
 from anomaly_ae.manifest.checks import n_of
 from anomaly_ae.manifest.slices import is_suspect
+from anomaly_ae.manifest.table import read_table
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
 from anomaly_ae.results.review import images_sha256
 from anomaly_ae.results.rows import counted_rows
@@ -138,8 +139,11 @@ def with_verdicts(rows: Sequence[Row], path: Path) -> list[Row]:
         An image that is not in the run, two verdicts on one image, or a verdict of another name.
     """
     known, said = {row["id"] for row in rows}, dict[str, str]()
-    for number, line in enumerate(read_csv(path, ("id", "verdict")), start=2):
-        name, verdict = line["id"], line["verdict"].strip().lower()
+    for number, cells in read_table(path, ("id",)):
+        line = {column.lower(): text for column, text in cells.items()}
+        if "verdict" not in line:
+            raise DataError(f"{path} has no column 'verdict'", "it says what people found", "name the column 'verdict'")
+        name, verdict = line["id"], line["verdict"].lower()
         if verdict not in {"", NORMAL_LABEL, ANOMALOUS_LABEL}:
             raise DataError(
                 f"{path}, line {number}: verdict {verdict[:40]!r}", "unknown", "write normal, anomalous, or nothing"

@@ -36,9 +36,12 @@ Row = Mapping[str, Any]
 def write_tables(folder: Path, rows: Sequence[Row], units: Sequence[Row], failures: Iterable[Row]) -> list[Row]:
     """Write ``scores.csv``, ``scores.jsonl``, ``units.csv`` and ``failures.csv``; return the lines of the first."""
     known = [*SCORE_COLUMNS, *([COUNTED] if any(COUNTED in row for row in rows) else [])]
-    own = sorted({name for row in rows for name in row["extra"]} - {*known})
+    extra = sorted({name for row in rows for name in row["extra"]})
+    own = {f"manifest.{name}" if name in known else name: name for name in extra}
     lines: list[Row] = [
-        {name: row.get(name, "") for name in known} | {name: row["extra"].get(name, "") for name in own} for row in rows
+        {name: row.get(name, "") for name in known}
+        | {column: row["extra"].get(name, "") for column, name in own.items()}
+        for row in rows
     ]
     write_csv(folder / "scores.csv", [*known, *own], lines)
     encode = json.JSONEncoder(allow_nan=False).encode  # `dumps` would make an encoder for every row
