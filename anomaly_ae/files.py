@@ -67,6 +67,9 @@ def refuse_existing_file(path: Path, overwrite: bool) -> None:
         raise OutputError(f"{path} is a folder", "a file is written here", "choose another name")
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists already", "it is not replaced unasked", "choose another name, or --overwrite")
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    if not nearest.is_dir():
+        raise OutputError(f"cannot write {path}", f"{nearest} is a file", "choose another folder")
 
 
 def refuse_folder(out: Path, overwrite: bool) -> None:

@@ -211,7 +211,9 @@ def why_left_out(sample: Sample, mask: BoolArray | None) -> str:
         return "images without a label"
     if mask is None:
         return "images without a readable mask" if sample.mask or is_anomalous else ""
-    return "anomalous images with an empty mask" if is_anomalous and not mask.any() else ""
+    if is_anomalous == mask.any():
+        return ""
+    return "anomalous images with an empty mask" if is_anomalous else "normal images whose mask marks a defect"
 
 
 def _write_map(folder: Path, sample: Sample, anomaly_map: FloatArray) -> None:

@@ -35,12 +35,12 @@ def rescored(detector: Detector, settings: Sequence[str]) -> Detector:
     ConfigError
         A value out of range.
     """
+    config = overridden(detector.config, settings)  # refuses what is no setting at all
     for setting in settings:
         key = setting.partition("=")[0].strip()
         if key not in AFTER_THE_MAP:
             why, fix = "the model was trained with it", f"fit again; free are {', '.join(AFTER_THE_MAP)}"
             raise UsageError(f"{key} of a finished model cannot be changed", why, fix)
-    config = overridden(detector.config, settings)
     made = (detector.geometry, detector.provenance, detector.device, detector.baseline)
     return Detector(detector.ensemble, config, *made)
 

@@ -293,6 +293,15 @@ def test_threshold_asks_what_if_and_report_draws_again(model: Path, images: Path
     assert {name: (out / name).read_bytes() for name in tables} == tables
 
 
+def test_threshold_changes_nothing_where_the_pictures_are_damaged(model: Path, images: Path, tmp_path: Path) -> None:
+    done("score", model, images, "--out", tmp_path / "run")
+    (tmp_path / "run" / "pictures.npz").write_bytes((tmp_path / "run" / "pictures.npz").read_bytes()[:2000])
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    outcome = run("threshold", tmp_path / "run", "--false-alarm-rate", "0.3")
+    assert (outcome.code, "pictures.npz" in outcome.err) == (1, True)
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
 def test_a_file_of_settings_keeps_its_seed_and_may_be_changed_in_part(part_folder: Path, tmp_path: Path) -> None:
     """What a change needs may stand in the file: the policy alone would lack its limits."""
     text = "seed = 5\n[intensity]\nlow = 0\nhigh = 255\n[model]\nwidth = 4\n[training]\nsteps = 2\ncrop_px = 32\n"
@@ -402,6 +411,8 @@ def test_every_command_that_computes_takes_a_number_of_threads(
         (["evaluate", "MODEL", "DATA", "--out", "run", "--by", "statoin"], "no column 'statoin'"),
         (["evaluate", "MODEL", "DATA", "--out", "run", "--defect-rate", "2"], "'2' is not a defect rate"),
         (["preview", "DATA", "--preset", "smok"], "unknown preset 'smok'"),
+        (["preview", "DATA", "--out", "sheet.jpg"], "ends in .png"),
+        (["compare", "run", "--out", "table.txt"], "tables are written as .csv"),
         (["demo", "--preset", "smok"], "unknown preset 'smok'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -442,6 +453,7 @@ def test_wrong_usage_is_2(
         (["report", "nowhere"], "cannot read"),
         (["preview", "nowhere"], "nowhere does not exist"),
         (["preview", "DATA", "--out", "a_file/sheet.png"], "a_file"),
+        (["fit", "DATA", "--out", "a_file/m.safetensors"], "cannot write a_file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -500,7 +512,7 @@ def test_some_unreadable_is_3(model: Path, new_normals: Path, small_set: Path, t
     scored = run("score", model, folder, "--out", tmp_path / "run")
     assert scored.code == 3
     assert "40 images scored" in scored.out
-    assert "1 could not be read; failures.csv names them" in scored.out
+    assert "1 could not be inspected; failures.csv names them" in scored.out
     assert len(table(tmp_path / "run" / "failures.csv")) == 1
 
 
@@ -729,10 +741,10 @@ def test_a_fold_that_exists_stops_scan_before_any_is_written(small_set: Path, tm
 def test_a_run_is_replaced_when_asked(smoke_model_file: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     done("score", smoke_model_file, images, "--out", out)
-    (out / "old").write_text("x", encoding="utf-8")
+    (out / "pixels.csv").write_text("x", encoding="utf-8")
     done("score", smoke_model_file, images / "000.png", "--out", out, "--overwrite")
     assert len(table(out / "scores.csv")) == 1
-    assert not (out / "old").exists()
+    assert not (out / "pixels.csv").exists()
 
 
 # --- in a shell ------------------------------------------------------------

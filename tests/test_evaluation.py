@@ -282,6 +282,22 @@ def test_an_anomalous_image_with_an_empty_mask_is_left_out_and_said(
     assert pixel["n_normal"] + pixel["n_anomalous"] == 6 * 64 * 64, "the empty mask of a normal image is true"
 
 
+def test_a_normal_image_whose_mask_marks_something_is_left_out_and_said(
+    few: Manifest, smoke_detector: Detector, tmp_path: Path
+) -> None:
+    """A mask of what belongs to the object stands in the wrong column now and then: it marks no defect."""
+    body = tmp_path / "body.png"
+    Picture.new("L", (64, 64), 255).save(body)
+    first, *others = few.samples
+    samples = (replace(first, mask=body), *others)
+    assert first.label == "normal"
+    result = evaluate(smoke_detector, replace(few, samples=samples), tmp_path / "run", RunOptions())
+    assert "1 normal image whose mask marks a defect is left out of the pixel figures" in result.warnings
+    assert result.metrics
+    n_masked = sum(int(read_mask(s.mask).sum()) for s in others if s.mask)
+    assert result.metrics["pixel"]["roc_auc"]["n_anomalous"] == n_masked
+
+
 def test_a_small_disk_costs_the_pixel_figures_and_no_more(
     few: Manifest, smoke_detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,6 +116,12 @@ def test_slices_of_an_anomalous_volume_without_an_outline_are_no_normal_images(t
     assert sorted(found.anomalous.unit.tolist()) == highest
 
 
+def test_scores_of_another_tool_are_no_calibration_of_this_model(tmp_path: Path) -> None:
+    rows = [r | {"decision": "", "weights_sha256": ""} for r in shadow()]
+    with pytest.raises(DataError, match="scored by another model"):
+        finished_scores(written(tmp_path / "day", rows), WEIGHTS)
+
+
 def test_verdicts_are_read_as_spreadsheets_write_them(tmp_path: Path) -> None:
     path = tmp_path / "v.csv"
     for text in ("id,verdict\n00.png,anomalous\n\n", "ID;Verdict\n00.png;Anomalous\n"):

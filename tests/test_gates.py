@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,7 @@ def test_golden_units_and_the_table_of_a_run(part_run: Path, tmp_path: Path) -> 
         ("id\ngood.png\n", "no column 'decision'"),
         ("id,decision\ngood.png,\n", "decision ''"),
         ("id,decision,lo,hi\ngood.png,normal,5,6\n", "column 'lo'.*meant as 'low'"),
+        ("id,decision,hgih\ngood.png,normal,5\n", "column 'hgih'.*meant as 'high'"),
         ("id,decision,Low,low\ngood.png,normal,5,6\n", "another column has this name"),
         ("name,decision\ngood.png,normal\n", "no column 'id'"),
         ("id,decision\n", "no lines"),
@@ -227,6 +229,29 @@ def test_a_band_counts_in_any_letters(columns: str, part_run: Path, tmp_path: Pa
         text = f"ID,Decision,{columns}\n{name},{word},{low},{score + 2}\n"
         (outcome,) = check_golden(run, golden(tmp_path, text))
         assert outcome.passed == is_met
+
+
+def test_the_table_of_a_run_can_be_used_as_it_is_whatever_its_manifest_had(part_run: Path, tmp_path: Path) -> None:
+    lines = (part_run / "scores.csv").read_text("utf-8").splitlines()
+    further = ["lot,High,lower,manifest.decision", *["1,2,3,4"] * (len(lines) - 1)]
+    text = "".join(f"{line},{more}\n" for line, more in zip(lines, further, strict=True))
+    assert all(outcome.passed for outcome in check_golden(load_run(part_run), golden(tmp_path, text)))
+    own = "id,decision,lot,height\n" + ",".join([*lines[1].split(",")[1:2], "normal", "7", "7"]) + "\n"
+    assert len(check_golden(load_run(part_run), golden(tmp_path, own))) == 1
+
+
+def test_a_run_that_lost_a_line_is_refused(part_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(part_run, tmp_path / "damaged"))
+    lines = (run / "scores.jsonl").read_text("utf-8").splitlines(keepends=True)
+    for kept in (lines[1:], [lines[0], *lines]):
+        (run / "scores.jsonl").write_text("".join(kept), "utf-8")
+        with pytest.raises(DataError, match="name other images"):
+            load_run(run)
+    (run / "scores.jsonl").write_text(
+        "".join([lines[0].replace('"score": ', '"score": NaN, "was": '), *lines[1:]]), "utf-8"
+    )
+    with pytest.raises(DataError, match="a score of nan"):
+        load_run(run)
 
 
 # --- the command and its XML -----------------------------------------------------

@@ -223,6 +223,7 @@ def test_overruled_rejects_change_nothing(model: Path, finished: Path) -> None:
         (("--value", "3", "--identified"), "--identified needs DATA"),
         (("--value", "nan"), "must be a finite number"),
         (("--cost", "9"), "is no cost"),
+        (("--cost", "escape=5,false-reject=1,prevalence=2"), "'2' is not a prevalence"),
         (("--review-false-alarm-rate", "50%", "--value", "-99"), "is not below the threshold"),
     ],
 )

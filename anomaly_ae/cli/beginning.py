@@ -125,6 +125,8 @@ def preview(
     from anomaly_ae.demo import write_preview
 
     refuse_two_settings(preset, config)
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"--out {out}", "the sheet is a PNG", "give a name that ends in .png")
     refuse_existing_file(out, overwrite)
     n_left_out = write_preview(data, out, config or preset, seed, listener())
     typer.echo(f"wrote {out}")

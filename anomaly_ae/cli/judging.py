@@ -31,8 +31,10 @@ def compare(
 
     Runs that differ in their seed alone are one row.
     """
-    from anomaly_ae.judging import compare_runs, load_run
+    from anomaly_ae.judging import compare_runs, load_run, targets
 
+    if out is not None:
+        targets(out, "")  # a wrong suffix is refused before the work
     found = compare_runs([load_run(run) for run in runs], names or [])
     for line in found.sheet().lines():
         typer.echo(line)
@@ -100,8 +102,10 @@ def msa(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Study repeatability and reproducibility: the same parts, shown several times to several appraisers."""
-    from anomaly_ae.judging import load_run, study_run
+    from anomaly_ae.judging import load_run, study_run, targets
 
+    if out is not None:
+        targets(out, "")
     sheet = study_run(load_run(run), part, appraiser, reference).sheet()
     for line in sheet.lines():
         typer.echo(line)

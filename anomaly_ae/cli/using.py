@@ -158,10 +158,12 @@ def threshold(
 
     Rules: --false-alarm-rate, or one of --sensitivity, --cost, --value. A --review- option adds a band for people.
     """
-    from anomaly_ae.report import write_report
+    from anomaly_ae.report import refuse_damaged, write_report
     from anomaly_ae.results import redecide
 
     asked = asked_of(rate, confidence, sensitivity, cost, value, review_rate, review_sensitivity)
+    if (run / "pictures.npz").exists():
+        refuse_damaged(run / "pictures.npz")  # before the tables are new and the report is not
     decided = redecide(run, asked, listener())
     for line in decided.lines():
         typer.echo(line)

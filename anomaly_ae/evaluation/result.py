@@ -36,7 +36,7 @@ class RunResult:
         decided = "" if self.no_threshold else f", {self.n_anomalous} anomalous{review}"
         lines = [f"{n_of(self.n_scored, 'image')} scored{decided}"]
         if self.failures:
-            lines.append(f"{len(self.failures)} could not be read; failures.csv names them and says why:")
+            lines.append(f"{len(self.failures)} could not be inspected; failures.csv names them and says why:")
             lines += [f"  {failure.path}: {failure.reason}" for failure in self.failures[:5]]
         if self.metrics:
             lines += _level_lines(self.metrics["image"], "image")

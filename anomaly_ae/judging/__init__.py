@@ -20,6 +20,7 @@ from anomaly_ae.judging.golden import check_golden
 from anomaly_ae.judging.junit import write_junit
 from anomaly_ae.judging.msa import MeasurementStudy, study_run
 from anomaly_ae.judging.runs import SavedRun, load_run
+from anomaly_ae.judging.tables import targets
 
 __all__ = [
     "Comparison",
@@ -31,5 +32,6 @@ __all__ = [
     "compare_runs",
     "load_run",
     "study_run",
+    "targets",
     "write_junit",
 ]

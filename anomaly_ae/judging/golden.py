@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from anomaly_ae.errors import DataError
 from anomaly_ae.judging.gates import Outcome
 from anomaly_ae.judging.runs import Item, SavedRun, refuse_no_forecast
-from anomaly_ae.manifest.table import COLUMNS, read_table
+from anomaly_ae.manifest.table import read_table
 from anomaly_ae.records import Decision
 from anomaly_ae.results import SCORE_COLUMNS
 
@@ -71,22 +70,34 @@ def read_golden(path: Path) -> list[Golden]:
     return found
 
 
-def _own_columns(path: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return which columns are ours, in any case; refuse what is nearly one: a band that nobody reads passes all."""
-    known = {*KEYS, *SCORE_COLUMNS, *COLUMNS}
+def _own_columns(path: Path, names: Collection[str]) -> dict[str, str]:
+    """Return which columns are ours, in any letters; refuse what is nearly one: a band that nobody reads passes all.
+
+    In the table of a run ours is the decision alone: its further columns are those of a manifest.
+    """
+    if {*SCORE_COLUMNS} <= {*names}:
+        return {"decision": "decision"}
     found: dict[str, str] = {}
     for name in names:
         own, fix = name.lower(), "name the columns decision, low and high, each once"
-        near = difflib.get_close_matches(own, OWN_COLUMNS, 1, cutoff=0.6)
         if own in found.values():
             raise DataError(f"{path}: column '{name}'", "another column has this name, in other letters", fix)
         if own in OWN_COLUMNS:
             found[name] = own
-        elif near and own not in known:
-            raise DataError(f"{path}: column '{name}'", f"is it meant as '{near[0]}'?", fix)
+        elif near := next((ours for ours in OWN_COLUMNS if _is_nearly(own, ours)), ""):
+            raise DataError(f"{path}: column '{name}'", f"is it meant as '{near}'?", fix)
     if "decision" not in found.values():
         raise DataError(f"{path} has no column 'decision'", "it says what has to come out", "add the column")
     return found
+
+
+def _is_nearly(name: str, ours: str) -> bool:
+    """Whether a name is the beginning of ours, goes on after it, or has its letters in another order.
+
+    >>> [_is_nearly(name, "low") for name in ("lo", "lower", "lwo", "lot", "flow")]
+    [True, True, True, False, False]
+    """
+    return len(name) > 1 and (ours.startswith(name) or name.startswith(ours) or sorted(name) == sorted(ours))
 
 
 def check_golden(run: SavedRun, path: Path) -> list[Outcome]:

@@ -22,6 +22,7 @@ from anomaly_ae.report.html import write_report
 from anomaly_ae.report.pictures import (
     MAX_GALLERY_IMAGES,
     PictureWriter,
+    refuse_damaged,
     thumbnail,
     thumbnail_map,
     thumbnail_side_px,
@@ -37,6 +38,7 @@ __all__ = [
     "encode_display",
     "overlay",
     "overlay_lut",
+    "refuse_damaged",
     "thumbnail",
     "thumbnail_map",
     "thumbnail_side_px",

@@ -10,7 +10,8 @@ import heapq
 import io
 import math
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -349,13 +350,23 @@ def read_pictures(path: Path) -> Pictures:
     DataError
         When the file is damaged, foreign, or unpacks to more than 1 GiB.
     """
+    refuse_damaged(path)
+    with _reading(path), np.load(path, allow_pickle=False) as arrays:
+        return _from_arrays(arrays)
+
+
+def refuse_damaged(path: Path) -> None:
+    """Raise `DataError` as `read_pictures` does, by a look at the table of contents alone."""
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        n_bytes = sum(entry.file_size for entry in archive.infolist())
+    if n_bytes > _MAX_FILE_BYTES:
+        raise DataError(f"{path} unpacks to {n_bytes:,} bytes", "no run has that much", "evaluate again")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            n_bytes = sum(entry.file_size for entry in archive.infolist())
-        if n_bytes > _MAX_FILE_BYTES:
-            raise DataError(f"{path} unpacks to {n_bytes:,} bytes", "no run has that much", "evaluate again")
-        with np.load(path, allow_pickle=False) as arrays:
-            return _from_arrays(arrays)
+        yield
     except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
         raise DataError(f"cannot read {path}", str(error), "evaluate again, or delete the file") from error
 

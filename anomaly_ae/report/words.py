@@ -324,8 +324,7 @@ def warnings(run: Run) -> Iterator[str]:
     yield from _threshold_warnings(run)
     yield from _metric_warnings(run)
     if run.failures:
-        verb = "was" if len(run.failures) == 1 else "were"
-        yield f"{count(len(run.failures), 'image')} could not be read and {verb} not inspected."
+        yield f"{count(len(run.failures), 'image')} could not be inspected."
 
 
 def _threshold_warnings(run: Run) -> Iterator[str]:

@@ -158,16 +158,16 @@ def with_verdicts(rows: Sequence[Row], path: Path) -> list[Row]:
 def _scored(path: Path, weights_sha256: str) -> list[Row]:
     """Return the rows of ``scores.csv`` with their numbers, if this model scored them and had not learned them."""
     lines = read_csv(path, SCORE_COLUMNS)
+    if not lines:
+        raise DataError(f"{path} holds no scores", "", "give scores.csv of a finished run")
+    if {line["weights_sha256"] for line in lines} != {weights_sha256}:
+        raise DataError(
+            f"{path} was scored by another model", "scores of other weights mean something else", "score again with it"
+        )
     with reading(path):
         rows: list[Row] = [
             {**line, "score": float(line["score"]), "decision": Decision(int(line["decision"]))} for line in lines
         ]
-    if not rows:
-        raise DataError(f"{path} holds no scores", "", "give scores.csv of a finished run")
-    if {row["weights_sha256"] for row in rows} != {weights_sha256}:
-        raise DataError(
-            f"{path} was scored by another model", "scores of other weights mean something else", "score again with it"
-        )
     info = path.parent / "run.json"
     n_learned = read_json(info).get("data", {}).get("n_learned", 0) if info.exists() else 0
     if n_learned:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,6 +76,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             for name in (*SCORE_COLUMNS, "extra"):
                 if row[name] is None:
                     raise KeyError(name)
+            if not math.isfinite(row["score"]):
+                raise ValueError(f"a score of {row['score']}")
     return rows
 
 

@@ -68,7 +68,7 @@ class Cost:
                 "e.g. escape=500,false-reject=5,prevalence=0.01",
             )
         escape, false_reject = values["escape"] or Fraction(0), values["false-reject"] or Fraction(0)
-        return cls(escape, false_reject, parse_rate(parts["prevalence"]))
+        return cls(escape, false_reject, parse_rate(parts["prevalence"], "prevalence"))
 
 
 def sensitivity_threshold(

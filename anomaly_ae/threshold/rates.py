@@ -35,15 +35,15 @@ def exact_number(value: Share) -> Fraction | None:
     return Fraction(number) / (100 if text.endswith("%") else 1)
 
 
-def parse_rate(value: Share) -> Fraction:
-    """Return a false-alarm rate as an exact fraction from 1e-12 to below 1.
+def parse_rate(value: Share, name: str = "false-alarm rate") -> Fraction:
+    """Return a false-alarm rate, or what else is called `name`, as an exact fraction from 1e-12 to below 1.
 
     >>> parse_rate("1%"), parse_rate(0.001), parse_rate("1/141")
     (Fraction(1, 100), Fraction(1, 1000), Fraction(1, 141))
     """
     rate = exact_number(value)
     if rate is None or not Fraction(1, 10**12) <= rate < 1:
-        what = f"{str(value)[:60]!r} is not a false-alarm rate"
+        what = f"{str(value)[:60]!r} is not a {name}"
         raise UsageError(what, "a number between 0 and 1 is expected", "1 per cent is 1%, 0.01 or 1/100")
     return rate
 
