@@ -104,7 +104,7 @@ def test_only_what_follows_the_map_can_be_changed_later(smoke_detector: Detector
     assert any(WORDS in line for line in ruled.describe())
     with pytest.raises(UsageError, match=r"scoring.smooth_sd_px of a finished model .* free are .*scoring.min_area_px"):
         rescored(smoke_detector, ["scoring.smooth_sd_px=3"])
-    with pytest.raises(ConfigError, match="unknown setting 'min_aera_px'.*did you mean 'scoring.min_area_px'"):
+    with pytest.raises(ConfigError, match=r"unknown setting 'scoring.min_aera_px'.*did you mean 'scoring.min_area_px'"):
         rescored(smoke_detector, ["scoring.min_aera_px=3"])
     with pytest.raises(ConfigError, match="min_area_px = -1"):
         rescored(smoke_detector, ["scoring.min_area_px=-1"])
