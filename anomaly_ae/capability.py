@@ -257,7 +257,7 @@ def write_capability(
     body = [
         figure(
             plot,
-            "Share found, and number of number planted; intervals in capability.csv. "
+            "Share found, and how many of the planted; intervals in capability.csv. "
             "Contrast is a share of the way from black to white.",
         ),
         figure(_sheet(found, examples, detector), "One defect of each grade, in the same order, at one scale."),
