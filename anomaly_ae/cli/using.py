@@ -182,22 +182,13 @@ def _run_options(
     maps: bool, heatmaps: str, overwrite: bool, by: Sequence[str] = (), defect_rates: Sequence[str] = ()
 ) -> Any:
     from anomaly_ae.evaluation import HEATMAPS, RunOptions
+    from anomaly_ae.threshold import parse_rate
 
     if heatmaps not in HEATMAPS:
         raise UsageError(f"--heatmaps {heatmaps}", "unknown", f"one of: {', '.join(HEATMAPS)}")
     options = RunOptions(maps=maps, heatmaps=heatmaps, by=tuple(by), overwrite=overwrite)
-    rates = tuple(_defect_rate(rate) for rate in defect_rates)
+    rates = tuple(float(parse_rate(rate, "defect rate")) for rate in defect_rates)
     return replace(options, defect_rates=rates) if rates else options
-
-
-def _defect_rate(text: str) -> float:
-    """Return a defect rate: written and bounded as a false-alarm rate, but not called one."""
-    from anomaly_ae.threshold import parse_rate
-
-    try:
-        return float(parse_rate(text))
-    except UsageError as error:
-        raise UsageError(f"{text[:60]!r} is not a defect rate", error.why, error.fix) from None
 
 
 def _with_dicom(options: RunOptions, kinds: str | None) -> RunOptions:
