@@ -12,7 +12,8 @@ from anomaly_ae.errors import DataError
 from anomaly_ae.files import write_bytes
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import load_manifest, scan
-from anomaly_ae.records import ANOMALOUS_LABEL, Sample
+from anomaly_ae.manifest.slices import is_suspect
+from anomaly_ae.records import Sample
 
 DEMO_SETTINGS = ("training.steps=800", "training.crop_px=128")
 """A quarter of the default fit: a minute and a half on two cores."""
@@ -90,7 +91,7 @@ def _normal_images(data: Path, seed: int, listener: Listener) -> tuple[list[Samp
     """Return readable normal images that may be learned from, and how many are not: at most 100, drawn at random."""
     from anomaly_ae.survey import readable_forms
 
-    samples = [s for s in load_manifest(data).samples if s.label != ANOMALOUS_LABEL and s.split in ("", "train")]
+    samples = [s for s in load_manifest(data).samples if s.split in ("", "train") and not is_suspect(s.label, s.extra)]
     chosen = [samples[i] for i in np.random.default_rng(seed).permutation(len(samples))[:N_SURVEY]]
     forms = readable_forms(chosen, listener)
     found = [sample for sample in chosen if sample.id in forms]

@@ -134,8 +134,8 @@ def fit(
         listener.say(f"features of {detector.config.model.embed}: {without} do not count")
     listener.say(detector.geometry.describe(_typical_shape(_stated_shapes(survey, detector.config))))
     offered = parts["calibration"]
-    fitting_ones = without_misfits(offered, forms, detector, listener)
-    parts["calibration"] = of_whole_units(fitting_ones, given["calibration"], listener)
+    that_fit = without_misfits(offered, forms, detector, listener)
+    parts["calibration"] = of_whole_units(that_fit, given["calibration"], listener)
     _check_reachable(parts["calibration"], asked)
     listener.say(reachable_text(len(parts["calibration"]), _n_groups(parts["calibration"]), confidence))
     listener.say(f"training on {describe_device(place)}: {_steps_text(detector.config)}")

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from anomaly_ae import report
 from anomaly_ae.files import write_text
 from anomaly_ae.report import plot
+from anomaly_ae.report.sheets import address
 from anomaly_ae.version import __version__
 
 Floats = npt.NDArray[np.float64]
@@ -80,9 +81,8 @@ def picture_grid(title: str, grey: npt.NDArray[np.floating]) -> Markup:
     pixels = framed.reshape(framed.shape[0] * framed.shape[1], -1)
     buffer = io.BytesIO()
     Picture.fromarray(np.rint(255 * pixels).astype(np.uint8)).save(buffer, format="PNG")
-    address = base64.b64encode(buffer.getvalue()).decode("ascii")
-    form = Markup('<img alt="{}" width="{}" src="data:image/png;base64,{}">')
-    return form.format(title, min(860, 2 * pixels.shape[1]), address)
+    form = Markup('<img alt="{}" width="{}" src="{}">')
+    return form.format(title, min(860, 2 * pixels.shape[1]), address("png", buffer.getvalue()))
 
 
 def line_plot(

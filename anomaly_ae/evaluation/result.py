@@ -40,8 +40,9 @@ class RunResult:
             lines += [f"  {failure.path}: {failure.reason}" for failure in self.failures[:5]]
         if self.metrics:
             lines += _level_lines(self.metrics["image"], "image")
-            if self.metrics["unit"]["roc_auc"]["n_normal"] or self.metrics["unit"]["roc_auc"]["n_anomalous"]:
-                lines += [f"units: {line}" for line in _level_lines(self.metrics["unit"], "unit")]
+            units = self.metrics["unit"]
+            if units["roc_auc"]["n_normal"] + units["roc_auc"]["n_anomalous"]:  # 0 where every unit is one image
+                lines += [f"units: {line}" for line in _level_lines(units, "unit")]
             lines += [self.no_threshold] if self.no_threshold else []
         return [*lines, *(f"warning: {warning}" for warning in self.warnings)]
 

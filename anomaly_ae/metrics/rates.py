@@ -18,7 +18,7 @@ from anomaly_ae.metrics.checks import (
     group_numbers,
     labelled_scores,
 )
-from anomaly_ae.metrics.intervals import clopper_pearson, effective_sample_size
+from anomaly_ae.metrics.intervals import clopper_pearson, effective_sample_size, hull
 from anomaly_ae.records import Interval, Metric
 
 
@@ -198,10 +198,8 @@ def _by_groups(hits: BoolVector, codes: IntVector, confidence: float) -> Interva
     method = f"Clopper-Pearson at effective sample size {n_effective:.1f}"
     found = clopper_pearson(float(hits.mean()), n_effective, confidence, method, "group")
     none, every = (clopper_pearson(share, n_groups, confidence, "", "group") for share in (0.0, 1.0))
-    if found.high >= none.high and found.low <= every.low:
-        return found
-    low, high = min(found.low, every.low), max(found.high, none.high)
-    return Interval(low, high, f"{method}, widened to that of groups that are all alike", "group")
+    alike = Interval(every.low, none.high, "that of groups that are all alike", "group")
+    return found if found.low <= alike.low and alike.high <= found.high else hull(found, alike)
 
 
 def _beta_binomial_quantile(n: int, a: int, b: int, q: float) -> int:

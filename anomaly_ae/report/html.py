@@ -35,8 +35,8 @@ def write_report(run_dir: Path, tables: tuple[Sequence[Line], Sequence[Line]] | 
     Parameters
     ----------
     run_dir : Path
-        Holds ``run.json`` and ``scores.csv``; where there are ``metrics.json``, ``units.csv``, ``failures.csv`` and
-        ``pictures.npz``, the page shows them too.
+        Holds ``run.json``, ``scores.csv``, ``units.csv`` and ``failures.csv``; of `evaluate` ``metrics.json``, too.
+        Where there is ``pictures.npz``, the page shows it.
     tables : two sequences of mapping, or None
         Lines of scores and units that were just written there, see `read_run`.
 
