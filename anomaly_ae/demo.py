@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anomaly_ae.config import load_config, with_values
+from anomaly_ae.config import load_config
 from anomaly_ae.errors import DataError
 from anomaly_ae.files import write_bytes
 from anomaly_ae.listener import Listener
@@ -64,13 +64,12 @@ def write_preview(data: Path, out: Path, preset: str | Path | None, seed: int, l
 
     from anomaly_ae.corruption import corrupt
     from anomaly_ae.fitting import untrained
-    from anomaly_ae.survey import choose_preset, survey_images
+    from anomaly_ae.survey import choose_preset, settled, survey_images
     from anomaly_ae.training import augment, step_generator
 
     samples, n_left_out = _normal_images(data, seed, listener or Listener())
     survey = survey_images(samples, seed, Listener())
-    config = load_config(preset or choose_preset(survey)[0], [f"seed={seed}"])
-    config = with_values(config, model={"n_channels": survey.n_channels})
+    config, _ = settled(load_config(preset or choose_preset(survey)[0], [f"seed={seed}"]), survey)
     cpu = torch.device("cpu")
     detector = untrained(config, survey, cpu)
     with detector.store(survey.samples) as store:

@@ -26,7 +26,7 @@ from anomaly_ae.errors import AnomalyAEError, ModelFileError, UsageError
 from anomaly_ae.loading import ImageStore, all_or_raise, in_order, read_sample, torch_pixels
 from anomaly_ae.manifest import manifest_from_paths, renamed, taken
 from anomaly_ae.modelfile import read_tensors, tensors_below, tensors_sha256, write_tensors
-from anomaly_ae.preparation import Preparation
+from anomaly_ae.preparation import LEARNED, Preparation
 from anomaly_ae.prepare import Geometry, Prepared, check_size, to_image_grid, to_working_grid
 from anomaly_ae.readers import Axes, image_from, image_sha256, pixel_sha256, volume_from
 from anomaly_ae.records import Failure, FloatArray, Image, PixelArray, Sample, Score
@@ -91,9 +91,7 @@ class Detector:
         self.ensemble = ensemble.eval()
         self.config, self.geometry, self.device = config, geometry, device
         self.rules = RegionRules.of(config.scoring)
-        learned = {
-            name: t.cpu().numpy() for name, t in self.mapper.named_buffers() if name in ("flat_field", "reference")
-        }
+        learned = {name: t.cpu().numpy() for name, t in self.mapper.named_buffers() if name in LEARNED}
         self.preparation = Preparation(config, geometry, **learned)
         self.say: Callable[[str], object] = warnings.warn
         self._ahead = 1 if config.model.spatial_dims == 3 else 0  # a volume is as large as hundreds of images
@@ -253,7 +251,8 @@ class Detector:
             + (f", stopped early: {made['stopped']}" if made.get("stopped") else ""),
             f"works on: {self.config.model.embed or 'pixels'}",
             f"normal images: {counts}",
-            f"channels: {self.config.model.n_channels}; intensity policy: {self.config.intensity.policy}",
+            f"channels: {self.config.model.n_channels}; intensity policy: {self.config.intensity.policy}; exposure: "
+            f"{self.config.intensity.exposure}",
             f"scale: {made.get('working_scale')}",
             f"residuals standardised by {self.config.scoring.standardise}; pooling {self.config.scoring.pooling}",
             f"region rules: {self.rules.describe() or 'none'}",

@@ -57,6 +57,7 @@ from anomaly_ae.survey import (
     learn_preparation,
     readable_forms,
     readable_parts,
+    settled,
     survey_images,
 )
 from anomaly_ae.threshold import Share, check_reachable, default_rate, reachable_text
@@ -125,8 +126,10 @@ def fit(
         name, reason = choose_preset(survey)
         config = load_config(name, overrides)
     every_mm = _unit_every_mm(config, parts)  # what only the data tell
-    config = with_values(config, model={"n_channels": survey.n_channels}, scoring={"unit_every_mm": every_mm})
+    config, why = settled(with_values(config, scoring={"unit_every_mm": every_mm}), survey)
     listener.say(f"preset {config.preset}: {reason}")
+    if why:
+        listener.say(why)
     detector = untrained(config, survey, place)
     detector.say = listener.say
     if config.model.embed:

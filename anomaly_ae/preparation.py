@@ -1,4 +1,4 @@
-"""All that is done to an image before it is mapped: working scale, even light, its place; the same on every path."""
+"""All that is done to an image before it is mapped: working scale, light, its place; the same on every path."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from dataclasses import replace
 from anomaly_ae.alignment import Aligner
 from anomaly_ae.config import Config
 from anomaly_ae.errors import IncompatibleImageError
-from anomaly_ae.illumination import divide_out, image_gain, stretched_gain
+from anomaly_ae.illumination import divide_out, exposure_gain, image_gain, light_profile, stretched_gain
 from anomaly_ae.prepare import Geometry, Prepared, prepare, working_shape
 from anomaly_ae.records import FloatArray, Image
+
+LEARNED = ("flat_field", "exposure", "reference")
+"""What a model may hold for its `Preparation`, by the names of the buffers."""
 
 
 class Preparation:
@@ -22,6 +25,8 @@ class Preparation:
     ----------
     flat_field : float32 array, (C, *cells), or None
         The learned gain, see `illumination`.
+    exposure : float64 array, (3,), or None
+        Lowest, usual and highest exposure, see `illumination.learned_exposure`.
     reference : float32 array or None
         See `alignment`.
     """
@@ -31,10 +36,11 @@ class Preparation:
         config: Config,
         geometry: Geometry,
         flat_field: FloatArray | None = None,
+        exposure: FloatArray | None = None,
         reference: FloatArray | None = None,
     ) -> None:
         self.config, self.geometry = config, geometry
-        self._flat_field = flat_field
+        self._flat_field, self._exposure = flat_field, exposure
         self._aligner = None if reference is None else _aligner(config, geometry, reference)
 
     def __call__(self, image: Image) -> Prepared:
@@ -45,7 +51,8 @@ class Preparation:
                 "intensity.policy = file_window takes from every file between which values it is to be shown",
                 "leave it out, or fit with another policy",
             )
-        prepared = self._evenly_lit(prepare(image, self.geometry, self.config.model.n_channels))
+        prepared = prepare(image, self.geometry, self.config.model.n_channels)
+        prepared = self._usually_exposed(self._evenly_lit(prepared))
         return prepared if self._aligner is None else self._aligner.align(prepared, image.source)
 
     def _evenly_lit(self, prepared: Prepared) -> Prepared:
@@ -57,6 +64,13 @@ class Preparation:
         else:
             return prepared
         return replace(prepared, pixels=divide_out(pixels, gain, intensity.black_level))
+
+    def _usually_exposed(self, prepared: Prepared) -> Prepared:
+        if self._exposure is None:
+            return prepared
+        pixels, black = prepared.pixels, self.config.intensity.black_level
+        gain = exposure_gain(light_profile(pixels, prepared.valid, black), self._exposure)
+        return replace(prepared, pixels=divide_out(pixels, gain, black))
 
 
 def _aligner(config: Config, geometry: Geometry, reference: FloatArray) -> Aligner:

@@ -79,6 +79,8 @@ class AnomalyMapper(nn.Module):
         self.register_buffer("limits", torch.zeros(config.model.n_channels, 2, dtype=torch.float64))
         if config.intensity.flat_field == "learned":
             self.register_buffer("flat_field", torch.ones(config.model.n_channels, *[N_CELLS] * n_dims))
+        if config.intensity.exposure == "image":
+            self.register_buffer("exposure", torch.ones(3, dtype=torch.float64))
         if config.geometry.align != "off":
             self.register_buffer("reference", torch.zeros(2, SIDE_PX, SIDE_PX))
         self.size_multiple = shrink * size_multiple(config.model)

@@ -12,9 +12,17 @@ import numpy as np
 
 from anomaly_ae.alignment import reference_from
 from anomaly_ae.baselines import shrunk
-from anomaly_ae.config import Config
+from anomaly_ae.config import Config, IntensityConfig, with_values
 from anomaly_ae.errors import AnomalyAEError, ConfigError, DataError
-from anomaly_ae.illumination import cell_sums, learned_gain
+from anomaly_ae.illumination import (
+    COMMON_SHARE,
+    MIN_EXPOSURE_SPREAD,
+    cell_sums,
+    common_exposure,
+    learned_exposure,
+    learned_gain,
+    light_profile,
+)
 from anomaly_ae.listener import Listener
 from anomaly_ae.loading import ahead, in_order, read_sample, torch_pixels
 from anomaly_ae.manifest import MIN_NORMALS
@@ -280,24 +288,63 @@ def dataset_limits(survey: Survey, config: Config) -> FloatArray:
 
 
 def learn_preparation(mapper: AnomalyMapper, config: Config, geometry: Geometry, survey: Survey) -> Survey:
-    """Set flat field and reference in ``mapper``; return what the survey would have seen of evenly lit images.
+    """Set flat field, exposure and reference in ``mapper``; return what the survey would have seen of the images then.
 
     Raises
     ------
     DataError
         Images of several sizes, which share no canvas; or no light above the black level.
     """
-    flat_field = None
+    learned: dict[str, FloatArray] = {}
     if config.intensity.flat_field == "learned":
-        flat_field = learned_gain(survey.cells, config.intensity.black_level)
-        mapper.get_buffer("flat_field").copy_(torch_pixels(flat_field))
-    in_even_light = Preparation(config, geometry, flat_field)
+        learned["flat_field"] = learned_gain(survey.cells, config.intensity.black_level)
+    if config.intensity.flat_field != "off":
+        survey = _seen_again(survey, Preparation(config, geometry, **learned), config.seed)
+    if config.intensity.exposure == "image":
+        learned["exposure"] = learned_exposure(_light_profiles(survey, config.intensity))
+        survey = _seen_again(survey, Preparation(config, geometry, **learned), config.seed)
     if config.geometry.align != "off":
         _refuse_sizes(survey)
         typical = int(np.nan_to_num(_correlations(survey.thumbnails), nan=-1).argmax())
-        reference = reference_from(in_even_light(read_sample(survey.samples[typical])))
-        mapper.get_buffer("reference").copy_(torch_pixels(reference))
-    return survey if config.intensity.flat_field == "off" else _seen_again(survey, in_even_light, config.seed)
+        in_usual_light = Preparation(config, geometry, **learned)
+        learned["reference"] = reference_from(in_usual_light(read_sample(survey.samples[typical])))
+    for name, values in learned.items():
+        mapper.get_buffer(name).copy_(torch_pixels(values))
+    return survey
+
+
+def settled(config: Config, survey: Survey) -> tuple[Config, str]:
+    """Return the configuration with what only the images tell: their channels, and what ``exposure = auto`` means.
+
+    Numbers with a meaning of their own are left as they are: all but the policies of percentiles and ranges, and where
+    there are any below the black level (Hounsfield units).
+
+    Returns
+    -------
+    Config
+    str
+        Why the exposure is divided out; "" where it is not, or where that was asked for.
+    """
+    config = with_values(config, model={"n_channels": survey.n_channels})
+    intensity = config.intensity
+    if intensity.exposure != "auto":
+        return config, ""
+    left = with_values(config, intensity={"exposure": "off"})
+    profiles = _light_profiles(survey, intensity)
+    is_light = survey.extremes.min() >= intensity.black_level and profiles.mean(axis=1).min() > 0
+    if intensity.policy not in ("percentile", "range") or not is_light:
+        return left, ""
+    share, spread = common_exposure(profiles)
+    if share < COMMON_SHARE or spread < MIN_EXPOSURE_SPREAD:
+        return left, ""
+    return with_values(config, intensity={"exposure": "image"}), (
+        f"exposure differs by {100 * spread:.0f} % from image to image and explains {100 * share:.0f} % of how they "
+        "differ in brightness: it is divided out (intensity.exposure=off leaves it)"
+    )
+
+
+def _light_profiles(survey: Survey, config: IntensityConfig) -> FloatArray:
+    return np.stack([light_profile(pixels, None, config.black_level) for pixels in survey.pixels])
 
 
 def _seen_again(survey: Survey, preparation: Preparation, seed: int) -> Survey:

@@ -8,11 +8,16 @@ from scipy import ndimage
 
 from anomaly_ae.errors import DataError
 from anomaly_ae.illumination import (
+    COMMON_SHARE,
     MIN_GAIN,
     cell_sums,
+    common_exposure,
     divide_out,
+    exposure_gain,
     image_gain,
+    learned_exposure,
     learned_gain,
+    light_profile,
     stretched_gain,
 )
 from anomaly_ae.prepare import valid_box
@@ -153,3 +158,65 @@ def test_the_box_of_nothing_is_everything() -> None:
     some = np.zeros((4, 5), bool)
     some[1, 2] = some[3, 3] = True
     assert valid_box(some) == (slice(1, 4), slice(2, 4))
+
+
+def profiles(images: FloatArray, black: float = BLACK) -> FloatArray:
+    return np.stack([light_profile(image, None, black) for image in images])
+
+
+def test_exposure_is_found_and_divided_out() -> None:
+    factors = np.array([0.6, 0.8, 1.0, 1.3, 1.7])
+    images = BLACK + factors[:, None, None, None] * (surfaces(5, vignette()) - BLACK)
+    found = profiles(images)
+    share, spread = common_exposure(found)
+    assert share > 0.99
+    assert spread == pytest.approx(np.log(factors).std(), rel=0.01)
+    learned = learned_exposure(found)
+    assert learned / learned[1] == pytest.approx([0.6, 1.0, 1.7], rel=0.01)
+    gains = [exposure_gain(profile, learned) for profile in found]
+    assert gains == pytest.approx(factors, rel=0.01)
+    even = [divide_out(image, gain, BLACK) for image, gain in zip(images, gains, strict=True)]
+    assert profiles(np.stack(even)).mean(axis=1).std() < 1e-3 * learned[1]
+
+
+def test_what_is_darker_than_all_training_images_stays_darker() -> None:
+    learned = learned_exposure(
+        profiles(BLACK + np.array([0.8, 1.0, 1.2])[:, None, None, None] * (surfaces(3, np.ones(SHAPE)) - BLACK))
+    )
+    dark, bright = (BLACK + factor * (surfaces(1, np.ones(SHAPE))[0] - BLACK) for factor in (0.4, 2.4))
+    for image, factor in ((dark, 0.5), (bright, 2.0)):
+        seen = divide_out(image, exposure_gain(light_profile(image, None, BLACK), learned), BLACK)
+        assert light_profile(seen, None, BLACK).mean() / learned[1] == pytest.approx(factor, rel=0.02)
+
+
+def test_things_of_several_sizes_are_no_exposure() -> None:
+    images = np.full((6, 1, *SHAPE), BLACK + 10.0)
+    for i, image in enumerate(images):
+        image[:, :, : 15 * (i + 2)] = BLACK + 200
+    share, spread = common_exposure(profiles(images))
+    assert share < COMMON_SHARE
+    assert spread > 0.2
+
+
+def test_a_few_pixels_move_no_exposure() -> None:
+    image = surfaces(1, np.ones(SHAPE))[0]
+    marked = image.copy()
+    marked[:, 10:20, 10:30] = 60_000.0  # 1.6 % of the image
+    before, after = (light_profile(one, None, BLACK).mean() for one in (image, marked))
+    assert after == pytest.approx(before, rel=2e-3)
+
+
+def test_a_mask_says_what_is_exposed() -> None:
+    image = surfaces(1, np.ones(SHAPE))[0]
+    valid = np.zeros(SHAPE, bool)
+    valid[10:50, 20:90] = True
+    around = np.where(valid, image, BLACK)
+    assert light_profile(around, valid, BLACK).mean() == pytest.approx(
+        light_profile(image, None, BLACK).mean(), rel=0.01
+    )
+
+
+def test_exposure_needs_light_above_the_black_level() -> None:
+    with pytest.raises(DataError, match="exposure") as refused:
+        learned_exposure(profiles(surfaces(3, np.ones(SHAPE)), black=1000.0))
+    assert "exposure=off" in refused.value.fix

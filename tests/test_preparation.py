@@ -28,6 +28,7 @@ N_IMAGES = 24
 OPTIONS = {
     "learned": "intensity.flat_field=learned",
     "image": "intensity.flat_field=image",
+    "exposure": "intensity.exposure=image",
     "shift": "geometry.align=shift",
     "rigid": "geometry.align=rigid",
 }
@@ -204,6 +205,55 @@ def test_fit_tells_its_listener_which_image_is_not_aligned(folder: Path, tmp_pat
     assert not [line for line in lines if "is not aligned" in line and "noise.npy" not in line]
 
 
+def exposed(folder: Path, factors: tuple[float, ...]) -> Path:
+    """Parts under exposures that change in turn, as 16-bit numbers."""
+    folder.mkdir()
+    for seed in range(N_IMAGES):
+        part = 8000 * factors[seed % len(factors)] * make_part(np.random.default_rng(seed), SIDE)
+        np.save(folder / f"{seed:03d}.npy", part.clip(0, 65535).astype(np.uint16))
+    return folder
+
+
+def fitted(folder: Path, *options: str) -> tuple[Detector, list[str]]:
+    lines: list[str] = []
+    config = load_config("smoke", ["training.steps=10", *options])
+    return fit(load_manifest(folder), config, device="cpu", listener=Listener(say=lines.append)), lines
+
+
+def test_fit_divides_out_the_exposure_where_that_is_what_images_differ_in(tmp_path: Path) -> None:
+    detector, lines = fitted(exposed(tmp_path / "exposures", (0.5, 0.8, 1.2, 2.0)))
+    assert detector.config.intensity.exposure == "image"
+    assert sum("exposure differs by" in line for line in lines) == 1
+    assert any("exposure: image" in line for line in detector.describe())
+    part = make_part(np.random.default_rng(100), SIDE)
+    scores = [detector.score((8000 * factor * part).astype(np.uint16)).score for factor in (0.6, 1.0, 1.8)]
+    assert scores == pytest.approx([scores[0]] * 3, rel=0.01)
+    too_bright = detector.score((8000 * 4 * part).astype(np.uint16)).score
+    assert too_bright > 1.1 * max(scores)
+
+
+@pytest.mark.parametrize(
+    ("factors", "options"),
+    [
+        ((1.0, 1.03), ()),
+        ((0.5, 2.0), ("intensity.exposure=off",)),
+        ((0.5, 2.0), ("intensity.policy=window", "intensity.low=0", "intensity.high=9000")),
+        ((0.5, 2.0), ("intensity.policy=volume_percentile",)),
+        ((0.5, 2.0), ("intensity.black_level=3000",)),  # some pixels lie below it: these numbers are no light
+    ],
+)
+def test_fit_leaves_the_exposure(factors: tuple[float, ...], options: tuple[str, ...], tmp_path: Path) -> None:
+    detector, lines = fitted(exposed(tmp_path / "exposures", factors), *options)
+    assert detector.config.intensity.exposure == "off"
+    assert not any("exposure" in line for line in lines)
+    assert "exposure" not in dict(detector.mapper.named_buffers())
+
+
+def test_exposure_of_images_that_are_scaled_by_themselves_is_refused() -> None:
+    with pytest.raises(ConfigError, match="scaled by itself already"):
+        load_config("default", ["intensity.policy=volume_percentile", "intensity.exposure=image"])
+
+
 def test_images_of_several_sizes_share_no_canvas(folder: Path, tmp_path: Path) -> None:
     for path in folder.glob("*.npy"):
         pixels = np.load(path)
@@ -232,5 +282,5 @@ def test_settings_of_options_that_are_off_change_no_hash() -> None:
 
 def test_a_model_without_options_learns_no_field_and_no_reference(smoke_detector: Detector) -> None:
     names = {name for name, _ in smoke_detector.mapper.named_buffers()}
-    assert not names & {"flat_field", "reference"}
+    assert not names & {"flat_field", "exposure", "reference"}
     assert isinstance(smoke_detector.mapper.get_buffer("limits"), torch.Tensor)

@@ -170,6 +170,9 @@ def _check_combinations(config: Config) -> None:
     low, high = intensity.low, intensity.high
     if intensity.policy == "window" and (low is None or high is None or not -math.inf < low < high < math.inf):
         raise ConfigError("intensity policy 'window'", f"needs low < high, found {low} and {high}")
+    if intensity.exposure == "image" and intensity.policy in ("volume_percentile", "file_window"):
+        why, fix = "each image is scaled by itself already", "set intensity.exposure=off, or another policy"
+        raise ConfigError(f"intensity.exposure = image with policy {intensity.policy}", why, fix)
     geometry = config.geometry
     if geometry.min_side_px > geometry.max_side_px:
         found = f"min_side_px = {geometry.min_side_px}, max_side_px = {geometry.max_side_px}"

@@ -50,7 +50,14 @@ class IntensityConfig:
     flat_field_sd_px: float = _number(
         64.0, 4, 2000, "flat_field image: what is smoother than this is light; at working scale", before=64.0
     )
-    black_level: float = _number(0.0, -1e6, 1e6, "the file's number for no light (flat_field)", before=0.0)
+    exposure: str = _choice(
+        "auto",
+        ("auto", "off", "image"),
+        "image: each image is brought to the usual exposure; auto: fit does so where exposure is what the training "
+        "images differ in",
+        before="off",
+    )
+    black_level: float = _number(0.0, -1e6, 1e6, "the file's number for no light (flat_field, exposure)", before=0.0)
 
 
 @dataclass(frozen=True, slots=True)
