@@ -19,7 +19,7 @@ from anomaly_ae.fitting import fit
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import FIT_SPLITS, Manifest, make_folds, roles
 from anomaly_ae.page import write_page
-from anomaly_ae.planting import plant_copies, refuse_volumes
+from anomaly_ae.planting import plant_copies, refuse_unplantable
 from anomaly_ae.records import NORMAL_LABEL, Failure, Image, Sample, Score
 from anomaly_ae.report.panels import DetailPanels, detail_panels
 from anomaly_ae.report.pictures import DETAIL_SIDE_PX, Detail, picture, thumbnail_map
@@ -130,7 +130,7 @@ def audit(
     UsageError
         A configuration for volumes.
     """
-    refuse_volumes(config, "audit")
+    refuse_unplantable(config, "audit")
     listener = listener or Listener()
     normals = [
         replace(sample, label=NORMAL_LABEL, split="", mask=None)

@@ -278,7 +278,7 @@ def _bases(
         if isinstance(result, Failure) or image is None:
             reasons.append(getattr(result, "reason", ""))
             listener.say(f"left out: {reasons[-1]}")
-        elif pixel_hash(image) in known:
+        elif not known.isdisjoint({pixel_hash(image), result.image_sha256}):  # a finished run names files
             n_known += 1
         elif result.score >= result.threshold:
             n_flagged += 1

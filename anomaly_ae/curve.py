@@ -21,7 +21,7 @@ from anomaly_ae.metrics import roc_auc
 from anomaly_ae.metrics.intervals import N_FEW
 from anomaly_ae.metrics.paired import Difference, delong_difference, placements
 from anomaly_ae.page import figure, line_plot, table, write_page
-from anomaly_ae.planting import plant_copies, refuse_volumes
+from anomaly_ae.planting import plant_copies, refuse_unplantable
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Metric, Sample
 from anomaly_ae.report.words import count, ratio
 from anomaly_ae.results import write_csv
@@ -121,7 +121,7 @@ def learning_curve(
     UsageError
         A configuration for volumes.
     """
-    refuse_volumes(config, "curve")
+    refuse_unplantable(config, "curve")
     listener = listener or Listener()
     used = _used(manifest)
     forms = readable_forms(used, listener, " of the curve")

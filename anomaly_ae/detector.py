@@ -109,6 +109,8 @@ class Detector:
         """Hash of all that decides a score: every learned number, and the settings from the image to its score."""
         learned, config = [tensors_sha256(member.state_dict()) for member in self.ensemble.members], self.config
         settings = [deciding_settings(part) for part in (config.model, config.intensity, config.scoring, self.geometry)]
+        if config.geometry.align != "off":  # all else that geometry says is in the working scale
+            settings.append({"align": config.geometry.align, "align_reach": config.geometry.align_reach})
         return hashlib.sha256(json.dumps([*learned, settings]).encode()).hexdigest()
 
     @property
@@ -313,7 +315,9 @@ class Detector:
             names = ("smallest_px", "largest_px", "spacing_mm")
             sizes = {name: tuple(values["geometry"].get(name, ())) for name in names}
             geometry = Geometry(**{**values["geometry"], **sizes})
-        except (KeyError, TypeError, RuntimeError) as error:
+            if not (geometry.factor > 0 and geometry.multiple > 0 and len(scores.image)):
+                raise ValueError("its working scale or its calibration is empty")
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise ModelFileError(f"{path} does not hold a whole model", reason, "fit again") from error
         return cls(ensemble, config, geometry, provenance, choose_device(device), baseline, scores, thresholds)

@@ -50,6 +50,12 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def file_state(path: str | Path) -> tuple[str, int, int]:
+    """Return name, time of the last change in ns and size: a cache under this key never serves an older file."""
+    status = Path(path).stat()
+    return str(path), status.st_mtime_ns, status.st_size
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a whole file atomically."""
     with replacing(path) as temporary:

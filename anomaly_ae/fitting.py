@@ -62,7 +62,7 @@ from anomaly_ae.survey import (
 )
 from anomaly_ae.threshold import Share, check_reachable, default_rate, reachable_text
 from anomaly_ae.training import Progress
-from anomaly_ae.usable import of_whole_units, refuse_known, without_copies, without_misfits
+from anomaly_ae.usable import of_whole_units, refuse_known, without_copies, without_misfits, without_repeats
 
 
 def fit(
@@ -165,10 +165,14 @@ def calibrate(
     """
     listener, asked = listener or Listener(), Asked(rate, confidence)
     samples = taken(samples, detector.config.model.spatial_dims)
+    n_suspect = sum(is_suspect(sample.label, sample.extra) for sample in samples)
+    if n_suspect:
+        what = f"{n_suspect} of {len(samples)} calibration images are labelled anomalous, or belong to such a volume"
+        raise DataError(what, "a threshold set on them lets defects pass", "give normal images only")
     check_groups([replace(sample, split="calibration") for sample in samples])  # that is what all of them are now
-    _check_reachable(samples, asked)
     forms = readable_forms(samples, listener, " of the calibration")
-    readable = [sample for sample in samples if sample.id in forms]
+    readable = without_repeats([sample for sample in samples if sample.id in forms], forms, listener)
+    _check_reachable(readable, asked)
     refuse_known(detector, readable, forms)
     return _set_thresholds(detector, of_whole_units(readable, samples, listener), forms, asked, listener)
 
@@ -187,6 +191,12 @@ def _set_thresholds(
         raise DataError("no normal image could be scored for calibration", "all were left out", "see the lines above")
     kept = of_whole_units([s for s in samples if s.id in measured], samples, listener)
     values, peaks, plain = zip(*(measured[s.id] for s in kept), strict=True)
+    if len(values) > 1 and min(values) == max(values):
+        raise DataError(
+            f"all {len(values)} calibration images have the same score, {values[0]:.6g}",
+            "the model sees no difference between them, as where no pixel lies inside the intensity window",
+            "look at intensity.policy, low and high, and at the images",
+        )
     counted = counted_for_unit(kept, detector.config.scoring.unit_every_mm)
     scores = calibration_scores(values, peaks, [s.unit for s in kept], [s.group for s in kept], counted)
     calibrated = detector.with_thresholds(scores, thresholds_by(asked, scores))
@@ -336,7 +346,7 @@ def _provenance(
         "validation_loss": sum(member.best_loss for member in finished) / len(finished),
         "history": [{"member": i, **entry} for i, member in enumerate(finished, start=1) for entry in member.history],
         "n_parameters": sum(p.numel() for p in detector.ensemble.parameters()),
-        "working_scale": detector.geometry.describe(_typical_shape(survey.shapes)),
+        "working_scale": detector.geometry.describe(_typical_shape(_stated_shapes(survey, detector.config))),
     }
 
 

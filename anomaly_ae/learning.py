@@ -44,7 +44,7 @@ def learn(
             finished.append(_learn_member(detector, number, data, checkpoint, fingerprint, of_member, should_stop))
     if len(finished) < n_members:
         _keep_only(detector, len(finished), listener)
-    return finished
+    return finished[: len(detector.ensemble.members)]
 
 
 def _keep_only(detector: Detector, n_finished: int, listener: Listener) -> None:

@@ -19,8 +19,8 @@ SHARE_OF_SIDE = 1 / 8
 MIN_SIZE_PX = 4.0
 
 
-def refuse_volumes(config: Config, command: str) -> None:
-    """Refuse, before anything is computed, to plant flat defects into volumes.
+def refuse_unplantable(config: Config, command: str) -> None:
+    """Refuse, before anything is computed, what a planted copy cannot have: it is flat, and holds nothing but pixels.
 
     Raises
     ------
@@ -29,6 +29,10 @@ def refuse_volumes(config: Config, command: str) -> None:
     if config.model.spatial_dims == 3:
         why, fix = "it plants and shows flat defects", "use a preset for slices"
         raise UsageError(f"{command} with model.spatial_dims=3", why, fix)
+    intensity, geometry = config.intensity, config.geometry
+    if geometry.spacing_mm or geometry.slice_spacing_mm or intensity.policy == "file_window":
+        why, fix = "planted copies of images have neither spacing nor window", "leave it out"
+        raise UsageError(f"{command} with a stated spacing or intensity.policy=file_window", why, fix)
 
 
 def plant_into(
@@ -104,7 +108,11 @@ def plant_copies(
             continue
         path = folder / f"{i}.npy"
         np.save(path, damaged.pixels if damaged.n_channels > 1 else damaged.pixels[0], allow_pickle=False)
-        planted[sample.id] = replace(sample, files=(path,), frame=0, volume="", slices=())
+        valid = None
+        if damaged.valid is not None:
+            valid = folder / f"{i}.valid.npy"
+            np.save(valid, damaged.valid.astype(np.uint8), allow_pickle=False)
+        planted[sample.id] = replace(sample, files=(path,), valid=valid, frame=0, volume="", slices=())
     return planted
 
 

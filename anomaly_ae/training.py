@@ -169,6 +169,7 @@ class _Loop:
         parts = zip(*(torch.split(t, size) for t in self.validation_batch), strict=True)
         chunks = [self._loss(self.mean, *part) for part in parts]
         validation_loss = float(torch.stack(chunks).mean())
+        _refuse_divergence(validation_loss, progress.step, self.config.training.learning_rate)
         progress.history.append({"step": progress.step, "loss": loss, "validation_loss": validation_loss})
         if validation_loss < progress.best_loss:
             progress.best_loss, progress.n_without_improvement = validation_loss, 0

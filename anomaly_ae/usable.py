@@ -39,7 +39,17 @@ def without_copies(
         raise DataError(
             "all calibration images are copies of training images", "thresholds need new ones", "remove the copies"
         )
-    return {**parts, "calibration": kept}
+    return {**parts, "calibration": without_repeats(kept, forms, listener)}
+
+
+def without_repeats(samples: Sequence[Sample], forms: Mapping[str, Form], listener: Listener) -> tuple[Sample, ...]:
+    """Leave out, and name, calibration images that are copies of another: a hundred copies promise no more than one."""
+    first: dict[str, Sample] = {}
+    for sample in samples:
+        original = first.setdefault(forms[sample.id].pixel_hash, sample)
+        if original is not sample:
+            listener.say(f"left out of the calibration: {sample.id} is a copy of {original.id}")
+    return tuple(first.values())
 
 
 def without_misfits(

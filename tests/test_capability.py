@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import csv
 import io
 import json
@@ -30,7 +31,7 @@ from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, load_manifest
 from anomaly_ae.planting import plant_into
-from anomaly_ae.readers import read_image
+from anomaly_ae.readers import image_sha256, read_image
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,14 @@ def test_held_out_normals(part_manifest: Manifest, normals: Path, part_folder: P
 def test_known_images_are_refused(smoke_detector: Detector, part_folder: Path) -> None:
     with pytest.raises(DataError, match="15 of 15 readable normal images were used in fit"):
         measure_capability(smoke_detector, load_manifest(part_folder / "train" / "good").samples, n_per_grade=15)
+
+
+def test_images_of_a_finished_run_that_set_the_threshold_are_known(smoke_detector: Detector, normals: Path) -> None:
+    samples = load_manifest(normals).samples
+    calibrated = copy.copy(smoke_detector)
+    calibrated.provenance = {"image_hashes": {"calibration": [image_sha256(sample.files) for sample in samples]}}
+    with pytest.raises(DataError, match="were used in fit"):
+        measure_capability(calibrated, samples, n_per_grade=15)
 
 
 def test_flagged_images_are_replaced_by_others(keen: Detector, normals: Path) -> None:

@@ -329,6 +329,7 @@ def test_asked_to_stop_keeps_the_members_begun(manifest: Manifest, tmp_path: Pat
     )
     assert len(stopped.ensemble.members) == stopped.config.training.members == n_kept
     assert (f"asked to stop: the model holds {n_kept} of 3 networks" in lines) == (n_kept < 3)
+    assert {entry["member"] for entry in stopped.provenance["history"]} == set(range(1, n_kept + 1))
     whole = fit(manifest, config_of(f"training.members={n_kept}"), device="cpu")
     pairs = list(zip(stopped.ensemble.members, whole.ensemble.members, strict=True))
     same = [tensors_sha256(a.state_dict()) == tensors_sha256(b.state_dict()) for a, b in pairs]

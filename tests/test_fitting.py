@@ -25,6 +25,7 @@ from anomaly_ae.manifest import Manifest, load_manifest, scan, split_normals
 from anomaly_ae.model import size_multiple
 from anomaly_ae.readers import pixel_sha256
 from anomaly_ae.records import PixelArray, Sample
+from anomaly_ae.threshold import parse_rate
 
 
 @pytest.fixture(autouse=True)
@@ -299,6 +300,28 @@ def test_copies_of_learned_images_stay_out_of_the_calibration_and_are_named(tmp_
     assert f"left out of the calibration: {copy.id} is a copy of an image that is learned from" in lines
     assert len(detectors[0].calibrated[0].image) == 5
     assert any("with 5 normal images" in line for line in lines)  # what the promise can count on
+
+
+def test_copies_of_one_image_set_no_threshold(noise_manifest: Manifest, tmp_path: Path) -> None:
+    detector = fit(noise_manifest, config_of(), device="cpu")
+    copies = save_images(tmp_path / "copies", [*noise(12, seed=5)[:1] * 50, *noise(12, seed=5)[1:]]).samples
+    lines = said(lambda listener: calibrate(detector, copies, listener=listener))
+    assert sum("is a copy of" in line for line in lines) == 49
+    with pytest.raises(CalibrationError, match="12"):
+        calibrate(detector, copies, rate=parse_rate("0.02"))
+
+
+def test_images_labelled_anomalous_set_no_threshold(noise_manifest: Manifest, tmp_path: Path) -> None:
+    detector = fit(noise_manifest, config_of(), device="cpu")
+    new = save_images(tmp_path / "new", noise(20, seed=6)).samples
+    with pytest.raises(DataError, match="1 of 20 calibration images are labelled anomalous"):
+        calibrate(detector, [replace(new[0], label="anomalous"), *new[1:]])
+
+
+def test_a_model_that_sees_nothing_is_refused(noise_manifest: Manifest) -> None:
+    blind = ("intensity.policy=window", "intensity.low=10000", "intensity.high=10100")
+    with pytest.raises(DataError, match="calibration images have the same score"):
+        fit(noise_manifest, config_of(*blind), device="cpu")
 
 
 def test_frames_of_one_file_are_not_copies_of_each_other(tmp_path: Path) -> None:

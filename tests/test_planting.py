@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
-from anomaly_ae.errors import DataError
+from anomaly_ae.config import load_config
+from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.loading import read_sample
-from anomaly_ae.planting import plant_copies, plant_into
+from anomaly_ae.planting import plant_copies, plant_into, refuse_unplantable
 from anomaly_ae.readers import read_image
 from anomaly_ae.records import Image, Sample
 from anomaly_ae.synthetic import plant_defect
@@ -85,3 +87,24 @@ def test_copies_take_turns_and_pass_over_what_cannot_be_planted_into(part_folder
         change = np.abs(after.pixels.astype(float) - before.pixels)
         assert 0 < change.max() <= contrast * (high - low) + 1
         assert 0 < (change > 0).mean() < 0.1
+
+
+def test_a_copy_keeps_what_is_valid_in_the_image(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 50)).astype(np.uint8)
+    valid = np.zeros((40, 50), np.uint8)
+    valid[5:35, 10:45] = 1
+    for name, values in (("image", pixels), ("valid", valid)):
+        nibabel.Nifti1Image(values.T[..., None], np.eye(4)).to_filename(tmp_path / f"{name}.nii")
+    sample = Sample("a", "a", (tmp_path / "image.nii",), valid=tmp_path / "valid.nii")
+    (tmp_path / "copies").mkdir()
+    copy = plant_copies([sample], 1, (0.5,), tmp_path / "copies", np.random.default_rng(0))["a"]
+    before, after = read_sample(sample), read_sample(copy)
+    assert before.valid is not None
+    np.testing.assert_array_equal(after.valid, before.valid)
+    assert (after.pixels != before.pixels).any()
+
+
+@pytest.mark.parametrize("setting", ["geometry.spacing_mm=0.5", "intensity.policy=file_window"])
+def test_settings_that_ask_what_a_copy_does_not_have_are_refused(setting: str) -> None:
+    with pytest.raises(UsageError, match="neither spacing nor window"):
+        refuse_unplantable(load_config("smoke", [setting]), "audit")

@@ -1006,3 +1006,9 @@ def test_tiff_of_parts_that_would_become_too_much_is_refused(
     monkeypatch.setattr(shared, "_LZMA_PIECE", 64)
     with pytest.raises(UnreadableImageError, match=r"become more than|bytes of runs for"):
         read_image(path)
+
+
+def test_a_masked_array_is_refused_instead_of_losing_its_mask() -> None:
+    pixels = np.zeros((8, 8), np.uint8)
+    with pytest.raises(UsageError, match="masked array"):
+        image_from(np.ma.masked_array(pixels, mask=pixels == 0))

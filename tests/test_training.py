@@ -229,6 +229,20 @@ def test_a_loss_that_is_no_number_ends_the_training_with_a_cure(
         trained(config_of(), data)
 
 
+def test_a_validation_loss_that_is_no_number_ends_the_training_too(
+    data: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = training._Losses.__call__
+
+    def only_in_training(*args: object) -> torch.Tensor:
+        loss: torch.Tensor = losses(*args)  # type: ignore[arg-type]
+        return loss if torch.is_grad_enabled() else loss * float("nan")
+
+    monkeypatch.setattr(training._Losses, "__call__", only_in_training)
+    with pytest.raises(ConfigError, match=r"loss is nan .* training diverged"):
+        trained(config_of(), data)
+
+
 def test_every_step_is_reported_with_its_loss(data: TrainingData) -> None:
     config, reported = config_of(), []
     train(new_mapper(config), data, config, CPU, report=lambda *args: reported.append(args))

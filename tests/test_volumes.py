@@ -665,6 +665,14 @@ def test_percentiles_of_a_volume_against_numpy(tmp_path: Path) -> None:
     np.testing.assert_allclose(volume_percentiles(whole, 2, 98), [np.percentile(data, (2, 98))])
 
 
+def test_percentiles_follow_a_file_that_is_written_anew(tmp_path: Path) -> None:
+    data = head(4)
+    slices = [Slice((save(tmp_path / "v.nii", data),), frame) for frame in range(4)]
+    before = volume_percentiles(slices, 2, 98)
+    save(tmp_path / "v.nii", (2 * data.astype(np.int32)).astype(np.float32))
+    np.testing.assert_allclose(volume_percentiles(slices, 2, 98), 2 * before)
+
+
 def test_percentiles_without_a_readable_slice(tmp_path: Path) -> None:
     (tmp_path / "v.nii").write_bytes(b"nothing")
     with pytest.raises(DataError, match="no slice can be read"):

@@ -410,10 +410,19 @@ def test_fit_picks_the_preset_for_volumes(folder: Path, monkeypatch: pytest.Monk
     assert (seen[0].preset, seen[0].training.steps, seen[0].model.spatial_dims) == ("volume", 7, 3)
 
 
+def test_all_volumes_of_a_calibration_count(folder: Path, tmp_path: Path) -> None:
+    fit(load_manifest(folder), load_config("smoke", SETTINGS), device="cpu").save(tmp_path / "m.safetensors")
+    for number in range(4):
+        save(tmp_path / f"more/{number}.nii.gz", head(50 + number, SHAPE), 2.0)
+    said = done("calibrate", tmp_path / "m.safetensors", tmp_path / "more")
+    assert "could not be used" not in said
+
+
 def test_the_model_file_keeps_the_stated_spacing(folder: Path, tmp_path: Path) -> None:
     config = load_config("smoke", [*SETTINGS, "geometry.spacing_mm=1.5", "geometry.slice_spacing_mm=2"])
     model = fit(load_manifest(folder), config, device="cpu")
     assert model.geometry.spacing_mm == (2.0, 1.5, 1.5)
+    assert model.provenance["working_scale"].startswith("10 x 17 x 16 px of 2 x 1.5 x 1.5 mm")
     model.save(tmp_path / "m.safetensors")
     again = Detector.load(tmp_path / "m.safetensors", "cpu")
     assert again.geometry == model.geometry

@@ -292,12 +292,13 @@ def _recalibrated(detector: Detector, given: _Sources, asked: Asked) -> tuple[De
     from anomaly_ae.fitting import calibration_samples, kept_for_calibration
     from anomaly_ae.manifest import load_manifest
     from anomaly_ae.manifest.checks import n_of
+    from anomaly_ae.manifest.volumes import taken
     from anomaly_ae.recalibration import recalibrated
     from anomaly_ae.results import finished_scores
 
     if given.data is not None:
         manifest = load_manifest(given.data, given.group_regex, identified=given.identified)
-        samples = calibration_samples(manifest)
+        samples = taken(calibration_samples(manifest), detector.config.model.spatial_dims)
         samples = samples if detector.scores else kept_for_calibration(detector, samples, listener())
         new = recalibrated(from_images(detector, samples, asked.rate, asked.confidence, listener()), asked)
         n = len(new.calibrated[0].image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -146,7 +147,10 @@ def load(model: Path, device: str, threads: int | None, readers: int = 0) -> Det
     from anomaly_ae.detector import Detector
 
     use_cores(threads, readers)
-    return Detector.load(model, device)
+    detector = Detector.load(model, device)
+    # Not `warnings.warn`: decoding turns its filters off for the whole process, and a warning may fall into that time.
+    detector.say = lambda line: warnings.showwarning(line, UserWarning, "", 0)
+    return detector
 
 
 def use_cores(threads: int | None, readers: int = 0) -> None:

@@ -18,6 +18,7 @@ from anomaly_ae.dicom.read import is_dicom, no_pixels, read_header, stored_frame
 from anomaly_ae.dicom.shared import decoding, file_head
 from anomaly_ae.dicom.values import n_frames_of, of_frame
 from anomaly_ae.errors import DataError, UnreadableImageError
+from anomaly_ae.files import file_state
 from anomaly_ae.records import BoolArray, FloatArray, PixelArray
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def is_segmentation(path: str | Path) -> bool:
     try:
         if not is_dicom(file_head(Path(path), str(path))):
             return False
-        return _class_of(*_identity(path)) in SEGMENTATION_CLASSES
+        return _class_of(*file_state(path)) in SEGMENTATION_CLASSES
     except UnreadableImageError:
         return False
 
@@ -64,7 +65,7 @@ def referred_to(path: str | Path) -> frozenset[str]:
         A damaged file.
     """
     with decoding(str(path), "DICOM segmentation", quote=False):
-        found = _read(*_identity(path))
+        found = _read(*file_state(path))
     return found.series | found.images
 
 
@@ -98,19 +99,14 @@ def read_outlines(path: str | Path, image_file: str | Path, frame: int = 0) -> B
     """
     name = str(path)
     with decoding(name, "DICOM segmentation", quote=False):
-        found = _read(*_identity(path))
+        found = _read(*file_state(path))
     with decoding(str(image_file), "DICOM file", quote=False):
-        image = _header(*_identity(image_file))
+        image = _header(*file_state(image_file))
         own = _frames_of(found, image, frame, f"{name}: is no mask of {image_file}")
     marked: BoolArray = np.zeros((int(image.Rows), int(image.Columns)), np.bool_)
     for number in own:
         marked |= _inside(stored_frame(found.dataset, name, number), found.dataset)
     return marked
-
-
-def _identity(path: str | Path) -> tuple[str, int, int]:
-    status = Path(path).stat()
-    return str(path), status.st_mtime_ns, status.st_size
 
 
 @lru_cache(maxsize=4096)

@@ -22,6 +22,7 @@ import numpy as np
 
 from anomaly_ae.dicom.shared import COPY_AGAIN, check_frame, check_size, decoding, file_head
 from anomaly_ae.errors import UnreadableImageError
+from anomaly_ae.files import file_state
 from anomaly_ae.records import FloatArray, Image, PixelArray
 
 SAME_SPACING = 0.99
@@ -176,7 +177,7 @@ def read_grid(path: str | Path) -> Grid:
     name = str(path)
     with decoding(name, "NIfTI file"):
         file_head(Path(path), name)
-        return _grid_of(*_identity(Path(path)))
+        return _grid_of(*file_state(path))
 
 
 def grid_problem(first: str | Path, other: str | Path) -> str:
@@ -202,11 +203,6 @@ def _times(lengths: tuple[int, ...]) -> str:
 
 
 # --- headers ------------------------------------------------------------
-
-
-def _identity(path: Path) -> tuple[str, int, int]:
-    status = path.stat()
-    return str(path), status.st_mtime_ns, status.st_size
 
 
 @lru_cache(maxsize=256)
@@ -291,7 +287,7 @@ def _open(path: Path, name: str) -> _File:
     """Map a plain file; decode a compressed one once, not once for each of its slices."""
     if not file_head(path, name).startswith(_GZIP):
         return _load(path, name)
-    key = _identity(path)
+    key = file_state(path)
     with _lock:  # the threads that wait want the next slice of the same volume
         if key not in _decoded:
             _decoded[key] = _load(path, name)

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from anomaly_ae.dicom.shared import file_head
-from anomaly_ae.nifti import is_nifti
+from anomaly_ae.files import file_state
 from anomaly_ae.records import Image
 
 
@@ -29,20 +29,14 @@ def image_sha256(path_or_files: str | Path | Sequence[str | Path]) -> str:
 
 
 def _file_sha256(path: Path) -> str:
-    head, status = file_head(path, str(path)), path.stat()
-    if is_nifti(head):
-        return _volume_sha256(path, status.st_mtime_ns, status.st_size)
-    return _digest(path)
+    file_head(path, str(path))  # refuses what is no file, or empty, in words of ours
+    return _digest(*file_state(path))
 
 
 @lru_cache(maxsize=64)
-def _volume_sha256(path: Path, _changed: int, _n_bytes: int) -> str:
-    """Hash a volume once, and not for each of its slices."""
-    return _digest(path)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+def _digest(name: str, _changed: int, _n_bytes: int) -> str:
+    """Hash a file once, and not for each of its frames or slices."""
+    with Path(name).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -177,6 +177,9 @@ def image_from(source: Any, axes: Axes | None = None, frame: int = 0) -> Image:
         return source
     if isinstance(source, str | Path):
         return read_image(source, frame)
+    if isinstance(source, np.ma.MaskedArray):
+        fix = "pass anomaly_ae.Image(pixels, valid=~mask)"
+        raise UsageError("a masked array", "its mask would be lost", fix)
     if isinstance(source, np.ndarray):
         check_dtype(source.dtype, "array")
         return _usable(finish(Image(channels_first(source, axes, "array").copy())))

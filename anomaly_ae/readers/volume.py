@@ -6,11 +6,13 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
 from anomaly_ae.dicom.shared import check_size
 from anomaly_ae.errors import DataError, UnreadableImageError
+from anomaly_ae.files import file_state
 from anomaly_ae.readers.arrays import check_dtype, only_finite
 from anomaly_ae.readers.read import read_channels, read_mask, read_plane
 from anomaly_ae.records import BoolArray, FloatArray, Image, PixelArray, Slice
@@ -124,11 +126,19 @@ def volume_percentiles(volume: Sequence[Slice], low: float, high: float) -> Floa
         No slice can be read, or slices have different numbers of channels.
     """
     with _lock:  # the threads that wait want the same volume
-        return _percentiles(tuple(volume), low, high)
+        return _percentiles(tuple(volume), _states(volume), low, high)
+
+
+def _states(volume: Sequence[Slice]) -> frozenset[tuple[str, int, int]]:
+    """Return the state of every file that is there: what is written anew is another volume."""
+    files = {Path(file) for one in volume for file in (*one.files, *([one.valid] if one.valid else []))}
+    return frozenset(file_state(file) for file in files if file.exists())
 
 
 @lru_cache(maxsize=4096)
-def _percentiles(volume: tuple[Slice, ...], low: float, high: float) -> FloatArray:
+def _percentiles(
+    volume: tuple[Slice, ...], _files: frozenset[tuple[str, int, int]], low: float, high: float
+) -> FloatArray:
     parts = list(_some_voxels(volume))
     if len({len(part) for part in parts}) != 1:
         why = "no slice can be read" if not parts else "its slices have different numbers of channels"
