@@ -486,6 +486,10 @@ def test_further_figures_stand_in_the_fold(tmp_path: Path) -> None:
     assert page.index('class="key-figures"') < page.index("<nav")
 
 
+def test_geometry_is_no_promise_of_what_is_found(tmp_path: Path) -> None:
+    assert "to be expected found" not in _page_text(fake_run.build(tmp_path, n_images=20, pictures=False))
+
+
 def test_what_was_chosen_on_the_images_is_said(tmp_path: Path) -> None:
     folder = fake_run.build(tmp_path, n_images=20, pictures=False)
     assert not any("chosen on these" in text for text in warnings(read_run(folder)))
