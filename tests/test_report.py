@@ -503,9 +503,38 @@ def test_a_review_band_is_shown(tmp_path: Path) -> None:
     folder = fake_run.build(tmp_path, n_images=20, pictures=False)
     share = {"value": 0.25, "n_normal": 8, "n_anomalous": 12, "intervals": [], "reason": ""}
     names = ("load", "load_normal", "load_anomalous", "escape_rate")
-    review = {"threshold": 4.0, "promise": "", **dict.fromkeys(names, share)}
-    _change(folder / "metrics.json", lambda metrics: metrics["image"]["at_threshold"][0].update(review=review))
-    assert "Review band, from 4 to 5.3" in _page_text(folder)
+    outside = {name: share | {"value": value} for name, value in (("false_alarm_rate", 0.125), ("escape_rate", 0.375))}
+    review = {"threshold": 4.0, "promise": "", **dict.fromkeys(names, share), "outside": outside}
+    streams = [{"defect_rate": 0.1, **dict.fromkeys(_STREAM, share), "review": share | {"value": 0.1234}}]
+
+    def banded(metrics: Any) -> None:
+        metrics["image"]["at_threshold"][0].update(review=review)
+        metrics["image"].update(at_defect_rate=streams)
+
+    _change(folder / "metrics.json", banded)
+    text = _page_text(folder)
+    assert "Review band, from 4 to 5.3" in text
+    assert "outside the band: false alarms" in text
+    assert "12 %" in text[text.index("outside the band") :]
+    assert "for review, of 1,000" in text
+    assert "123" in text[text.index("for review, of 1,000") :]
+    assert "false-alarm rate outside the review band | 0.125 |" in (folder / "methods.md").read_text("utf-8")
+
+
+_STREAM = ("rejected", "positive_predictive_value", "escapes_per_million")
+
+
+def test_methods_keep_reasons_beside_intervals_and_name_false_alarms_at_95(tmp_path: Path) -> None:
+    folder = fake_run.build(tmp_path, n_images=60, pictures=False, further=True)
+    oracle = {"intervals": [{"low": 0.5, "high": 0.7, "method": "bootstrap", "unit": "image"}]}
+    _change(folder / "metrics.json", lambda metrics: metrics["pixel"]["oracle_dice"].update(oracle))
+    write_report(folder)
+    text = (folder / "methods.md").read_text("utf-8")
+    (line,) = (line for line in text.splitlines() if line.startswith("| oracle Dice"))
+    assert "bootstrap" in line
+    assert "chosen on these masks" in line
+    assert "| image false-alarm rate at 95 % sensitivity |" in text
+    assert "| pixel false-alarm rate at 95 % sensitivity | 0.210 |" in text
 
 
 def test_methods_name_counts_choices_seed_and_versions(tmp_path: Path) -> None:

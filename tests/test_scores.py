@@ -19,6 +19,7 @@ from anomaly_ae.detector import Detector
 from anomaly_ae.errors import DataError, OutputError, UsageError
 from anomaly_ae.evaluation import RunOptions, RunResult, evaluate, evaluate_scores
 from anomaly_ae.evaluation.theirs import TheirMaps, read_scores
+from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, load_manifest
 from anomaly_ae.metrics import roc_auc
 from anomaly_ae.report import write_report
@@ -147,13 +148,17 @@ def test_calibration_rows_set_the_thresholds(tool: Tool) -> None:
 def test_a_finished_run_is_decided_again(tool: Tool) -> None:
     tool.evaluate("run")
     before = one_json(tool.folder / "run/metrics.json")
-    asked = redecide(tool.folder / "run", Asked(rate="1/5"))
+    heard: list[str] = []
+    asked = redecide(tool.folder / "run", Asked(rate="1/5"), Listener(say=heard.append))
+    assert not heard, "there are no regions and no pictures that could follow another threshold"
     calibration = one_json(tool.folder / "run/run.json")["calibration"]
     assert len(calibration["image"]) == N_CALIBRATION
     after = one_json(tool.folder / "run/metrics.json")
     assert after["image"]["at_threshold"][0]["threshold"] == asked.thresholds.image.value
     assert after["image"]["roc_auc"] == before["image"]["roc_auc"]
-    assert "20 %" in write_report(tool.folder / "run").read_text("utf-8")
+    page = write_report(tool.folder / "run").read_text("utf-8")
+    assert "20 %" in page
+    assert "still follow the pixel threshold" not in page
 
 
 def test_the_pixel_threshold_needs_maps_of_all_calibration_images(tool: Tool) -> None:

@@ -93,6 +93,15 @@ def rounded(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
+def per_thousand(share: float | None) -> str:
+    """Return how many of 1,000 a share is.
+
+    >>> per_thousand(0.0314), per_thousand(None)
+    ('31', '–')
+    """
+    return rounded(None if share is None else 1000 * share)
+
+
 def count(n: int | None, noun: str) -> str:
     """Return a number with its noun.
 
@@ -337,7 +346,8 @@ def _threshold_warnings(run: Run) -> Iterator[str]:
     in_force = run.threshold("pixel")["value"]
     if in_force is None:
         return
-    note = regions_note((row.pixel_threshold for row in run.rows if math.isfinite(row.pixel_threshold)), in_force)
+    scored_at = [row.pixel_threshold for row in run.rows if row.n_regions and math.isfinite(row.pixel_threshold)]
+    note = regions_note(scored_at, in_force)
     if note:
         yield note
     if run.pictures and run.pictures_at != in_force:
