@@ -576,6 +576,13 @@ def test_few_images_are_counted(tmp_path: Path, value: float, found: str) -> Non
     assert said in headline(read_run(folder))
 
 
+def test_one_image_of_which_none_is_found_is_singular(tmp_path: Path) -> None:
+    folder = fake_run.build(tmp_path, n_images=20, pictures=False)
+    metric = {"value": 0.0, "n_normal": 0, "n_anomalous": 1, "intervals": [], "reason": ""}
+    _change(folder / "metrics.json", lambda metrics: metrics["image"]["at_threshold"][0].update(sensitivity=metric))
+    assert "0 of 1 anomalous image was found" in headline(read_run(folder))
+
+
 def test_what_is_missing_has_its_reason_in_the_page(tmp_path: Path) -> None:
     folder = fake_run.build(tmp_path, n_images=10, pictures=False)
     nothing = {"value": None, "n_normal": 0, "n_anomalous": 0, "intervals": [], "reason": "there are no masks"}

@@ -112,7 +112,8 @@ def _level_lines(
     yield from limit_lines(thresholds, scores, noun)
     n_anomalous, n_review = (sum(member["decision"] == kind for member in members) for kind in _LOOKED_AT)
     review = f", {n_review} for review" if thresholds.image.review else ""
-    yield f"{n_anomalous} of {n_of(len(members), noun)} {'is' if n_anomalous == 1 else 'are'} anomalous at it{review}"
+    verb = "is" if 1 in (n_anomalous, len(members)) else "are"
+    yield f"{n_anomalous} of {n_of(len(members), noun)} {verb} anomalous at it{review}"
     if metrics:
         yield from review_lines(metrics[noun], noun)
 

@@ -26,6 +26,7 @@ from anomaly_ae.threshold.rates import (
     Share,
     check_reachable,
     conformal_rank,
+    counted,
     parse_confidence,
     parse_rate,
     percent_text,
@@ -222,6 +223,6 @@ def _promise(rate: Fraction, confidence: Fraction | None, n: int, n_groups: int 
     else:
         text = f"False-alarm rate at most {percent_text(rate)}, with {percent_text(confidence)} confidence"
     if n_groups is None:
-        return f"{text}; {noun}s are taken as independent ({n} {noun}s)."
+        return f"{text}; {noun}s are taken as independent ({counted(n, noun)})."
     rule = "every group counts once" if confidence is None else "set on the largest score of each group"
-    return f"{text}, for a new {noun} of a new group ({n_groups} groups; {rule})."
+    return f"{text}, for a new {noun} of a new group ({counted(n_groups, 'group')}; {rule})."
