@@ -486,6 +486,17 @@ def test_further_figures_stand_in_the_fold(tmp_path: Path) -> None:
     assert page.index('class="key-figures"') < page.index("<nav")
 
 
+@pytest.mark.parametrize("which", ["threshold", "model_threshold"])
+@pytest.mark.parametrize("value", ["x", None, -1, {}])
+def test_a_damaged_threshold_is_refused(tmp_path: Path, which: str, value: object) -> None:
+    folder = fake_run.build(tmp_path, n_images=5, pictures=False)
+    damaged = json.loads((folder / "run.json").read_text("utf-8"))["threshold"]
+    damaged["image"]["value"] = value
+    _change(folder / "run.json", lambda info: info.update({which: damaged}))
+    with pytest.raises(DataError, match=r"run.json holds a damaged threshold.*evaluate again"):
+        read_run(folder)
+
+
 def test_geometry_is_no_promise_of_what_is_found(tmp_path: Path) -> None:
     assert "to be expected found" not in _page_text(fake_run.build(tmp_path, n_images=20, pictures=False))
 
