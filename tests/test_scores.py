@@ -16,7 +16,7 @@ from PIL import Image as Picture
 
 from anomaly_ae.calibration import Asked, thresholds_from
 from anomaly_ae.detector import Detector
-from anomaly_ae.errors import DataError, OutputError, UsageError
+from anomaly_ae.errors import CalibrationError, DataError, OutputError, UsageError
 from anomaly_ae.evaluation import RunOptions, RunResult, evaluate, evaluate_scores
 from anomaly_ae.evaluation.theirs import TheirMaps, read_scores
 from anomaly_ae.listener import Listener
@@ -143,6 +143,17 @@ def test_calibration_rows_set_the_thresholds(tool: Tool) -> None:
     assert pixel["threshold"] == info["threshold"]["pixel"]["value"] == limit["value"], "scores are maxima of maps"
     assert pixel["dice_per_image"]["n_anomalous"] == N_ANOMALOUS
     assert left_behind(tool.folder) == []
+
+
+def test_a_rate_is_asked_for_at_once(tool: Tool) -> None:
+    evaluate_scores(tool.table(), tool.manifest, tool.folder / "run", RunOptions(), rate="1/5")
+    assert one_json(tool.folder / "run/run.json")["threshold"]["image"]["rate"] == "1/5"
+    with pytest.raises(CalibrationError, match="out of reach"):
+        evaluate_scores(tool.table(), tool.manifest, tool.folder / "low", RunOptions(), rate="1/1000")
+    without_calibration(tool)
+    with pytest.raises(CalibrationError, match="without scores of calibration images"):
+        evaluate_scores(tool.table(), tool.manifest, tool.folder / "none", RunOptions(), rate="1/5")
+    assert not (tool.folder / "none").exists()
 
 
 def test_a_finished_run_is_decided_again(tool: Tool) -> None:
@@ -304,6 +315,8 @@ def test_arguments_that_contradict_each_other_are_wrong_usage(tool: Tool, tmp_pa
         "needed here: DATA": ("evaluate", "m.safetensors", data, "--scores", scores, *out),
         "needed here: MODEL and DATA": ("evaluate", data, *out),
         "--maps-from without --scores": ("evaluate", "m.safetensors", data, "--maps-from", tool.maps, *out),
+        "a model has its thresholds": ("evaluate", "m.safetensors", data, "--false-alarm-rate", "0.1", *out),
+        "--maps-from DIR": ("evaluate", data, "--scores", scores, "--maps", *out),
         "there is no model to make them": ("evaluate", data, "--scores", scores, "--maps", *out),
         "0 and 1": ("evaluate", data, "--scores", scores, "--defect-rate", "2", *out),
     }
