@@ -199,7 +199,7 @@ def _parts(train: Sequence[Sample], shares: Sequence[float], seed: int) -> list[
     parts = [part for part in parts if len(part) >= MIN_NORMALS]
     if len(parts) < 2:
         raise DataError(
-            f"{len(train)} normal images in {len(names)} groups are too few for a curve",
+            f"{len(train)} normal images in {count(len(names), 'group')} are too few for a curve",
             f"two of its parts must have {MIN_NORMALS} images in {MIN_GROUPS} groups",
             "add normal images, or give larger shares",
         )

@@ -32,7 +32,7 @@ from anomaly_ae.readers import Axes, image_from, image_sha256, pixel_sha256, vol
 from anomaly_ae.records import Failure, FloatArray, Image, PixelArray, Sample, Score
 from anomaly_ae.regions import RegionRules, find_regions, surviving_level
 from anomaly_ae.scoring import OWN_LIMITS, AnomalyMapper, image_score, own_limits, to_device
-from anomaly_ae.threshold import decide, display_value, p_values
+from anomaly_ae.threshold import decide, display_value, display_values, p_values
 from anomaly_ae.version import __version__
 
 OF_THE_FILE = ("file", "file_sha256")
@@ -205,9 +205,7 @@ class Detector:
     def display(self, values: FloatArray) -> FloatArray:
         """Return a map in display units: 0 = typical normal image, 1 = the pixel threshold."""
         scores, thresholds = self.calibrated
-        median = float(np.median(scores.pixel))
-        span = thresholds.pixel.value - median
-        return ((values - median) / (span if span > 0 else 1.0)).astype(np.float32)
+        return display_values(values.astype(np.float32), thresholds.pixel.value, float(np.median(scores.pixel)))
 
     def limits_of(self, prepared: Prepared) -> FloatArray:
         """Return the values that become 0 and 1 for this image: float64 (C, 2)."""

@@ -139,7 +139,7 @@ def everything(folder: Path) -> dict[str, float]:
     """All that `evaluate` measures of pixels: AUPIMO, Dice and IoU of every image, too."""
     paths = stored(folder)
     pixel_metrics(lambda: maps_of(paths))
-    image_overlaps(lambda: maps_of(paths), 3.0)
+    image_overlaps(lambda: maps_of(paths), lambda one: one.anomaly_map >= 3.0)
     return usage()
 
 

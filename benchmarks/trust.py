@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -154,6 +154,7 @@ def asked_and_found(runs: Sequence[Measured]) -> Iterator[str]:
     ]
     columns = ("set", "n normal / anomalous", "groups or images that set the threshold", "asked, on average")
     yield from table((*columns, "found", "expected in 95 % of cases", "sensitivity at it", "image ROC-AUC"), rows)
+    yield from no_band(run.at for run in runs)
     above = [run.data.name for run in runs if low(run.at["false_alarm_rate"]) > asked_rate(run)]
     yield "\nFound and surely above the asked rate: " + (", ".join(above) or "none") + "."
     yield "Few groups make the threshold the highest score that any of them reached, so sensitivity can be low where"
@@ -274,6 +275,13 @@ def band(at: Json) -> str:
     """Return where the found rate lies in 95 % of cases if the promise holds."""
     limits = at["false_alarm_band"]
     return "-" if limits is None else f"{limits[0]:.3f} to {limits[1]:.3f}"
+
+
+def no_band(rates: Iterable[Json]) -> Iterator[str]:
+    """Say why rows have no band; nothing where all have one."""
+    reasons = sorted({at["false_alarm_band_reason"] for at in rates if at["false_alarm_band"] is None})
+    if reasons:
+        yield f"\nWhere nothing is expected (-): {'; '.join(reasons)}."
 
 
 def area(value: float | None) -> str:

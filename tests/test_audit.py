@@ -122,5 +122,5 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_training(folder: Pat
 def test_too_few_images_are_refused(folder: Path, config: Config) -> None:
     manifest = load_manifest(folder)
     few = replace(manifest, samples=manifest.samples[:1])
-    with pytest.raises(DataError, match="2 folds from 1 groups"):
+    with pytest.raises(DataError, match="2 folds from 1 group of"):
         audit(few, config, n_folds=2)

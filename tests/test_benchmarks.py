@@ -22,6 +22,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import on_gpu  # noqa: E402
+import pixel_figures  # noqa: E402
 import quality  # noqa: E402
 import speed  # noqa: E402
 import trust  # noqa: E402
@@ -128,6 +129,19 @@ def test_the_page_on_trust_is_made_of_a_finished_bench(grid: Path, root: Path, t
     assert {path: path.stat().st_mtime_ns for path in before} == before, "the same models are not measured again"
     with pytest.raises(UsageError, match="no runs"):
         trust.main([str(root), str(tmp_path), "--out", str(out), *options])
+
+
+def test_the_page_says_why_no_rate_is_expected() -> None:
+    known = {"false_alarm_band": [0.0, 0.1], "false_alarm_band_reason": ""}
+    grouped = {"false_alarm_band": None, "false_alarm_band_reason": "images come in groups"}
+    assert list(trust.no_band([known, grouped, grouped])) == ["\nWhere nothing is expected (-): images come in groups."]
+    assert list(trust.no_band([known])) == []
+
+
+def test_every_question_on_pixel_figures_has_an_answer(tmp_path: Path) -> None:
+    pixel_figures.make_maps(tmp_path, 5, 48)
+    for question in (pixel_figures.without, pixel_figures.with_intervals, pixel_figures.everything):
+        assert set(question(tmp_path)) == {"processor", "mib"}
 
 
 def test_the_nearest_row_is_the_one_that_forecasts() -> None:

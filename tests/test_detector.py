@@ -26,6 +26,7 @@ from anomaly_ae.modelfile import read_tensors
 from anomaly_ae.prepare import prepare
 from anomaly_ae.readers import image_from, pixel_sha256, read_image
 from anomaly_ae.records import Decision, Failure, FloatArray, Image, PixelArray, Sample, Score
+from anomaly_ae.threshold import manual_threshold
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +236,14 @@ def test_a_map_is_in_display_units_between_typical_and_threshold(smoke_detector:
     shown = smoke_detector.display(values)
     assert shown[:2].tolist() == pytest.approx([0, 1])
     assert shown[2] > 1
+
+
+def test_a_map_at_a_pixel_threshold_below_the_median_is_shown_as_what_is_marked(smoke_detector: Detector) -> None:
+    scores, thresholds = smoke_detector.calibrated
+    low = float(np.median(scores.pixel)) - 0.5
+    detector = smoke_detector.with_thresholds(scores, replace(thresholds, pixel=manual_threshold(low)))
+    shown = detector.display(np.array([low - 1, low, low + 1], np.float32))
+    assert shown.tolist() == [0, 1, 1]
 
 
 def test_what_lies_outside_the_valid_mask_does_not_count(smoke_detector: Detector, paths: list[Path]) -> None:

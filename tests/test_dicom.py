@@ -172,6 +172,10 @@ def test_modality_lut_of_8_bits(tmp_path: Path, dtype: Any) -> None:
         ({"WindowCenter": "40", "WindowWidth": "400", "VOILUTFunction": "LINEAR_EXACT"}, (-160.0, 240.0)),
         ({"WindowCenter": "40", "WindowWidth": "400", "PhotometricInterpretation": "MONOCHROME1"}, (-239.0, 160.0)),
         ({"WindowCenter": "40", "WindowWidth": "0"}, None),
+        ({"WindowCenter": "40", "WindowWidth": "0.5"}, None),  # LINEAR: at least 1
+        ({"WindowCenter": "40", "WindowWidth": "0.5", "VOILUTFunction": "LINEAR_EXACT"}, (39.75, 40.25)),
+        ({"WindowCenter": "40", "WindowWidth": "0.5", "VOILUTFunction": "SIGMOID"}, (39.75, 40.25)),
+        ({"WindowCenter": "40", "WindowWidth": "0", "VOILUTFunction": "SIGMOID"}, None),
         ({"WindowCenter": "40"}, None),
         ({}, None),
     ],
@@ -424,6 +428,10 @@ def test_deflated_data_set_is_not_inflated_beyond_the_limit(
 def test_unsupported_colours(tmp_path: Path) -> None:
     ds = dataset(GREY, PhotometricInterpretation="CMYK")
     assert "CMYK with 1 sample per pixel" in refusal(save(ds, tmp_path / "a.dcm"))
+    ds.PhotometricInterpretation = "DOE JOHN"
+    text = refusal(save(ds, tmp_path / "b.dcm"))
+    assert "unknown colours with 1 sample per pixel" in text
+    assert "DOE" not in text
 
 
 def test_missing_decoder_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

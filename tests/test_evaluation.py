@@ -26,7 +26,7 @@ from anomaly_ae.listener import Listener
 from anomaly_ae.loading import read_sample
 from anomaly_ae.manifest import Manifest, load_manifest, manifest_from_paths
 from anomaly_ae.metrics import PixelMap, pixel_metrics, roc_auc
-from anomaly_ae.readers import read_mask
+from anomaly_ae.readers import image_sha256, read_mask
 from anomaly_ae.records import Sample
 from anomaly_ae.report import write_report
 from anomaly_ae.results import SCORE_COLUMNS, redecide
@@ -415,6 +415,18 @@ def test_images_of_the_fit_are_warned_about(part_manifest: Manifest, smoke_detec
     assert f"warning: {text}" in result.lines()
     assert one_json(tmp_path / "run" / "metrics.json")["counts"]["seen_in_fit"] == 5
     assert text in (tmp_path / "run" / "report.html").read_text("utf-8")
+
+
+def test_images_that_only_set_a_threshold_were_not_used_in_fit(
+    part_manifest: Manifest, smoke_detector: Detector, tmp_path: Path
+) -> None:
+    hashes = smoke_detector.provenance["image_hashes"]
+    test = [part_manifest.select(split="test", label=label)[0] for label in ("anomalous", "normal")]
+    labelled = image_sha256(test[0].files[0])
+    detector = smoke_detector.with_thresholds(*smoke_detector.calibrated)
+    detector.provenance = detector.provenance | {"image_hashes": hashes | {"labelled": [labelled]}}
+    result = evaluate(detector, replace(part_manifest, samples=tuple(test)), tmp_path / "run", RunOptions())
+    assert result.warnings[-1] == "1 of these images was used to set a threshold: figures are too good"
 
 
 def test_a_test_on_what_was_mostly_learned_is_refused_before_all_is_scored(

@@ -25,6 +25,7 @@ from anomaly_ae.results import (
     write_json,
     write_tables,
 )
+from anomaly_ae.results.beside import level_figures
 from anomaly_ae.results.finished import with_verdicts
 from anomaly_ae.results.tables import read_csv
 
@@ -219,6 +220,24 @@ def test_review_figures_equal_counting() -> None:
     for figure in (found["load"], found["escape_rate"], *found["outside"].values()):
         (interval,) = figure["intervals"]
         assert interval["low"] <= figure["value"] <= interval["high"]
+
+
+def test_what_is_for_review_has_not_passed_and_is_not_rejected() -> None:
+    rows, limit = some_rows(), band().image
+    normal, anomalous = (np.array([r["score"] for r in rows if r["label"] == kind]) for kind in ("normal", "anomalous"))
+    (stream,) = level_figures(rows, limit, None, [0.1], "image")["at_defect_rate"]
+
+    def share(low: float, high: float) -> float:
+        """What lies from low to below high, in a stream of which a tenth is defective."""
+        return sum(p * np.mean((s >= low) & (s < high)) for p, s in ((0.9, normal), (0.1, anomalous)))
+
+    low, high = limit.review.value, limit.value
+    assert stream["rejected"]["value"] == pytest.approx(share(high, np.inf))
+    assert stream["review"]["value"] == pytest.approx(share(low, high))
+    escaped = 0.1 * np.mean(anomalous < low)
+    assert stream["escapes_per_million"]["value"] == pytest.approx(1e6 * escaped / share(-np.inf, low))
+    for figure in (stream["review"], stream["escapes_per_million"]):
+        assert figure["intervals"][0]["low"] <= figure["value"] <= figure["intervals"][0]["high"]
 
 
 def test_without_a_band_there_is_nothing_to_review() -> None:

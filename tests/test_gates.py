@@ -84,6 +84,15 @@ def test_groups_count_not_images(tmp_path: Path) -> None:
     assert not worse.passed
 
 
+def test_one_image_and_one_group_are_singular(tmp_path: Path) -> None:
+    pair = images([LOW], [HIGH])
+    (_, alone) = check_gates(load_run(write_run(tmp_path / "a", pair)), min_sensitivity="0.9", confidence="0.95")
+    assert "No result of 1 anomalous image can" in alone.text
+    rows = images([LOW, LOW], [], group="lot")
+    (_, group) = check_gates(load_run(write_run(tmp_path / "b", rows)), max_false_alarm_rate="0.1", confidence="0.95")
+    assert "No result of 1 group of normal images can" in group.text
+
+
 def test_units_are_judged_where_they_are_decided(tmp_path: Path) -> None:
     rows = [
         image(f"{u}{side}", s, "anomalous", unit=u, group=u) for u in "abcd" for side, s in (("l", LOW), ("r", HIGH))
@@ -122,9 +131,21 @@ def test_a_demand_without_images_is_not_met(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("info", "message"),
     [
-        ({"what_if": True}, "changed"),
+        ({"what_if": True}, "not those of the model"),
         ({"aborted": True}, "was stopped"),
-        ({"data": {"name": "p", "warnings": ["2 of these images were used in fit: x"]}}, "used in fit"),
+        (
+            {"data": {"name": "p", "warnings": ["2 of these images were used in fit: figures are too good"]}},
+            "used in fit",
+        ),
+        (
+            {
+                "data": {
+                    "name": "p",
+                    "warnings": ["2 of these images were used to set a threshold: figures are too good"],
+                }
+            },
+            "set a",
+        ),
     ],
 )
 def test_runs_that_prove_nothing_are_refused(info: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -182,9 +182,24 @@ def test_the_promise_of_a_cost_sets_it_beside_doing_nothing() -> None:
     found = cost_threshold([1.0, 2.0], [3.0], COST)
     assert "all called normal: 5000; all anomalous: 4950" in found.promise
     assert "no rate is promised" in found.promise
+    assert "Calling every image" not in found.promise
     assert (found.rule, found.n, found.n_anomalous) == ("cost", 2, 1)
     assert found.cost == "escape=500,false-reject=5,prevalence=1/100"
     assert Cost.parse(found.cost) == COST
+
+
+def test_a_cost_no_less_than_that_of_calling_all_normal_is_said() -> None:
+    rare = Cost.parse("escape=500,false-reject=5,prevalence=0.0001")
+    few = cost_threshold(np.arange(10.0), [20.0, 21.0], rare).promise
+    assert "images: 0 on these images (all called normal: 50; all anomalous: 5000)" in few
+    assert "471.2 with one more of each kind decided wrongly" in few, "of 11 normal and 3 anomalous images"
+    assert "too few images at this prevalence to tell that calling every image normal costs more" in few
+    useless = cost_threshold(np.arange(10.0), [0.5, 1.5], rare).promise
+    assert "Calling every image normal costs no more on these images" in useless
+    many = cost_threshold(
+        np.arange(2000.0), np.arange(3000.0, 3200.0), Cost.parse("escape=9,false-reject=1,prevalence=0.1")
+    )
+    assert "every image" not in many.promise
 
 
 def test_a_cost_weighs_groups_once() -> None:

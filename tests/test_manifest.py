@@ -636,7 +636,7 @@ def test_unlabelled_and_unsplit_rows_are_normals() -> None:
     ("samples", "message"),
     [
         (normals([1] * 7), "7 normal images to fit on"),
-        (normals([20]), "20 normal images to be cut belong to 1 groups.*group-regex"),
+        (normals([20]), "20 normal images to be cut belong to 1 group:.*group-regex"),
         (normals([10, 10]), "20 normal images to be cut belong to 2 groups"),
         ([*normals([1] * 9), sample("x", split="train", label="anomalous")], "1 anomalous images.*x"),
         ([*normals([1] * 9), sample("x", split="calibration", label="anomalous")], "1 anomalous images"),

@@ -486,6 +486,21 @@ def test_further_figures_stand_in_the_fold(tmp_path: Path) -> None:
     assert page.index('class="key-figures"') < page.index("<nav")
 
 
+@pytest.mark.parametrize("which", ["threshold", "model_threshold"])
+@pytest.mark.parametrize("value", ["x", None, -1, {}])
+def test_a_damaged_threshold_is_refused(tmp_path: Path, which: str, value: object) -> None:
+    folder = fake_run.build(tmp_path, n_images=5, pictures=False)
+    damaged = json.loads((folder / "run.json").read_text("utf-8"))["threshold"]
+    damaged["image"]["value"] = value
+    _change(folder / "run.json", lambda info: info.update({which: damaged}))
+    with pytest.raises(DataError, match=r"run.json holds a damaged threshold.*evaluate again"):
+        read_run(folder)
+
+
+def test_geometry_is_no_promise_of_what_is_found(tmp_path: Path) -> None:
+    assert "to be expected found" not in _page_text(fake_run.build(tmp_path, n_images=20, pictures=False))
+
+
 def test_what_was_chosen_on_the_images_is_said(tmp_path: Path) -> None:
     folder = fake_run.build(tmp_path, n_images=20, pictures=False)
     assert not any("chosen on these" in text for text in warnings(read_run(folder)))
@@ -499,9 +514,38 @@ def test_a_review_band_is_shown(tmp_path: Path) -> None:
     folder = fake_run.build(tmp_path, n_images=20, pictures=False)
     share = {"value": 0.25, "n_normal": 8, "n_anomalous": 12, "intervals": [], "reason": ""}
     names = ("load", "load_normal", "load_anomalous", "escape_rate")
-    review = {"threshold": 4.0, "promise": "", **dict.fromkeys(names, share)}
-    _change(folder / "metrics.json", lambda metrics: metrics["image"]["at_threshold"][0].update(review=review))
-    assert "Review band, from 4 to 5.3" in _page_text(folder)
+    outside = {name: share | {"value": value} for name, value in (("false_alarm_rate", 0.125), ("escape_rate", 0.375))}
+    review = {"threshold": 4.0, "promise": "", **dict.fromkeys(names, share), "outside": outside}
+    streams = [{"defect_rate": 0.1, **dict.fromkeys(_STREAM, share), "review": share | {"value": 0.1234}}]
+
+    def banded(metrics: Any) -> None:
+        metrics["image"]["at_threshold"][0].update(review=review)
+        metrics["image"].update(at_defect_rate=streams)
+
+    _change(folder / "metrics.json", banded)
+    text = _page_text(folder)
+    assert "Review band, from 4 to 5.3" in text
+    assert "outside the band: false alarms" in text
+    assert "12 %" in text[text.index("outside the band") :]
+    assert "for review, of 1,000" in text
+    assert "123" in text[text.index("for review, of 1,000") :]
+    assert "false-alarm rate outside the review band | 0.125 |" in (folder / "methods.md").read_text("utf-8")
+
+
+_STREAM = ("rejected", "positive_predictive_value", "escapes_per_million")
+
+
+def test_methods_keep_reasons_beside_intervals_and_name_false_alarms_at_95(tmp_path: Path) -> None:
+    folder = fake_run.build(tmp_path, n_images=60, pictures=False, further=True)
+    oracle = {"intervals": [{"low": 0.5, "high": 0.7, "method": "bootstrap", "unit": "image"}]}
+    _change(folder / "metrics.json", lambda metrics: metrics["pixel"]["oracle_dice"].update(oracle))
+    write_report(folder)
+    text = (folder / "methods.md").read_text("utf-8")
+    (line,) = (line for line in text.splitlines() if line.startswith("| oracle Dice"))
+    assert "bootstrap" in line
+    assert "chosen on these masks" in line
+    assert "| image false-alarm rate at 95 % sensitivity |" in text
+    assert "| pixel false-alarm rate at 95 % sensitivity | 0.210 |" in text
 
 
 def test_methods_name_counts_choices_seed_and_versions(tmp_path: Path) -> None:
@@ -541,6 +585,13 @@ def test_few_images_are_counted(tmp_path: Path, value: float, found: str) -> Non
     _change(folder / "metrics.json", lambda metrics: metrics["image"]["at_threshold"][0].update(sensitivity=metric))
     said = f"{found} anomalous images were found (sensitivity {value:.2f} [{0.768 * value:.2f}, 1.00])"
     assert said in headline(read_run(folder))
+
+
+def test_one_image_of_which_none_is_found_is_singular(tmp_path: Path) -> None:
+    folder = fake_run.build(tmp_path, n_images=20, pictures=False)
+    metric = {"value": 0.0, "n_normal": 0, "n_anomalous": 1, "intervals": [], "reason": ""}
+    _change(folder / "metrics.json", lambda metrics: metrics["image"]["at_threshold"][0].update(sensitivity=metric))
+    assert "0 of 1 anomalous image was found" in headline(read_run(folder))
 
 
 def test_what_is_missing_has_its_reason_in_the_page(tmp_path: Path) -> None:

@@ -490,10 +490,18 @@ def test_a_review_band_is_decided_counted_and_said(run: Path) -> None:
     result = redecide(run, Asked(rate="5%", review_rate="50%"))
     rows = read_rows(run / "scores.jsonl")
     assert result.n_review == sum(r["decision"] == 1 for r in rows) > 0
-    assert f"images are anomalous at it, {result.n_review} for review" in result.lines()[-2]
-    assert {line["decision"] for line in read_csv(run / "units.csv")} >= {"0", "1", "9"}
-    load = read_json(run / "metrics.json")["image"]["at_threshold"][0]["review"]["load"]
-    assert load["value"] == pytest.approx(result.n_review / 60)
+    said = "\n".join(result.lines())
+    assert f"images are anomalous at it, {result.n_review} for review\nfor review, of 1,000 images: " in said
+    decisions = [line["decision"] for line in read_csv(run / "units.csv")]
+    assert set(decisions) >= {"0", "1", "9"}
+    n_units = f"{decisions.count('2')} of {len(decisions)} units are anomalous at it, {decisions.count('1')} for review"
+    assert n_units in said
+    assert "unit threshold" in said[: said.index(n_units)]
+    figures = read_json(run / "metrics.json")["image"]
+    review = figures["at_threshold"][0]["review"]
+    assert review["load"]["value"] == pytest.approx(result.n_review / 60)
+    assert f"outside the band: false-alarm rate {review['outside']['false_alarm_rate']['value']:.3f} [" in said
+    assert f"{1000 * figures['at_defect_rate'][0]['review']['value']:.0f} [" in said
 
 
 def test_nothing_asked_brings_the_thresholds_of_the_model_back(run: Path) -> None:

@@ -16,9 +16,10 @@ from PIL import Image as Picture
 
 from anomaly_ae.calibration import Asked, thresholds_from
 from anomaly_ae.detector import Detector
-from anomaly_ae.errors import DataError, OutputError, UsageError
+from anomaly_ae.errors import CalibrationError, DataError, OutputError, UsageError
 from anomaly_ae.evaluation import RunOptions, RunResult, evaluate, evaluate_scores
 from anomaly_ae.evaluation.theirs import TheirMaps, read_scores
+from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, load_manifest
 from anomaly_ae.metrics import roc_auc
 from anomaly_ae.report import write_report
@@ -144,16 +145,31 @@ def test_calibration_rows_set_the_thresholds(tool: Tool) -> None:
     assert left_behind(tool.folder) == []
 
 
+def test_a_rate_is_asked_for_at_once(tool: Tool) -> None:
+    evaluate_scores(tool.table(), tool.manifest, tool.folder / "run", RunOptions(), rate="1/5")
+    assert one_json(tool.folder / "run/run.json")["threshold"]["image"]["rate"] == "1/5"
+    with pytest.raises(CalibrationError, match="out of reach"):
+        evaluate_scores(tool.table(), tool.manifest, tool.folder / "low", RunOptions(), rate="1/1000")
+    without_calibration(tool)
+    with pytest.raises(CalibrationError, match="without scores of calibration images"):
+        evaluate_scores(tool.table(), tool.manifest, tool.folder / "none", RunOptions(), rate="1/5")
+    assert not (tool.folder / "none").exists()
+
+
 def test_a_finished_run_is_decided_again(tool: Tool) -> None:
     tool.evaluate("run")
     before = one_json(tool.folder / "run/metrics.json")
-    asked = redecide(tool.folder / "run", Asked(rate="1/5"))
+    heard: list[str] = []
+    asked = redecide(tool.folder / "run", Asked(rate="1/5"), Listener(say=heard.append))
+    assert not heard, "there are no regions and no pictures that could follow another threshold"
     calibration = one_json(tool.folder / "run/run.json")["calibration"]
     assert len(calibration["image"]) == N_CALIBRATION
     after = one_json(tool.folder / "run/metrics.json")
     assert after["image"]["at_threshold"][0]["threshold"] == asked.thresholds.image.value
     assert after["image"]["roc_auc"] == before["image"]["roc_auc"]
-    assert "20 %" in write_report(tool.folder / "run").read_text("utf-8")
+    page = write_report(tool.folder / "run").read_text("utf-8")
+    assert "20 %" in page
+    assert "still follow the pixel threshold" not in page
 
 
 def test_the_pixel_threshold_needs_maps_of_all_calibration_images(tool: Tool) -> None:
@@ -299,6 +315,8 @@ def test_arguments_that_contradict_each_other_are_wrong_usage(tool: Tool, tmp_pa
         "needed here: DATA": ("evaluate", "m.safetensors", data, "--scores", scores, *out),
         "needed here: MODEL and DATA": ("evaluate", data, *out),
         "--maps-from without --scores": ("evaluate", "m.safetensors", data, "--maps-from", tool.maps, *out),
+        "a model has its thresholds": ("evaluate", "m.safetensors", data, "--false-alarm-rate", "0.1", *out),
+        "--maps-from DIR": ("evaluate", data, "--scores", scores, "--maps", *out),
         "there is no model to make them": ("evaluate", data, "--scores", scores, "--maps", *out),
         "0 and 1": ("evaluate", data, "--scores", scores, "--defect-rate", "2", *out),
     }

@@ -368,6 +368,10 @@ def test_share_of_calibrations_above_the_rate_with_groups_and_confidence() -> No
 # --- texts and refusals ---
 
 
+def test_one_group_is_singular() -> None:
+    assert "of a new group (1 group; " in conformal_threshold([1.0, 2.0], "1/2", [0, 0]).promise
+
+
 def test_promises_say_what_was_done() -> None:
     scores, groups = np.arange(600.0), np.arange(600) // 2
     assert conformal_threshold(scores, "1%").promise == (

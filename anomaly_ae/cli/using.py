@@ -102,6 +102,10 @@ def evaluate(
     maps_from: Annotated[
         Path | None, typer.Option("--maps-from", help="With --scores: folder of that tool's anomaly maps.")
     ] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option("--false-alarm-rate", help="With --scores: share of normal images that may be flagged."),
+    ] = None,
     group_regex: GroupOption = None,
     identified: IdentifiedOption = False,
     device: DeviceOption = "auto",
@@ -113,7 +117,7 @@ def evaluate(
     from anomaly_ae.manifest import load_manifest
 
     options = _run_options(maps, heatmaps, overwrite, by or [], defect_rate or [])
-    inputs = _model_and_data(model, data, scores, maps_from, maps or heatmaps != "none")
+    inputs = _model_and_data(model, data, scores, maps_from, maps or heatmaps != "none", rate)
     warn_identified(identified)
     manifest = load_manifest(inputs[-1], group_regex, identified=identified)
     say_notes(manifest)
@@ -123,18 +127,22 @@ def evaluate(
     if scores is None:
         result = evaluate_run(load(model, device, threads, readers), manifest, out, options, listener())
     else:
-        result = evaluate_scores(scores, manifest, out, options, maps_from, listener())
+        result = evaluate_scores(scores, manifest, out, options, maps_from, listener(), rate)
     _finish(result)
 
 
 def _model_and_data(
-    first: Path, second: Path | None, scores: Path | None, maps_from: Path | None, draws: bool
+    first: Path, second: Path | None, scores: Path | None, maps_from: Path | None, draws: bool, rate: str | None
 ) -> list[Path]:
     """Return the arguments of evaluate: [DATA] with --scores, and else [MODEL, DATA]."""
     if scores is None and maps_from is not None:
         raise UsageError("--maps-from without --scores", "a model makes its own maps", "name the table with --scores")
     if scores is not None and draws:
-        raise UsageError("--maps or --heatmaps with --scores", "there is no model to make them", "leave them out")
+        fix = "leave them out; maps that the other tool has made: --maps-from DIR"
+        raise UsageError("--maps or --heatmaps with --scores", "there is no model to make them", fix)
+    if scores is None and rate is not None:
+        fix = "leave it out; threshold RUN --false-alarm-rate asks 'what if', and calibrate changes the model"
+        raise UsageError("--false-alarm-rate without --scores", "a model has its thresholds", fix)
     inputs = [first] if second is None else [first, second]
     names = ["DATA"] if scores is not None else ["MODEL", "DATA"]
     if len(inputs) != len(names):

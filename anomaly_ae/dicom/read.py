@@ -7,7 +7,6 @@ picture is shown, not what was measured. No message holds a header value other t
 from __future__ import annotations
 
 import os
-import re
 import struct
 import zlib
 from collections.abc import Mapping
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 _COLOUR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"})
 _GREY = frozenset({"MONOCHROME1", "MONOCHROME2"})
 _SUPPORTED = {(grey, 1) for grey in (*_GREY, "PALETTE COLOR")} | {(colour, 3) for colour in _COLOUR}
+_UNSUPPORTED = frozenset({"HSV", "ARGB", "CMYK", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "XYB"})  # PS3.3 C.7.6.3.1.2
 _REQUIRED = ("Rows", "Columns", "PhotometricInterpretation", "BitsAllocated")
 _PIXEL_TAGS = {
     (0x7FE0, 0x0010): "PixelData",
@@ -223,7 +223,7 @@ def _layout(header: Dataset, name: str, frame: int) -> _Layout:
     if (photometric, n_samples) not in _SUPPORTED:
         raise UnreadableImageError(
             f"{name}: unsupported DICOM colours",
-            f"{_code(photometric)} with {n_samples} sample{'s' if n_samples != 1 else ''} per pixel",
+            f"{_colours(photometric)} with {n_samples} sample{'s' if n_samples != 1 else ''} per pixel",
             "convert it to MONOCHROME2 or RGB",
         )
     check_size(name, (int(rows), int(columns), n_samples))
@@ -237,8 +237,10 @@ def _uid_name(uid: Any, otherwise: str) -> str:
     return str(uid.name) if getattr(uid, "is_valid", False) else otherwise
 
 
-def _code(value: Any) -> str:
-    return str(value) if re.fullmatch("[A-Z0-9_ ]{1,16}", str(value)) else "an unknown value"  # VR CS (PS3.5, 6.2)
+def _colours(photometric: Any) -> str:
+    """Name colours by their defined term alone: what else stands there may be a patient's name."""
+    known = photometric in _UNSUPPORTED or any(photometric == colours for colours, _ in _SUPPORTED)
+    return str(photometric) if known else "unknown colours"
 
 
 def _decoder(header: Dataset, name: str) -> Any:

@@ -67,9 +67,9 @@ def _window(header: Dataset, frame: int) -> tuple[float, float] | None:
     names = ("WindowCenter", "WindowWidth")
     given = [of_frame(header, frame, _WINDOW_SEQUENCE, name) for name in names]
     center, width = (_first_number(value) for value in given)
-    if center is None or width is None or width < 1:
-        return None
     is_exact = of_frame(header, frame, _WINDOW_SEQUENCE, "VOILUTFunction") in ("LINEAR_EXACT", "SIGMOID")
+    if center is None or width is None or width <= 0 or (width < 1 and not is_exact):
+        return None
     middle, half = (center, width / 2) if is_exact else (center - 0.5, (width - 1) / 2)
     return (middle - half, middle + half)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from anomaly_ae.manifest.checks import n_of
 from anomaly_ae.records import Failure
+from anomaly_ae.results import figure_line, review_lines
 
 FIGURES = (("ROC-AUC", "roc_auc"), ("average precision", "average_precision"))
 RATES = (("sensitivity", "sensitivity", "anomalous"), ("false_alarm_rate", "false-alarm rate", "normal"))
@@ -49,25 +50,10 @@ class RunResult:
 
 def _level_lines(figures: Mapping[str, Any], noun: str) -> list[str]:
     """Say the figures of images, or of units."""
-    lines = [_figure_line(name, figures[key]) for name, key in FIGURES]
+    lines = [figure_line(name, figures[key]) for name, key in FIGURES]
     for rates in figures["at_threshold"]:
         lines += [_rate_line(rates[key], name, label, noun) for key, name, label in RATES]
-        lines += _review_lines(rates["review"], noun) if rates["review"] else []
-    return lines
-
-
-def _review_lines(review: Mapping[str, Any], noun: str) -> list[str]:
-    """Say what a person looks at, per 1,000 of this mixture and of normal ones, and what is missed below."""
-    loads = [(name, review[key]) for name, key in ((f"{noun}s", "load"), (f"normal {noun}s", "load_normal"))]
-    lines = [f"review load, of 1,000 {name}: {_per_thousand(load)}" for name, load in loads]
-    return [*lines, _figure_line("anomalous below the review band", review["escape_rate"])]
-
-
-def _per_thousand(metric: Mapping[str, Any]) -> str:
-    if metric["value"] is None:
-        return str(metric["reason"])
-    low, high = (1000 * metric["intervals"][0][end] for end in ("low", "high"))
-    return f"{1000 * metric['value']:.0f} [{low:.0f}, {high:.0f}]"
+    return [*lines, *review_lines(figures, noun)]
 
 
 def _rate_line(metric: Mapping[str, Any], name: str, label: str, noun: str = "image") -> str:
@@ -79,13 +65,5 @@ def _rate_line(metric: Mapping[str, Any], name: str, label: str, noun: str = "im
     """
     n = metric[f"n_{label}"]
     if metric["value"] is None or n >= FEW:
-        return _figure_line(name, metric)
-    return f"{n_of(n, f'{label} {noun}')}: {_figure_line(name, metric, 2)}"
-
-
-def _figure_line(name: str, metric: Mapping[str, Any], n_digits: int = 3) -> str:
-    if metric["value"] is None:
-        return f"{name}: {metric['reason']}"
-    first = next(iter(metric["intervals"]), None)
-    interval = f" [{first['low']:.{n_digits}f}, {first['high']:.{n_digits}f}]" if first else ""
-    return f"{name} {metric['value']:.{n_digits}f}{interval}"
+        return figure_line(name, metric)
+    return f"{n_of(n, f'{label} {noun}')}: {figure_line(name, metric, 2)}"

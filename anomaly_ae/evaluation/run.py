@@ -62,7 +62,7 @@ class RunOptions:
     maps : bool
         Anomaly maps as float32 TIFF, on the grid of each image.
     heatmaps : {"none", "anomalous", "all"}
-        Pictures at full resolution: of no image, of those decided anomalous, of all.
+        Pictures at full resolution: of no image, of those decided anomalous or for review, of all.
     by : tuple of str
         Columns of the manifest that figures are broken down by.
     overwrite : bool
@@ -253,8 +253,8 @@ def _refuse_known(n_known: int, samples: Sequence[Sample]) -> None:
     n_normal = sum(sample.label == NORMAL_LABEL for sample in samples)
     if 2 * n_known > n_normal:
         raise DataError(
-            f"more than half of the {n_normal} normal test images were used in fit",
-            "the model has learned them, so the figures would be far too good",
+            f"more than half of the {n_normal} normal test images were used in fit, or to set a threshold",
+            "the model knows them, so the figures would be far too good",
             "give normal images a `test` split before fit, or let `scan --folds` do it",
         )
 
@@ -320,8 +320,9 @@ def _run_info(
 
 def _warnings(collected: _Collected, shortcuts: Mapping[str, float]) -> Iterator[str]:
     yield from shortcut_warnings(shortcuts)
-    if collected.seen_in_fit.total():
-        n_seen = collected.seen_in_fit.total()
-        yield f"{n_seen} of these images {'was' if n_seen == 1 else 'were'} used in fit: figures are too good"
+    n_others = collected.seen_in_fit.total() - collected.n_learned
+    for n, use in ((collected.n_learned, "in fit"), (n_others, "to set a threshold")):
+        if n:
+            yield f"{n} of these images {'was' if n == 1 else 'were'} used {use}: figures are too good"
     if collected.aborted:
         yield "the run was stopped before all images were scored"

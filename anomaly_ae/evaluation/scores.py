@@ -42,6 +42,7 @@ from anomaly_ae.results import (
     write_tables,
 )
 from anomaly_ae.shortcuts import shortcut_warnings
+from anomaly_ae.threshold import Share
 from anomaly_ae.version import __version__
 
 _NO_CALIBRATION = (
@@ -78,6 +79,7 @@ def evaluate_scores(
     options: RunOptions,
     maps: Path | None = None,
     listener: Listener | None = None,
+    rate: Share | None = None,
 ) -> RunResult:
     """Measure the scores of another tool on the labelled test images of a manifest.
 
@@ -90,9 +92,13 @@ def evaluate_scores(
         CSV with the columns ``path`` and ``score``; see `read_scores`.
     maps : Path or None
         Folder of anomaly maps, for the pixel figures; see `TheirMaps`.
+    rate : Share or None
+        False-alarm rate of the threshold; None takes 1 %, or what the calibration rows can support.
 
     Raises
     ------
+    CalibrationError
+        A rate is asked for, and there are no calibration rows, or too few.
     DataError
         No labelled test image, no score of one, a group in two splits, or a unit in two groups.
     UsageError
@@ -105,7 +111,7 @@ def evaluate_scores(
     refuse_unknown_columns(samples, options.by)
     theirs = read_scores(table, manifest.samples)
     folder_of_maps = None if maps is None else TheirMaps(_existing(maps))
-    limits = _limits(theirs, manifest, folder_of_maps)
+    limits = _limits(theirs, manifest, folder_of_maps, rate)
     measured = _measure(samples, theirs, limits, listener)
     with new_folder(out, options.overwrite) as folder:
         listener.progress("measuring", 0, 1, "")
@@ -126,10 +132,13 @@ def _existing(maps: Path) -> Path:
     return maps
 
 
-def _limits(theirs: TheirScores, manifest: Manifest, maps: TheirMaps | None) -> _Limits:
-    """Set the thresholds on the normal calibration rows that have a score."""
+def _limits(theirs: TheirScores, manifest: Manifest, maps: TheirMaps | None, rate: Share | None) -> _Limits:
+    """Set the thresholds on the normal calibration rows with a score; where a rate is asked they have to be there."""
     rows = manifest.select(split="calibration")
     chosen = [s for s in rows if not is_suspect(s.label, s.extra) and s.id in theirs.scores]
+    if not chosen and rate is not None:
+        why, fix = "it is promised by them", "give scores of rows of split calibration"
+        raise CalibrationError("a false-alarm rate without scores of calibration images", why, fix)
     if not chosen:
         return _Limits(reason=_NO_CALIBRATION)
     image = [theirs.scores[sample.id] for sample in chosen]
@@ -137,8 +146,10 @@ def _limits(theirs: TheirScores, manifest: Manifest, maps: TheirMaps | None) -> 
     units, groups = [s.unit for s in chosen], [s.group for s in chosen]
     scores = calibration_scores(image, pixel or image, units, groups)
     try:
-        return _Limits(scores, thresholds_from(scores), pixel is not None)
+        return _Limits(scores, thresholds_from(scores, rate), pixel is not None)
     except CalibrationError as error:
+        if rate is not None:
+            raise
         return _Limits(reason=f"No threshold: {error}")
 
 

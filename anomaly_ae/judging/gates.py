@@ -144,7 +144,7 @@ def _outcome(gate: _Gate, items: list[Item], noun: str, sure: Fraction | None) -
     high, method = _upper_bound(wrong, groups, sure)
     text += f", {_shown(gate, high, bounded=True)} with {percent_text(sure)} confidence ({method})"
     n = len(items) if groups is None else len(set(groups))
-    counted = f"{gate.label} {noun}s" if groups is None else f"groups of {gate.label} {noun}s"
+    counted = n_of(n, f"{gate.label} {noun}") if groups is None else f"{n_of(n, 'group')} of {gate.label} {noun}s"
     return Outcome(gate.name, high <= gate.limit, text + _too_few_text(gate.limit, n, counted, sure))
 
 
@@ -167,4 +167,4 @@ def _too_few_text(limit: Fraction, n: int, counted: str, sure: Fraction) -> str:
     if not 0 < limit < 1:
         return "" if limit else ". No number of images can prove that it never happens"
     needed = normals_needed(limit, sure)
-    return "" if n >= needed else f". No result of {n} {counted} can meet this: at least {needed} are needed"
+    return "" if n >= needed else f". No result of {counted} can meet this: at least {needed} are needed"

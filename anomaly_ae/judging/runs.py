@@ -125,20 +125,26 @@ def load_run(folder: Path) -> SavedRun:
             has_threshold=has_threshold,
             what_if=bool(info.get("what_if")),
             chosen_here=has_threshold and chosen_on_these(Thresholds.from_json(info["threshold"]), rows),
-            used_in_fit=next((text for text in info["data"]["warnings"] if "used in fit" in text), ""),
+            used_in_fit=next((text for text in info["data"]["warnings"] if "figures are too good" in text), ""),
         )
 
 
 def refuse_no_forecast(run: SavedRun) -> None:
-    """Raise `DataError` for decisions that say nothing about new images: what-if, or chosen on these; or for none."""
+    """Raise `DataError` for decisions that say nothing about new images: chosen on these, or what-if; or for none."""
     if not run.has_threshold:
         why = str(run.info["threshold"].get("reason", "nothing is decided"))
         raise DataError(f"{run.folder} has no threshold", why, "give scores of calibration images, too")
-    if run.what_if or run.chosen_here:
+    if run.chosen_here:
         raise DataError(
-            f"{run.folder}: the thresholds were {'chosen on these images' if run.chosen_here else 'changed (what-if)'}",
+            f"{run.folder}: the thresholds were chosen on these images",
             "images that a threshold was chosen on say nothing about new ones",
             "set thresholds with calibrate, and evaluate on other images",
+        )
+    if run.what_if:
+        raise DataError(
+            f"{run.folder}: the thresholds were changed (what-if)",
+            "the decisions are not those of the model",
+            "set thresholds with calibrate and evaluate again, or go back to those of the model: threshold RUN",
         )
 
 

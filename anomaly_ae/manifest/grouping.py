@@ -73,7 +73,7 @@ def with_group_note(manifest: Manifest, group_regex: str) -> Manifest:
     """Say which groups a pattern found."""
     groups = sorted({sample.group for sample in manifest.samples})
     examples = ", ".join(repr(group) for group in groups[:_N_EXAMPLES])
-    note = f"group from '{group_regex}': {len(groups)} groups, such as {examples}"
+    note = f"group from '{group_regex}': {len(groups)} group{'' if len(groups) == 1 else 's'}, such as {examples}"
     return replace(manifest, notes=(*manifest.notes, note))
 
 

@@ -16,7 +16,8 @@ def at_defect_rate(defect_rate: float, false_alarm_rate: Metric, sensitivity: Me
     defect_rate : float
         Share of defective parts (prevalence), between 0 and 1.
     false_alarm_rate, sensitivity : Metric
-        At one threshold.
+        At one threshold. With a review band the escapes are those at its lower limit: what is for review has not
+        passed.
 
     Returns
     -------

@@ -79,6 +79,7 @@ def render(run: Run) -> str:
         interval=words.interval,
         interval_notes=words.interval_notes,
         rounded=words.rounded,
+        per_thousand=words.per_thousand,
         strongest_shortcut=words.strongest_shortcut,
         spark=figures.interval_svg,
     )

@@ -94,10 +94,9 @@ def _figures(run: Run) -> Iterator[str]:
         return
     yield "## Figures\n"
     rows = [
-        (name, words.ratio(metric["value"]), _counts(metric), words.interval_notes(metric) or metric["reason"])
-        for name, metric in _named_figures(run)
+        (name, words.ratio(metric["value"]), _counts(metric), _notes(metric)) for name, metric in _named_figures(run)
     ]
-    yield from _table(("figure", "value", "normal / anomalous", "95 % intervals, or why there is none"), rows)
+    yield from _table(("figure", "value", "normal / anomalous", "95 % intervals, and reasons"), rows)
     yield f"\n{_BOOTSTRAP} “Expected” bands and exact rules: docs/explanation/thresholds.md of anomaly_ae."
 
 
@@ -112,6 +111,9 @@ def _named_figures(run: Run) -> Iterator[tuple[str, Mapping[str, Any]]]:
         for at in level["at_threshold"]:
             for name in ("sensitivity", "specificity", "false_alarm_rate"):
                 yield f"{noun} {name.replace('_', '-')}", at[name]
+            yield from _review_figures(noun, at.get("review"))
+        if "fpr_at_95_sensitivity" in level:
+            yield f"{noun} false-alarm rate at 95 % sensitivity", level["fpr_at_95_sensitivity"]
         for kind in ("pg", "pb"):
             yield from ((f"{noun} {kind.upper()} at {share}", metric) for share, metric in level.get(kind, {}).items())
         yield from ((f"{noun} ROC-AUC of {name}", areas["roc_auc"]) for name, areas in level["baselines"].items())
@@ -120,12 +122,29 @@ def _named_figures(run: Run) -> Iterator[tuple[str, Mapping[str, Any]]]:
     yield "pixel average precision", pixel["average_precision"]
     yield from ((f"AU-PRO to {limit}", metric) for limit, metric in pixel["au_pro"].items())
     if "aupimo" in pixel:
+        yield "pixel false-alarm rate at 95 % sensitivity", pixel["fpr_at_95_sensitivity"]
         yield "AUPIMO, mean of anomalous images", pixel["aupimo"]
         for at in pixel["at_threshold"]:
             place = words.overlap_place(run, at["threshold"])
             yield f"Dice {place}, mean of anomalous images", at["dice_per_image"]
             yield f"Dice {place}, all pixels", at["dice"]
         yield "oracle Dice of all pixels", pixel["oracle_dice"]
+
+
+def _review_figures(noun: str, review: Mapping[str, Any] | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if not review:
+        return
+    yield f"{noun}s for review, of these", review["load"]
+    yield f"{noun}s for review, of the normal", review["load_normal"]
+    yield f"{noun}s for review, of the anomalous", review["load_anomalous"]
+    yield f"anomalous {noun}s below the review band", review["escape_rate"]
+    yield f"{noun} false-alarm rate outside the review band", review["outside"]["false_alarm_rate"]
+    yield f"anomalous {noun}s below the band, of those outside it", review["outside"]["escape_rate"]
+
+
+def _notes(metric: Mapping[str, Any]) -> str:
+    """Say how the intervals were computed and what else is to be known, e.g. that a threshold was chosen on masks."""
+    return "; ".join(text for text in (words.interval_notes(metric), metric["reason"]) if text)
 
 
 def _counts(metric: Mapping[str, Any]) -> str:

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from anomaly_ae.errors import DataError
+from anomaly_ae.errors import DataError, ModelFileError
 from anomaly_ae.records import Decision
 from anomaly_ae.report.colour import DISPLAY_HIGH
 from anomaly_ae.report.pictures import Pictures, read_pictures, rescaled
-from anomaly_ae.results.tables import COUNTED, SCORE_COLUMNS, read_csv, read_json
+from anomaly_ae.results.tables import COUNTED, SCORE_COLUMNS, read_csv, read_json, reading
+from anomaly_ae.threshold import Threshold
 
 
 class Row(NamedTuple):
@@ -100,6 +101,7 @@ def read_run(folder: Path, tables: tuple[Sequence[Line], Sequence[Line]] | None 
     thresholds = info.get("threshold")
     if not isinstance(thresholds, dict) or not (thresholds.get("image") or "reason" in thresholds):
         raise DataError(f"{folder / 'run.json'} has no image threshold", "the file is damaged", "evaluate again")
+    _check_limits(folder / "run.json", [thresholds, info.get("model_threshold") or {}])
     scores, units, metrics = (folder / name for name in ("scores.csv", "units.csv", "metrics.json"))
     lines, unit_lines = tables or (read_csv(scores), read_csv(units))
     extra = [name for name in lines[0] if name not in (*SCORE_COLUMNS, COUNTED)] if lines else []
@@ -115,6 +117,17 @@ def read_run(folder: Path, tables: tuple[Sequence[Line], Sequence[Line]] | None 
         pictures=pictures,
         pictures_at=pictures_at,
     )
+
+
+def _check_limits(path: Path, stored: Sequence[Mapping[str, Any]]) -> None:
+    try:
+        with reading(path):
+            limits = [thresholds.get(noun) for thresholds in stored for noun in ("image", "unit", "pixel")]
+            for limit in limits:
+                if limit is not None:
+                    Threshold.from_json(limit)
+    except ModelFileError as error:
+        raise DataError(f"{path} holds a damaged threshold", error.why, "evaluate again") from error
 
 
 def _shown_pictures(path: Path, info: Mapping[str, Any], rows: Sequence[Row]) -> tuple[Pictures | None, float]:

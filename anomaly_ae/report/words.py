@@ -46,8 +46,8 @@ def whole(n: int | None) -> str:
 def percent(share: float | None) -> str:
     """Return a share in per cent, without the sign; never rounded to 0 or to 100.
 
-    >>> [percent(share) for share in (0.941, 0.028, 0.0004, 0.9996, 0.0, 1.0, None)]
-    ['94', '2.8', '<0.1', '>99.9', '0', '100', '–']
+    >>> [percent(share) for share in (0.941, 0.028, 0.0004, 0.999, 0.9996, 0.0, 1.0, None)]
+    ['94', '2.8', '<0.1', '99.9', '>99.9', '0', '100', '–']
     """
     if share is None:
         return "–"
@@ -57,7 +57,7 @@ def percent(share: float | None) -> str:
         return f"{value:.0f}"
     if nearest_end >= 10 or (value > 50 and nearest_end >= 1):
         return f"{value:.0f}"
-    if nearest_end < 0.1:
+    if round(nearest_end, 9) < 0.1:  # 100 - 99.9 is a little less than 0.1
         return "<0.1" if value < 50 else ">99.9"
     return f"{value:.1f}"
 
@@ -91,6 +91,15 @@ def rounded(value: float | None) -> str:
     ('12,346', '3.5', '–')
     """
     return "–" if value is None else f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def per_thousand(share: float | None) -> str:
+    """Return how many of 1,000 a share is.
+
+    >>> per_thousand(0.0314), per_thousand(None)
+    ('31', '–')
+    """
+    return rounded(None if share is None else 1000 * share)
 
 
 def count(n: int | None, noun: str) -> str:
@@ -149,7 +158,7 @@ def headline(run: Run) -> str:
         return _ranking(run, noun)
     if run.metrics is None or not run.metrics[noun]["at_threshold"]:
         n_flagged = sum(row.decision == "anomalous" for row in run.rows)
-        verb = "was" if n_flagged == 1 else "were"
+        verb = "was" if 1 in (len(run.rows), n_flagged) else "were"
         return (
             f"At the {threshold_words(run, 'image')}, {n_flagged:,} of {count(len(run.rows), 'image')} {verb} flagged"
             f"{_for_review(run, 'image')}."
@@ -268,7 +277,7 @@ def _found(sensitivity: Metric, noun: str) -> str:
     verb = "was" if n == 1 else "were"
     if n < FEW:
         n_found = round(sensitivity["value"] * n)
-        verb = "was" if n_found == 1 else "were"
+        verb = "was" if 1 in (n, n_found) else "were"
         rate = f"{ratio(sensitivity['value'], 2)} {interval(sensitivity, _two_digits)}".strip()
         return f"{n_found} of {count(n, f'anomalous {noun}')} {verb} found (sensitivity {rate})"
     return f"{rate_with_interval(sensitivity)} of {count(n, f'anomalous {noun}')} {verb} found"
@@ -281,7 +290,7 @@ def _flagged(false_alarm_rate: Metric, noun: str) -> str:
             f"nothing can be said about false alarms ({false_alarm_rate['reason'] or f'there are no normal {noun}s'})"
         )
     n_flagged = round(false_alarm_rate["value"] * n)
-    verb = "was" if n_flagged == 1 else "were"
+    verb = "was" if 1 in (n, n_flagged) else "were"
     return f"{n_flagged:,} of {count(n, f'normal {noun}')} ({rate_with_interval(false_alarm_rate)}) {verb} flagged"
 
 
@@ -337,7 +346,8 @@ def _threshold_warnings(run: Run) -> Iterator[str]:
     in_force = run.threshold("pixel")["value"]
     if in_force is None:
         return
-    note = regions_note((row.pixel_threshold for row in run.rows if math.isfinite(row.pixel_threshold)), in_force)
+    scored_at = [row.pixel_threshold for row in run.rows if row.n_regions and math.isfinite(row.pixel_threshold)]
+    note = regions_note(scored_at, in_force)
     if note:
         yield note
     if run.pictures and run.pictures_at != in_force:

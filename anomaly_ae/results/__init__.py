@@ -14,7 +14,7 @@ from anomaly_ae.results.pixels import (
     read_pixel_counts,
     write_pixels,
 )
-from anomaly_ae.results.review import chosen_on_these, images_sha256, limit_lines
+from anomaly_ae.results.review import chosen_on_these, figure_line, images_sha256, limit_lines, review_lines
 from anomaly_ae.results.rows import decide_rows, score_row, unit_label, unit_rows
 from anomaly_ae.results.tables import (
     FAILURE_COLUMNS,
@@ -43,6 +43,7 @@ __all__ = [
     "baseline_figures",
     "chosen_on_these",
     "decide_rows",
+    "figure_line",
     "figures",
     "finished_scores",
     "groups_if_any",
@@ -55,6 +56,7 @@ __all__ = [
     "read_rows",
     "redecide",
     "regions_note",
+    "review_lines",
     "run_metrics",
     "score_row",
     "shortcut_figures",

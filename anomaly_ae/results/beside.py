@@ -58,11 +58,19 @@ def _sorting(labels: Any, scores: Any, groups: Sequence[str] | None, noun: str) 
 def _streams(
     labels: Any, scores: Any, threshold: Threshold, groups: Sequence[str] | None, shares: Sequence[float], noun: str
 ) -> list[dict[str, Any]]:
-    rates = rates_at_threshold(labels, scores, threshold.value, groups, unit=noun)
-    streams = {share: at_defect_rate(share, rates["false_alarm_rate"], rates["sensitivity"]) for share in shares}
+    def streams(chosen: Any) -> list[dict[str, Metric]]:
+        rates = rates_at_threshold(labels, chosen.astype(np.float64), 1.0, groups, unit=noun)
+        return [at_defect_rate(share, rates["false_alarm_rate"], rates["sensitivity"]) for share in shares]
+
+    flagged, review = scores >= threshold.value, threshold.review
+    found = streams(flagged)
+    if review:  # what is for review is neither rejected nor passed
+        in_band = (scores >= review.value) & ~flagged
+        for own, not_passed, for_review in zip(found, streams(in_band | flagged), streams(in_band), strict=True):
+            own |= {"escapes_per_million": not_passed["escapes_per_million"], "review": for_review["rejected"]}
     return [
-        {"defect_rate": share, **{name: metric.as_json() for name, metric in found.items()}}
-        for share, found in streams.items()
+        {"defect_rate": share, **{name: metric.as_json() for name, metric in own.items()}}
+        for share, own in zip(shares, found, strict=True)
     ]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from anomaly_ae.calibration import Asked, CalibrationScores, Thresholds, thresholds_by
 from anomaly_ae.errors import DataError
@@ -14,7 +15,7 @@ from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
 from anomaly_ae.results.beside import DEFECT_RATES
 from anomaly_ae.results.figures import run_metrics
 from anomaly_ae.results.finished import anomalous_scores
-from anomaly_ae.results.review import chosen_on_these, images_sha256, limit_lines
+from anomaly_ae.results.review import chosen_on_these, images_sha256, limit_lines, review_lines
 from anomaly_ae.results.rows import decide_rows, unit_rows
 from anomaly_ae.results.tables import (
     FAILURE_COLUMNS,
@@ -43,15 +44,11 @@ class Redecided:
     n_images: int
     n_anomalous: int
     n_review: int
-    promises: tuple[str, ...]
-    notes: tuple[str, ...]
+    said: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """Say it in words."""
-        review = f", {self.n_review} for review" if self.thresholds.image.review else ""
-        verb = "is" if self.n_anomalous == 1 else "are"
-        counts = f"{self.n_anomalous} of {n_of(self.n_images, 'image')} {verb} anomalous at it{review}"
-        return [*self.promises, counts, *self.notes]
+        """Say it in words: of images and, where several images make one, of units."""
+        return list(self.said)
 
 
 def redecide(run: Path, asked: Asked, listener: Listener | None = None) -> Redecided:
@@ -88,6 +85,7 @@ def redecide(run: Path, asked: Asked, listener: Listener | None = None) -> Redec
     units = unit_rows(rows, incomplete, scores, thresholds)
     now = thresholds.as_json()
     marks = {"what_if": now != of_model, "chosen_on_these_images": chosen_on_these(thresholds, rows)}
+    metrics: dict[str, Any] = {}
     if (run / "metrics.json").exists():
         metrics = read_json(run / "metrics.json")
         shares = [at["defect_rate"] for at in metrics["image"].get("at_defect_rate", ())] or DEFECT_RATES
@@ -95,12 +93,29 @@ def redecide(run: Path, asked: Asked, listener: Listener | None = None) -> Redec
         write_json(run / "metrics.json", metrics)
     lines = write_tables(run, rows, units, failures)
     write_json(run / "run.json", {**info, "threshold": now, "model_threshold": of_model, **marks})
-    note = regions_note((row["pixel_threshold"] for row in rows), thresholds.pixel.value)
+    # The scores of another tool come without regions, and without pictures.
+    note = regions_note((row["pixel_threshold"] for row in rows if row["n_regions"] != ""), thresholds.pixel.value)
     if note and listener:
         listener.say(note)
     n_anomalous, n_review = (sum(row["decision"] == kind for row in rows) for kind in _LOOKED_AT)
-    promises, notes = limit_lines(thresholds, scores), _notes(rows, marks["chosen_on_these_images"])
-    return Redecided(thresholds, (lines, units), len(rows), n_anomalous, n_review, tuple(promises), tuple(notes))
+    said = [*_level_lines("image", rows, thresholds, scores, metrics)]
+    if any(unit["n_images"] > 1 for unit in units):
+        said += _level_lines("unit", units, thresholds, scores, metrics)
+    said += _notes(rows, marks["chosen_on_these_images"])
+    return Redecided(thresholds, (lines, units), len(rows), n_anomalous, n_review, tuple(said))
+
+
+def _level_lines(
+    noun: str, members: Sequence[Row], thresholds: Thresholds, scores: CalibrationScores, metrics: Mapping[str, Any]
+) -> Iterable[str]:
+    """Yield what the limits of images, or units, promise, how these were decided, and what their review leaves."""
+    yield from limit_lines(thresholds, scores, noun)
+    n_anomalous, n_review = (sum(member["decision"] == kind for member in members) for kind in _LOOKED_AT)
+    review = f", {n_review} for review" if thresholds.image.review else ""
+    verb = "is" if 1 in (n_anomalous, len(members)) else "are"
+    yield f"{n_anomalous} of {n_of(len(members), noun)} {verb} anomalous at it{review}"
+    if metrics:
+        yield from review_lines(metrics[noun], noun)
 
 
 def _notes(rows: Sequence[Row], chosen_here: bool) -> Iterable[str]:

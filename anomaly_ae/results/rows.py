@@ -12,7 +12,7 @@ from anomaly_ae.calibration import CalibrationScores, Thresholds, unit_scores
 from anomaly_ae.manifest.slices import is_suspect
 from anomaly_ae.records import ANOMALOUS_LABEL, Decision, Sample, Score
 from anomaly_ae.results.tables import BASELINES, COUNTED, FORMAT, Row
-from anomaly_ae.threshold import Threshold, decide, display_value, p_values
+from anomaly_ae.threshold import Threshold, decide, display_value, display_values, p_values
 
 N_REGIONS_IN_ROW = 50
 
@@ -60,17 +60,17 @@ def decide_rows(rows: Sequence[Row], scores: CalibrationScores, thresholds: Thre
     limit, median = thresholds.image, scores.median
     values = np.array([row["score"] for row in rows], np.float64)
     sha256 = thresholds.sha256
-    p = p_values(values, scores.image, scores.image_group)
+    shown, p = display_values(values, limit.value, median), p_values(values, scores.image, scores.image_group)
     return [
         {
             **row,
             "decision": int(decide(row["score"], limit)),
             "threshold": limit.value,
-            "display": display_value(row["score"], limit.value, median),
+            "display": float(display),
             "p_value": float(p_value),
             "thresholds_sha256": sha256,
         }
-        for row, p_value in zip(rows, p, strict=True)
+        for row, display, p_value in zip(rows, shown, p, strict=True)
     ]
 
 

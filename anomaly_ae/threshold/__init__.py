@@ -26,7 +26,7 @@ from anomaly_ae.threshold.rates import (
     reachable_text,
 )
 from anomaly_ae.threshold.record import RULES, Threshold, manual_threshold
-from anomaly_ae.threshold.rule import conformal_threshold, decide, display_value, p_values
+from anomaly_ae.threshold.rule import conformal_threshold, decide, display_value, display_values, p_values
 
 __all__ = [
     "DEFAULT_RATE",
@@ -42,6 +42,7 @@ __all__ = [
     "decide",
     "default_rate",
     "display_value",
+    "display_values",
     "exceed_probability",
     "manual_threshold",
     "normals_needed",

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from anomaly_ae.errors import CalibrationError, DataError, UsageError
 from anomaly_ae.threshold.rates import (
     Share,
+    counted,
     exact_number,
     normals_needed,
     parse_confidence,
@@ -148,7 +149,8 @@ def cost_threshold(
 
     ``prevalence * escape * missed + (1 - prevalence) * false_reject * flagged``, where ``flagged`` and ``missed`` are
     the conformal rates of new images: ``(1 + number at or above) / (n + 1)``, by group as in `p_values`. The added one
-    keeps a threshold beyond all scores from looking free. It promises nothing: it is chosen on labels.
+    keeps a threshold beyond all scores from looking free. The promise in words states the cost with it, and by plain
+    rates as do the costs of calling every image normal, or anomalous. No rate is promised: it is chosen on labels.
 
     Raises
     ------
@@ -161,12 +163,18 @@ def cost_threshold(
     missed = p_values(-candidates, -upper, anomalous_groups)
     share, escape, reject = float(cost.prevalence), float(cost.escape), float(cost.false_reject)
     expected = share * escape * missed + (1 - share) * reject * flagged
+    # p is 1 / (n + 1) where nothing is counted: by it, k / n comes back from (1 + k) / (n + 1), of groups as well.
+    observed = share * escape * _observed(missed) + (1 - share) * reject * _observed(flagged)
     best = int(expected.argmin())
+    chosen, normal_cost, anomalous_cost, with_one_more = (
+        f"{1000 * value:.4g}" for value in (observed[best], observed[-1], observed[0], expected[best])
+    )
     promise = (
-        f"Least expected cost: about {1000 * expected[best]:.4g} per 1,000 {noun}s with an escape at "
-        f"{escape:.6g}, a false reject at {reject:.6g} and {percent_text(cost.prevalence)} anomalous "
-        f"(all called normal: {1000 * share * escape:.4g}; all anomalous: {1000 * (1 - share) * reject:.4g}). "
-        f"Chosen on {upper.size} anomalous and {lower.size} normal {noun}s; no rate is promised."
+        f"Least cost per 1,000 {noun}s: {chosen} on these {noun}s (all called normal: {normal_cost}; all anomalous: "
+        f"{anomalous_cost}), {with_one_more} with one more of each kind decided wrongly. An escape costs {escape:.6g}, "
+        f"a false reject {reject:.6g}, and {percent_text(cost.prevalence)} are anomalous. "
+        f"{_verdict(observed, expected, best, noun)}"
+        f"Chosen on {upper.size} anomalous and {counted(lower.size, f'normal {noun}')}; no rate is promised."
     )
     return Threshold(
         value=float(candidates[best]),
@@ -180,6 +188,22 @@ def cost_threshold(
         cost=str(cost),
         n_anomalous=upper.size,
     )
+
+
+def _observed(rates: _FloatArray) -> _FloatArray:
+    """Return k / n of all (1 + k) / (n + 1), of which the smallest has k = 0."""
+    lowest = float(rates.min())
+    return (rates - lowest) / (1 - lowest)
+
+
+def _verdict(observed: _FloatArray, expected: _FloatArray, best: int, noun: str) -> str:
+    """Say where the threshold is no better than looking at no image, or not known to be; else ""."""
+    cheaper, trivial = ("normal", observed[-1]) if observed[-1] <= observed[0] else ("anomalous", observed[0])
+    if observed[best] >= trivial:
+        return f"Calling every {noun} {cheaper} costs no more on these {noun}s. "
+    if expected[best] >= trivial:
+        return f"These are too few {noun}s at this prevalence to tell that calling every {noun} {cheaper} costs more. "
+    return ""
 
 
 def best_f1(normal: npt.ArrayLike, anomalous: npt.ArrayLike) -> tuple[float, float]:
@@ -215,10 +239,10 @@ def _check_enough(n: int, grouped: bool, asked: Fraction, sure: Fraction | None,
     needed = normals_needed(1 - asked, sure)
     if n >= needed:
         return
-    counted = f"groups of anomalous {noun}s" if grouped else f"anomalous {noun}s"
+    which = f"{counted(n, 'group')} of anomalous {noun}s" if grouped else counted(n, f"anomalous {noun}")
     reachable = f", or ask for {_floor_percent(1 - reachable_rate(n, None, sure))} % or less" if n else ""
     raise CalibrationError(
-        f"a sensitivity of {percent_text(asked)} is out of reach{_sure_text(sure)} with {n} {counted}",
+        f"a sensitivity of {percent_text(asked)} is out of reach{_sure_text(sure)} with {which}",
         f"it needs at least {needed}",
         f"label more anomalies{reachable}",
     )
@@ -242,9 +266,9 @@ def _promise(asked: Fraction, sure: Fraction | None, n: int, n_groups: int | Non
             bound = _floor_percent(sensitivity_bound(n, rank))
             text += f"; with this one at least {bound} %, with {100 * BOUND_CONFIDENCE:g} % confidence"
     if n_groups is None:
-        text += f"; {noun}s are taken as independent ({n} anomalous {noun}s)"
+        text += f"; {noun}s are taken as independent ({counted(n, f'anomalous {noun}')})"
     else:
         rule = "every group counts once" if sure is None else "set on the smallest score of each group"
-        text += f", for a new anomalous {noun} of a new group ({n_groups} groups; {rule})"
+        text += f", for a new anomalous {noun} of a new group ({counted(n_groups, 'group')}; {rule})"
         text += "; a bound needs --confidence" if sure is None else ""
     return f"{text}. For the same kinds of anomalies in the same mixture; no false-alarm rate is promised."

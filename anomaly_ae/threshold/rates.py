@@ -190,5 +190,10 @@ def rate_spread(n: int, rank: int, level: float = 0.9) -> tuple[float, float]:
 
 
 def _count_text(n: int, n_groups: int | None) -> str:
-    images = f"{n} normal image{'' if n == 1 else 's'}"
-    return images if n_groups is None else f"{images} in {n_groups} group{'' if n_groups == 1 else 's'}"
+    images = counted(n, "normal image")
+    return images if n_groups is None else f"{images} in {counted(n_groups, 'group')}"
+
+
+def counted(n: int, noun: str) -> str:
+    """Return "1 image" or "2 images"."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -21,11 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from anomaly_ae.errors import DataError, UsageError
-from anomaly_ae.records import Decision
+from anomaly_ae.records import Decision, FloatArray
 from anomaly_ae.threshold.rates import (
     Share,
     check_reachable,
     conformal_rank,
+    counted,
     parse_confidence,
     parse_rate,
     percent_text,
@@ -150,13 +151,18 @@ def display_value(score: float, threshold: float, median: float) -> float:
     >>> display_value(3.0, threshold=5.0, median=1.0)
     0.5
     """
-    if math.isnan(score):
-        return math.nan
-    half_distance = threshold / 2 - median / 2  # halves: no overflow
+    return float(display_values(np.array(score, np.float64), threshold, median))
+
+
+def display_values(values: FloatArray, threshold: float, median: float) -> FloatArray:
+    """Return what `display_value` does for many scores, or for a map: in the shape and dtype of ``values``."""
+    reached, half_distance = values >= threshold, threshold / 2 - median / 2  # halves: no overflow
     if half_distance <= 0:
-        return float(score >= threshold)
-    value = (score / 2 - median / 2) / half_distance
-    return max(value, 1.0) if score >= threshold else min(value, math.nextafter(1.0, 0.0))
+        return np.where(np.isnan(values), np.nan, reached).astype(values.dtype)
+    with np.errstate(over="ignore"):  # far away on a short scale is infinite
+        shown = (values / 2 - median / 2) / half_distance
+    below_one = np.nextafter(values.dtype.type(1), values.dtype.type(0))
+    return np.where(reached, np.maximum(shown, 1), np.minimum(shown, below_one))
 
 
 def checked_scores(scores: npt.ArrayLike) -> _FloatArray:
@@ -222,6 +228,6 @@ def _promise(rate: Fraction, confidence: Fraction | None, n: int, n_groups: int 
     else:
         text = f"False-alarm rate at most {percent_text(rate)}, with {percent_text(confidence)} confidence"
     if n_groups is None:
-        return f"{text}; {noun}s are taken as independent ({n} {noun}s)."
+        return f"{text}; {noun}s are taken as independent ({counted(n, noun)})."
     rule = "every group counts once" if confidence is None else "set on the largest score of each group"
-    return f"{text}, for a new {noun} of a new group ({n_groups} groups; {rule})."
+    return f"{text}, for a new {noun} of a new group ({counted(n_groups, 'group')}; {rule})."
