@@ -12,7 +12,7 @@ from anomaly_ae.calibration import CalibrationScores, Thresholds, unit_scores
 from anomaly_ae.manifest.slices import is_suspect
 from anomaly_ae.records import ANOMALOUS_LABEL, Decision, Sample, Score
 from anomaly_ae.results.tables import BASELINES, COUNTED, FORMAT, Row
-from anomaly_ae.threshold import Threshold, decide, display_value, display_values, p_values
+from anomaly_ae.threshold import Threshold, decide, display_values, p_values
 
 N_REGIONS_IN_ROW = 50
 
@@ -88,13 +88,15 @@ def unit_rows(
     for row in rows:
         images[row["unit"]].append(row)
     whole = {unit: score for unit, score in _scores(images).items() if unit not in incomplete}
-    p = p_values(list(whole.values()), scores.unit, scores.unit_group)  # of all at once: one alone takes as long
-    median, p_of = float(np.median(scores.unit)), dict(zip(whole, p.tolist(), strict=True))
+    values = np.array(list(whole.values()), np.float64)
+    p = p_values(values, scores.unit, scores.unit_group)  # of all at once: one alone takes as long
+    shown = display_values(values, thresholds.unit.value, float(np.median(scores.unit)))
+    of_unit = dict(zip(whole, zip(values.tolist(), shown.tolist(), p.tolist(), strict=True), strict=True))
     found = []
     for unit in sorted({*images, *incomplete}):
         own = images.get(unit, [])
         row = _not_inspected(unit, own[0]["group"] if own else incomplete[unit], own, thresholds.unit)
-        decided = _decided(whole[unit], p_of[unit], own, thresholds.unit, median) if unit in whole else {}
+        decided = _decided(*of_unit[unit], own, thresholds.unit) if unit in whole else {}
         found.append(row | decided)
     return found
 
@@ -142,11 +144,11 @@ def _not_inspected(unit: str, group: str, own: Sequence[Row], limit: Threshold) 
     }
 
 
-def _decided(value: float, p_value: float, own: Sequence[Row], limit: Threshold, median: float) -> dict[str, Any]:
+def _decided(value: float, display: float, p_value: float, own: Sequence[Row], limit: Threshold) -> dict[str, Any]:
     return {
         "decision": int(decide(value, limit)),
         "score": value,
-        "display": display_value(value, limit.value, median),
+        "display": display,
         "p_value": p_value,
         "baselines": {
             name: max(image["baselines"][name] for image in own) for name in BASELINES if name in own[0]["baselines"]
