@@ -42,6 +42,7 @@ from anomaly_ae.results import (
     write_tables,
 )
 from anomaly_ae.shortcuts import shortcut_warnings
+from anomaly_ae.usable import of_whole_units
 from anomaly_ae.version import __version__
 
 _NO_CALIBRATION = (
@@ -105,7 +106,7 @@ def evaluate_scores(
     refuse_unknown_columns(samples, options.by)
     theirs = read_scores(table, manifest.samples)
     folder_of_maps = None if maps is None else TheirMaps(_existing(maps))
-    limits = _limits(theirs, manifest, folder_of_maps)
+    limits = _limits(theirs, manifest, folder_of_maps, listener)
     measured = _measure(samples, theirs, limits, listener)
     with new_folder(out, options.overwrite) as folder:
         listener.progress("measuring", 0, 1, "")
@@ -126,12 +127,13 @@ def _existing(maps: Path) -> Path:
     return maps
 
 
-def _limits(theirs: TheirScores, manifest: Manifest, maps: TheirMaps | None) -> _Limits:
-    """Set the thresholds on the normal calibration rows that have a score."""
+def _limits(theirs: TheirScores, manifest: Manifest, maps: TheirMaps | None, listener: Listener) -> _Limits:
+    """Set the thresholds on the normal calibration rows that have a score, of units that have all of theirs."""
     rows = manifest.select(split="calibration")
-    chosen = [s for s in rows if not is_suspect(s.label, s.extra) and s.id in theirs.scores]
-    if not chosen:
+    scored = [s for s in rows if not is_suspect(s.label, s.extra) and s.id in theirs.scores]
+    if not scored:
         return _Limits(reason=_NO_CALIBRATION)
+    chosen = of_whole_units(scored, rows, listener)
     image = [theirs.scores[sample.id] for sample in chosen]
     pixel = maps.highest(chosen) if maps else None
     units, groups = [s.unit for s in chosen], [s.group for s in chosen]
