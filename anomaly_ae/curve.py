@@ -18,13 +18,15 @@ from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import FIT_SPLITS, MIN_NORMALS, Manifest, make_folds, roles
 from anomaly_ae.manifest.splits import by_group
 from anomaly_ae.metrics import roc_auc
-from anomaly_ae.metrics.intervals import N_FEW
-from anomaly_ae.metrics.paired import Difference, delong_difference, placements
+from anomaly_ae.metrics.checks import BoolVector, FloatVector, LabelledScores
+from anomaly_ae.metrics.curves import area_under_roc
+from anomaly_ae.metrics.intervals import N_FEW, group_bootstrap
+from anomaly_ae.metrics.paired import Difference, bootstrap_difference, delong_difference, placements
 from anomaly_ae.page import figure, line_plot, table, write_page
 from anomaly_ae.planting import plant_copies, refuse_unplantable
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Metric, Sample
 from anomaly_ae.report.words import count, ratio
-from anomaly_ae.results import write_csv
+from anomaly_ae.results import groups_if_any, write_csv
 from anomaly_ae.survey import readable_forms
 
 COLUMNS = ("n_normals", "roc_auc", "low", "high")
@@ -35,6 +37,7 @@ WORTH_IT = 0.01
 PLANTED_CONTRASTS = (0.1, 0.2, 0.4)
 N_HELD_OUT = 5  # one part in so many, where there is no test set
 MIN_GROUPS = 3  # train, validation, calibration
+N_DRAWS = 2000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,6 +56,8 @@ class Curve:
     ----------
     gain : Difference
         ROC-AUC of the last point less that of the one before, on the same test images.
+    n_independent : int
+        Test images, or groups of them, in the smaller class.
     is_planted : bool
         The anomalous test images are normal ones with synthetic defects.
     n_left_out : int
@@ -61,6 +66,7 @@ class Curve:
 
     points: tuple[Point, ...]
     gain: Difference
+    n_independent: int
     is_planted: bool
     n_left_out: int = 0
 
@@ -72,7 +78,7 @@ class Curve:
         value, interval = self.gain.value or 0.0, self.gain.interval
         if interval is None:
             what = f"{step} the ROC-AUC went by {value:+.3f} ({self.gain.reason})"
-            if value == 0 and min(last.roc_auc.n_normal, last.roc_auc.n_anomalous) >= N_FEW:
+            if value == 0 and self.n_independent >= N_FEW:
                 return f"more normal images would hardly help: {what}"
             return f"whether more normal images would help cannot be told: {what}; more test images would tell"
         found = f"{step} the ROC-AUC went by {value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
@@ -88,10 +94,12 @@ class Curve:
         of = f"{count(metric.n_normal, 'normal image')} and {metric.n_anomalous} anomalous"
         failed = f"left out, unreadable or of another kind: {count(self.n_left_out, 'image')}, named above"
         kind = "normal ones with synthetic defects, as there is no labelled test set" if self.is_planted else "labelled"
+        interval = self.gain.interval
+        independent = f"; that of the gain takes {interval.unit}s as independent" if interval else ""
         return [
             self.sentence,
             *(f"  {point.n_normals} normal images: ROC-AUC {_with_interval(point.roc_auc)}" for point in self.points),
-            f"test: {of} ({kind}); 95 % intervals; that of the gain takes images as independent",
+            f"test: {of} ({kind}); 95 % intervals{independent}",
             *([failed] if self.n_left_out else []),
             "one training each: what another seed would change is not in the intervals",
         ]
@@ -135,11 +143,12 @@ def learning_curve(
             rows = replace(manifest, samples=(*part, *test))
             scores.append(_scores(rows, config, device, listener.named(f"model {step} of {len(parts)}")))
     kept = np.flatnonzero(np.isfinite(np.stack(scores)).all(axis=0))
-    labels, groups, scores = labels[kept], [test[i].group for i in kept], [one[kept] for one in scores]
+    labels, scores = labels[kept], [one[kept] for one in scores]
+    groups = groups_if_any([{"group": test[i].group} for i in kept])
     points = tuple(Point(len(p), roc_auc(labels, one, groups)) for p, one in zip(parts, scores, strict=True))
-    before, last = (placements(labels, one) for one in scores[-2:])
+    gain, n_independent = _gain(labels, scores[-2], scores[-1], groups, config.seed)
     n_left_out = len(used) - len(forms) + len(test) - len(kept)
-    return Curve(points, delong_difference(labels, before, last, 0.95, "image"), is_planted, n_left_out)
+    return Curve(points, gain, n_independent, is_planted, n_left_out)
 
 
 def write_curve(found: Curve, folder: Path) -> Path:
@@ -154,7 +163,7 @@ def write_curve(found: Curve, folder: Path) -> Path:
     page = folder / "curve.html"
     sentence = f"{found.sentence[0].upper()}{found.sentence[1:]}."
     body = [figure(plot, "Fitted on parts that hold each other."), table(("normal images", "ROC-AUC"), lines)]
-    write_page(page, "learning curve", sentence, found.lines()[-2:], body)
+    write_page(page, "learning curve", sentence, found.lines()[1 + len(found.points) :], body)
     return page
 
 
@@ -215,6 +224,21 @@ def _scores(rows: Manifest, config: Config, device: str, listener: Listener) -> 
             listener.say(f"left out of the curve: {result}")
         scores.append(np.nan if isinstance(result, AnomalyAEError) else result[0])
     return np.array(scores)
+
+
+def _gain(
+    labels: BoolVector, before: FloatVector, last: FloatVector, groups: Sequence[str] | None, seed: int
+) -> tuple[Difference, int]:
+    """Return what the last step brought, and how many images or groups of the smaller class say so."""
+    codes = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    n_independent = min(len(np.unique(codes[among])) for among in (labels, ~labels))
+    placed_before, placed_last = (placements(labels, one) for one in (before, last))
+    if groups is None:
+        return delong_difference(labels, placed_before, placed_last, 0.95, "image"), n_independent
+    value = float((placed_last - placed_before)[labels].mean())
+    of_both = [group_bootstrap(LabelledScores(labels, s), codes, area_under_roc, N_DRAWS, seed) for s in (before, last)]
+    nothing = "no group makes a difference"
+    return bootstrap_difference(value, of_both[1] - of_both[0], n_independent, 0.95, "group", nothing), n_independent
 
 
 def _interval(metric: Metric) -> tuple[float | None, float | None]:

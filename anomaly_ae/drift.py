@@ -153,6 +153,7 @@ def find_drift(detector: Detector, runs: Sequence[Path], rate: Share = DEFAULT_R
 
     One conformal test martingale for the score and for each plain number of the images, each with its share of the
     rate (Bonferroni). Images labelled anomalous are left out, and of every group one image, drawn at random, counts.
+    Images of new groups leave the evidence before them as it was; a group that goes on in a later run is drawn anew.
 
     Parameters
     ----------
@@ -178,9 +179,10 @@ def find_drift(detector: Detector, runs: Sequence[Path], rate: Share = DEFAULT_R
     scores = detector.calibrated[0]
     of_calibration = range(len(scores.image)) if scores.image_group is None else scores.image_group
     places = _one_per_group(of_calibration, np.random.default_rng([seed, 0]))
-    chosen = tuple(rows[i] for i in _one_per_group([row["group"] for row in rows], np.random.default_rng([seed, 1])))
+    drawn = _one_per_group([row["group"] for row in rows], np.random.default_rng([seed, 1]))
+    chosen = tuple(rows[i] for i in sorted(drawn))  # in the order of time, as the rows are
     limit = float(np.log10(len(tested) / float(share)))
-    series = tuple(  # each with draws of its own: more images later leave the evidence of these as it is
+    series = tuple(  # each with draws of its own: new groups later leave the evidence of these images as it is
         _series(name, values[places], [_numbers(row)[name] for row in chosen], limit, np.random.default_rng([seed, i]))
         for i, (name, values) in enumerate(tested.items(), start=2)
     )

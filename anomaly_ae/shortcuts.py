@@ -19,6 +19,9 @@ from anomaly_ae.records import BoolArray, Image
 SHORTCUT_LIMIT = 0.8
 """An area under the ROC curve beyond this, in either direction, for something that is not the defect, is warned of."""
 
+FEWEST = 5
+"""Images of each class. With fewer, a property that says nothing separates the classes by chance too often."""
+
 # Statistics of larger images are taken on every n-th row; they only answer whether grey separates the labels.
 _MAX_VALUES = 4_000_000
 
@@ -91,7 +94,10 @@ def deviation_and_sharpness(rows: Floats, inside: Floats) -> tuple[float, float]
 
 
 def separations(
-    labels: Sequence[bool], numbers: Sequence[Properties], columns: Sequence[Mapping[str, str]] = ()
+    labels: Sequence[bool],
+    numbers: Sequence[Properties],
+    columns: Sequence[Mapping[str, str]] = (),
+    groups: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """Return how well each property alone tells anomalous from normal, as area under the ROC curve.
 
@@ -103,22 +109,25 @@ def separations(
         Plain numbers of the images; None is left out.
     columns : sequence of mapping, length n, or empty
         Further columns of the manifest. A column of numbers counts as such and as words, the farther from 0.5 wins.
+    groups : sequence of str, length n, or None
+        What belongs together: a word that occurs in one group only tells nothing. None: each image is its own group.
 
     Returns
     -------
     dict of str to float
         0.5 says nothing; 1 = anomalous is always higher (words: the word alone tells), 0 = always lower. What is
-        known of one class only is not in it.
+        known of fewer than `FEWEST` images of a class is not in it.
     """
     is_anomalous = np.asarray(labels, bool)
     found = {name: _of_numbers(is_anomalous, [one.get(name) for one in numbers]) for name in _names(numbers)}
+    of_groups = [str(i) for i in range(len(labels))] if groups is None else groups
     for name in _names(columns):
-        found[f"column {name}"] = _of_column(is_anomalous, [one.get(name, "") for one in columns])
+        found[f"column {name}"] = _of_column(is_anomalous, [one.get(name, "") for one in columns], of_groups)
     return {name: area for name, area in found.items() if area is not None}
 
 
-def _of_column(is_anomalous: BoolArray, cells: Sequence[str]) -> float | None:
-    areas = (_of_numbers(is_anomalous, [_as_number(cell) for cell in cells]), _of_words(is_anomalous, cells))
+def _of_column(is_anomalous: BoolArray, cells: Sequence[str], groups: Sequence[str]) -> float | None:
+    areas = (_of_numbers(is_anomalous, [_as_number(cell) for cell in cells]), _of_words(is_anomalous, cells, groups))
     return max((area for area in areas if area is not None), key=lambda area: abs(area - 0.5), default=None)
 
 
@@ -129,18 +138,24 @@ def _names(rows: Sequence[Mapping[str, object]]) -> list[str]:
 def _of_numbers(is_anomalous: BoolArray, values: Sequence[float | None]) -> float | None:
     numbers = np.array([math.nan if value is None else value for value in values], np.float64)
     known = np.isfinite(numbers)
-    return mann_whitney_separation(is_anomalous[known], numbers[known])
+    return mann_whitney_separation(is_anomalous[known], numbers[known]) if _enough(is_anomalous[known]) else None
 
 
-def _of_words(is_anomalous: BoolArray, cells: Sequence[str]) -> float | None:
+def _enough(is_anomalous: BoolArray) -> bool:
+    n_anomalous = int(np.count_nonzero(is_anomalous))
+    return min(n_anomalous, len(is_anomalous) - n_anomalous) >= FEWEST
+
+
+def _of_words(is_anomalous: BoolArray, cells: Sequence[str], groups: Sequence[str]) -> float | None:
     """Return the ROC-AUC of the share of anomalous images with the same word, the two images of a pair left out.
 
     Every pair of an anomalous and a normal image is judged by the others (leave-pair-out, Airola et al. 2011, Comput.
-    Stat. Data Anal. 55:1828): a word that occurs once, such as a serial number, tells nothing; two of one word tie.
+    Stat. Data Anal. 55:1828): a word that occurs once tells nothing, nor does one of one group, such as a serial number
+    of several images; two of one word tie.
     """
-    if is_anomalous.all() or not is_anomalous.any():
+    if not _enough(is_anomalous):
         return None
-    code = np.unique(np.asarray(cells, str), return_inverse=True)[1]
+    code = _words_of_several_groups(cells, groups)
     n, n_anomalous = np.bincount(code), np.bincount(code, weights=is_anomalous)
     n_normal, others = n - n_anomalous, np.maximum(n - 1, 1)
     overall = is_anomalous.mean()
@@ -151,6 +166,14 @@ def _of_words(is_anomalous: BoolArray, cells: Sequence[str]) -> float | None:
     anomalous = np.bincount(place[len(n) :], weights=n_anomalous, minlength=len(shares))
     ties = 0.5 * float(n_anomalous @ n_normal) / float(n_anomalous.sum() * n_normal.sum())
     return max(0.5, area_under_roc(ScoreCounts(normal, anomalous)) + ties)  # below, the words have told nothing
+
+
+def _words_of_several_groups(cells: Sequence[str], groups: Sequence[str]) -> npt.NDArray[np.intp]:
+    """Number the words; every image whose word occurs in its group alone gets a number of its own."""
+    code, group = (np.unique(np.asarray(names, str), return_inverse=True)[1] for names in (cells, groups))
+    n_groups = np.bincount(np.unique(np.stack([code, group]), axis=1)[0])  # (n_words,)
+    own = len(n_groups) + np.arange(len(code))
+    return np.unique(np.where(n_groups[code] > 1, code, own), return_inverse=True)[1]
 
 
 def _as_number(cell: str) -> float | None:

@@ -14,7 +14,7 @@ from PIL import Image as Picture
 from sklearn.metrics import roc_auc_score
 
 from anomaly_ae.config import Config, load_config
-from anomaly_ae.curve import Curve, Point, learning_curve, write_curve
+from anomaly_ae.curve import Curve, Point, _gain, learning_curve, write_curve
 from anomaly_ae.errors import DataError
 from anomaly_ae.fitting import fit
 from anomaly_ae.manifest import Manifest, load_manifest
@@ -39,7 +39,7 @@ def found(part_manifest: Manifest, config: Config) -> Curve:
 
 def finding(value: float, low: float, high: float, n_test: int = 20) -> Curve:
     points = tuple(Point(n, Metric(0.9, n_test, n_test)) for n in (50, 100))
-    return Curve(points, Difference(value, Interval(low, high, "", "image")), is_planted=False)
+    return Curve(points, Difference(value, Interval(low, high, "", "image")), n_test, is_planted=False)
 
 
 def test_points_are_parts_of_whole_groups(found: Curve, part_manifest: Manifest) -> None:
@@ -65,11 +65,31 @@ def test_the_sentence_follows_the_interval() -> None:
     assert finding(-0.05, -0.08, -0.02).sentence.startswith("more normal images would hardly help")
     assert "cannot be told" in finding(0.02, -0.03, 0.07).sentence
     unchanged = Difference(0.0, reason="no image is ordered otherwise")
-    same = Curve(finding(0, 0, 0, n_test=30).points, unchanged, is_planted=False)
+    same = Curve(finding(0, 0, 0, n_test=30).points, unchanged, 30, is_planted=False)
     assert same.sentence.startswith("more normal images would hardly help")
     assert "no image is ordered otherwise" in same.sentence
-    of_few = Curve(finding(0, 0, 0, n_test=29).points, unchanged, is_planted=False)
+    of_few = Curve(finding(0, 0, 0, n_test=29).points, unchanged, 29, is_planted=False)
     assert of_few.sentence.startswith("whether more normal images would help cannot be told")
+
+
+def test_images_of_one_group_count_as_one_for_the_gain() -> None:
+    rng, labels = np.random.default_rng(0), np.repeat([False, True], 60)
+    before, last = (np.repeat(rng.normal(size=12) + gain * np.repeat([0, 1], 6), 10) for gain in (0.5, 1.5))
+    alone, n_images = _gain(labels, before, last, None, 0)
+    grouped, n_groups = _gain(labels, before, last, [str(i // 10) for i in range(120)], 0)
+    assert (n_images, n_groups) == (60, 6)
+    assert grouped.value == pytest.approx(alone.value)
+    assert alone.interval is not None
+    assert grouped.interval is not None
+    assert grouped.interval.unit == "group"
+    assert grouped.interval.high - grouped.interval.low > 2 * (alone.interval.high - alone.interval.low)
+    assert _gain(labels, before, last, [str(i // 20) for i in range(120)], 0)[0].interval is None, "3 groups of a class"
+
+
+def test_the_page_names_the_test_images_also_where_some_were_left_out(tmp_path: Path) -> None:
+    page = write_curve(replace(finding(0.05, 0.02, 0.08), n_left_out=3), tmp_path).read_text(encoding="utf-8")
+    assert "test: 20 normal images and 20 anomalous" in page
+    assert "3 images, named above" in page
 
 
 def test_one_test_image_of_a_class_is_refused_before_anything_is_fitted(

@@ -180,6 +180,15 @@ def test_later_images_leave_the_evidence_of_earlier_ones_as_it_was(
         assert before.evidence.tolist() == after.evidence[: len(first.rows)].tolist()
 
 
+def test_the_image_of_each_group_is_taken_at_its_own_time(
+    detector: Detector, some_rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    mixed = [{**row, "group": f"lot {i % 7}"} for i, row in enumerate(some_rows)]
+    times = [row["time_utc"] for row in find_drift(detector, [write_run(tmp_path / "run", mixed)]).rows]
+    assert len(times) == 7
+    assert times == sorted(times)
+
+
 def test_images_of_one_name_in_two_runs_are_two_images(
     detector: Detector, some_rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:

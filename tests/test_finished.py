@@ -159,6 +159,21 @@ def test_overruling_a_few_rejects_of_a_whole_day_is_not(tmp_path: Path) -> None:
     assert (found.n_normal, found.n_unlabelled) == (40, 38)
 
 
+@pytest.mark.parametrize(("n_rejected", "n_groups", "said"), [(21, 22, True), (2, 22, False), (21, 2, False)])
+def test_more_rejects_than_the_threshold_promised_are_named(
+    tmp_path: Path, n_rejected: int, n_groups: int, said: bool
+) -> None:
+    rows = [r | {"decision": 2 if i < n_rejected else 0, "group": f"g{i % n_groups}"} for i, r in enumerate(shadow(22))]
+    path = written(tmp_path / "day", rows)
+    write_json(tmp_path / "day" / "run.json", {"format": 1, "data": {}, "threshold": calibrated_at_5_percent()})
+    text = "\n".join(finished_scores(path, WEIGHTS).lines())
+    assert ("21 of the 22 images taken as normal had been rejected, where the threshold promised 5 %" in text) == said
+
+
+def calibrated_at_5_percent() -> dict[str, Any]:
+    return thresholds_from(calibration(), "5%").as_json()
+
+
 def test_scores_that_mean_something_else_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "day", shadow())
     with pytest.raises(DataError, match="scored by another model"):

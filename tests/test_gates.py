@@ -227,6 +227,8 @@ def test_golden_units_and_the_table_of_a_run(part_run: Path, tmp_path: Path) -> 
         ("id,decision,lo,hi\ngood.png,normal,5,6\n", "column 'lo'.*meant as 'low'"),
         ("id,decision,hgih\ngood.png,normal,5\n", "column 'hgih'.*meant as 'high'"),
         ("id,decision,Low,low\ngood.png,normal,5,6\n", "another column has this name"),
+        ("id,decision,min,max\ngood.png,normal,5,\nbad.png,anomalous,,6\n", "numbers in 'min', 'max'"),
+        ("id;decision;from\ngood.png;normal;0,5\n", "numbers in 'from'"),
         ("name,decision\ngood.png,normal\n", "no column 'id'"),
         ("id,decision\n", "no lines"),
         ("id,decision\n,normal\n", "names no image"),
@@ -257,7 +259,7 @@ def test_the_table_of_a_run_can_be_used_as_it_is_whatever_its_manifest_had(part_
     further = ["lot,High,lower,manifest.decision", *["1,2,3,4"] * (len(lines) - 1)]
     text = "".join(f"{line},{more}\n" for line, more in zip(lines, further, strict=True))
     assert all(outcome.passed for outcome in check_golden(load_run(part_run), golden(tmp_path, text)))
-    own = "id,decision,lot,height\n" + ",".join([*lines[1].split(",")[1:2], "normal", "7", "7"]) + "\n"
+    own = "id,decision,score,height\n" + ",".join([*lines[1].split(",")[1:2], "normal", "7", "7 mm"]) + "\n"
     assert len(check_golden(load_run(part_run), golden(tmp_path, own))) == 1
 
 

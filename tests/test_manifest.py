@@ -981,7 +981,7 @@ def test_grey_value_that_tells_the_labels_apart(picture: Write, tmp_path: Path, 
 
 
 def test_shortcuts_against_their_definition(picture: Write, tmp_path: Path) -> None:
-    shapes = {"good": [(8, 8), (9, 8), (10, 9)], "crack": [(9, 8), (12, 12)]}
+    shapes = {"good": [(8, 8), (9, 8), (10, 9), (8, 9), (7, 9)], "crack": [(9, 8), (12, 12), (8, 8), (9, 9), (8, 10)]}
     values: dict[str, dict[str, list[float]]] = {}
     for kind, sizes in shapes.items():
         rows = values.setdefault(
@@ -1043,7 +1043,7 @@ def test_further_warnings(picture: Write, tmp_path: Path) -> None:
 
 def test_valid_mask_decides_what_counts_as_grey(picture: Write, tmp_path: Path) -> None:
     mvtec(picture, n_test=0)
-    for i in range(3):
+    for i in range(5):
         for kind, inside in (("good", 100), ("crack", 200)):
             pixels = np.full((8, 8, 4), 255, np.uint8)
             pixels[..., :3] = 300 - inside  # alone it would say the opposite

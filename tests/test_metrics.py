@@ -13,7 +13,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from anomaly_ae.errors import CalibrationError, DataError, UsageError
+from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.metrics import (
     PixelMap,
     average_precision,
@@ -35,6 +35,7 @@ from anomaly_ae.metrics.intervals import (
     group_bootstrap,
     newcombe_interval,
 )
+from anomaly_ae.threshold import conformal_rank
 
 Z_95 = NormalDist().inv_cdf(0.975)
 
@@ -357,10 +358,10 @@ def test_at_perfect_separation_the_groups_are_the_sample():
     assert precision.low == pytest.approx(0.025 ** (1 / 5), rel=1e-9)
 
 
-def test_one_group_holding_a_whole_class_has_no_interval_by_groups():
+def test_one_group_holding_a_whole_class_has_no_interval():
     labels, scores = gaussian_set(np.random.default_rng(8), 6, 6, 1.0)
     metric = roc_auc(labels, scores, groups=["lot 1"] * 6 + list("abcdef"))
-    assert [interval.unit for interval in metric.intervals] == ["image"]
+    assert metric.intervals == (), "that by images would stand where that by groups is expected"
     assert "of one group" in metric.reason
 
 
@@ -510,7 +511,7 @@ def test_the_band_is_that_of_two_beta_binomials(n, asked, n_test, confidence):
 
     k = n + 1 - math.floor((n + 1) * Fraction(asked))
     tail = (1 - confidence) / 2
-    low, high = found_rate_band(n, Fraction(asked), n_test, confidence=confidence)
+    low, high = found_rate_band(n, conformal_rank(n, Fraction(asked), None), n_test, confidence=confidence)
     assert low * n_test == (betabinom.ppf(tail, n_test, n - k, k + 1) if k < n else 0)
     assert high * n_test == betabinom.ppf(1 - tail, n_test, n + 1 - k, k)
 
@@ -518,7 +519,7 @@ def test_the_band_is_that_of_two_beta_binomials(n, asked, n_test, confidence):
 def test_the_band_holds_what_a_split_conformal_threshold_does():
     rng = np.random.default_rng(14)
     n, n_test, asked = 60, 80, Fraction(1, 10)
-    low, high = found_rate_band(n, asked, n_test)
+    low, high = found_rate_band(n, conformal_rank(n, asked, None), n_test)
     n_inside = 0
     for _ in range(1000):
         calibration = np.sort(rng.normal(size=n))
@@ -528,23 +529,21 @@ def test_the_band_holds_what_a_split_conformal_threshold_does():
     assert 0.94 <= n_inside / 1000 <= 0.995
 
 
-def test_the_band_takes_the_rank_of_another_rule():
-    assert found_rate_band(299, Fraction(1, 100), 500, rank=299)[1] < found_rate_band(299, Fraction(1, 100), 500)[1]
+def test_a_higher_rank_lowers_the_band():
+    assert found_rate_band(299, 299, 500)[1] < found_rate_band(299, conformal_rank(299, Fraction(1, 100), None), 500)[1]
 
 
 def test_the_rank_is_exact():
     # (n + 1) a = 29 exactly; in floats 100 * 0.29 is 28.999999999999996, one rank off.
-    assert found_rate_band(99, Fraction("0.29"), 400) == found_rate_band(99, Fraction("0.29"), 400, rank=71)
+    assert conformal_rank(99, Fraction("0.29"), None) == 71
 
 
 def test_bands_that_cannot_be_are_refused():
-    with pytest.raises(CalibrationError, match="it needs at least 99"):
-        found_rate_band(98, Fraction(1, 100), 50)
     with pytest.raises(UsageError, match="rank 100 of 99"):
-        found_rate_band(99, Fraction(1, 100), 50, rank=100)
-    for n, asked, n_test in ((0, Fraction(1, 2), 5), (5, Fraction(1, 2), 0), (5, Fraction(1), 5)):
+        found_rate_band(99, 100, 50)
+    for n, rank, n_test in ((0, 1, 5), (5, 1, 0), (5, 0, 5)):
         with pytest.raises(UsageError):
-            found_rate_band(n, asked, n_test)
+            found_rate_band(n, rank, n_test)
 
 
 # --- pixels ----------------------------------------------------------------------------------------------

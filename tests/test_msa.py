@@ -135,6 +135,10 @@ def test_one_appraiser_and_a_reference_column(tmp_path: Path) -> None:
     flagged = np.array([row["score"] for row in rows]).reshape(12, 4) >= 1.0
     assert line(found, "against reference", "all", "miss rate").value == pytest.approx(1 - flagged[:6].mean())
     assert {one.section for one in found.lines} == {"within appraiser", "against reference", "score"}
+    for who in ("reproducibility", "appraiser", "part by appraiser"):
+        one = line(found, "score", who, "sd")
+        assert (one.value, one.method) == (None, "not measured: one appraiser")
+    assert any("reproducibility was not measured" in note for note in found.notes)
 
 
 def test_incomplete_parts_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -163,4 +163,6 @@ def test_the_interval_of_a_mean_is_students_and_heeds_groups() -> None:
 
 def test_a_mean_without_spread_has_no_interval_but_a_reason() -> None:
     assert mean_metric([1.0, 1.0], 3, None).reason == "no interval: one image, or all alike"
+    of_one = mean_metric([0.2, 0.6], 3, ["lot", "lot"])
+    assert (of_one.intervals, of_one.reason) == ((), "no interval: one group, or all alike")
     assert mean_metric([], 3, None).value is None

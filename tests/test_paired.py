@@ -156,7 +156,7 @@ def test_expanded_percentiles_cover_where_plain_ones_do_not() -> None:
     n, hits, plain = 6, 0, 0
     for i in range(400):
         values = rng.normal(size=n)
-        draws = mean_draws(values, np.arange(n), 400, seed=i)
+        draws = mean_draws(values, np.arange(n), 1000, seed=i)
         interval = expanded_percentiles(draws, n, 0.95, "group")
         assert interval is not None
         hits += interval.low <= 0 <= interval.high
@@ -174,7 +174,7 @@ def test_many_groups_give_the_usual_percentiles() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.floats(-3, 3), st.integers(3, 50))
+@given(st.floats(-3, 3), st.integers(5, 50))
 def test_p_value_and_interval_of_the_bootstrap_say_the_same(shift: float, n_groups: int) -> None:
     draws = np.random.default_rng(3).normal(size=9999) + shift
     for confidence in (0.8, 0.9, 0.95):
@@ -188,7 +188,13 @@ def test_p_value_and_interval_of_the_bootstrap_say_the_same(shift: float, n_grou
 
 def test_bootstrap_without_variation_says_so() -> None:
     assert bootstrap_difference(0.0, np.zeros(100), 5, 0.95, "group", "no group differs").reason == "no group differs"
-    assert bootstrap_difference(0.1, np.arange(100.0), 1, 0.95, "group", "").reason == "only one group"
+
+
+@pytest.mark.parametrize(("n_groups", "reason"), [(3, "at least 4 groups"), (4, "with 4 groups its ends are beyond")])
+def test_few_groups_have_neither_interval_nor_p_value(n_groups: int, reason: str) -> None:
+    found = bootstrap_difference(0.1, np.linspace(0.05, 0.15, 2000), n_groups, 0.95, "group", "")
+    assert (found.interval, found.p) == (None, None)
+    assert reason in found.reason
 
 
 def test_one_seed_draws_the_same_sets_for_two_detectors() -> None:

@@ -98,12 +98,12 @@ def test_levels_part_pixels_and_regions_and_keep_ties_apart() -> None:
     assert max(between) <= n_pixels.sum() / 10
 
 
-def test_masks_of_one_image_tell_nothing_of_others() -> None:
+def test_masks_of_few_images_tell_nothing_of_others() -> None:
     maps = random_maps(4, n=2)
     found = pixel_metrics(lambda: maps)["average_precision"]
-    assert (found.intervals, found.reason) == ((), "no interval: the masks of one image, or all alike")
+    assert (found.intervals, found.reason) == ((), "no interval: the masks of too few images, or all alike")
     grouped = pixel_metrics(lambda: random_maps(4, n=6), groups=["x"] * 6)["average_precision"]
-    assert grouped.reason == "no interval: the masks of one group, or all alike"
+    assert grouped.reason == "no interval: the masks of too few groups, or all alike"
 
 
 def test_perfect_maps_have_no_interval_that_leaves_out_their_value() -> None:
@@ -114,8 +114,8 @@ def test_perfect_maps_have_no_interval_that_leaves_out_their_value() -> None:
 
 
 def test_counts_are_kept_and_read_again(tmp_path: Path) -> None:
-    maps = random_maps(5)
-    samples = [Sample(id=f"{i}.png", path=f"{i}.png", files=(), unit=str(i), group=str(i // 2)) for i in range(8)]
+    maps = random_maps(5, n=16)
+    samples = [Sample(id=f"{i}.png", path=f"{i}.png", files=(), unit=str(i), group=str(i // 2)) for i in range(16)]
     found = pixel_figures(lambda: maps, samples, 1.0)
     assert found.metrics["average_precision"]["intervals"][0]["unit"] == "group"
     assert "oracle" in found.metrics["oracle_dice"]["reason"]

@@ -156,6 +156,22 @@ def test_a_rate_is_asked_for_at_once(tool: Tool) -> None:
     assert not (tool.folder / "none").exists()
 
 
+def test_calibration_units_that_lack_a_score_set_no_threshold(tool: Tool) -> None:
+    samples = [
+        s if s.split == "test" else replace(s, unit=f"u{i // 2}", group=f"u{i // 2}")
+        for i, s in enumerate(tool.manifest.samples)
+    ]
+    tool.manifest = replace(tool.manifest, samples=tuple(samples))
+    whole = tool.evaluate("whole", with_maps=False)
+    lost = samples[-2]
+    n_torn = sum(s.unit == lost.unit for s in samples)
+    del tool.scores[lost.path]
+    torn = tool.evaluate("torn", with_maps=False)
+    assert n_torn == 2
+    n_before, n_after = (one_json(run.folder / "run.json")["threshold"]["image"]["n"] for run in (whole, torn))
+    assert n_after == n_before - n_torn
+
+
 def test_a_finished_run_is_decided_again(tool: Tool) -> None:
     tool.evaluate("run")
     before = one_json(tool.folder / "run/metrics.json")

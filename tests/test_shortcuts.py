@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomaly_ae.records import Image
-from anomaly_ae.shortcuts import grey_statistics, properties, separations, shortcut_warnings
+from anomaly_ae.shortcuts import FEWEST, grey_statistics, properties, separations, shortcut_warnings
 
 
 def area(labels: list[bool], values: list[float]) -> float:
@@ -40,7 +40,7 @@ def leave_pair_out(labels: list[bool], words: list[str]) -> float:
 def test_words_are_judged_by_the_other_images(rows: list[tuple[bool, str]]) -> None:
     labels, words = [label for label, _ in rows], [word for _, word in rows]
     found = separations(labels, [{}] * len(rows), [{"station": word} for word in words])
-    if all(labels) or not any(labels):
+    if min(sum(labels), len(labels) - sum(labels)) < FEWEST:
         assert found == {}
     else:
         assert found["column station"] == pytest.approx(max(0.5, leave_pair_out(labels, words)))
@@ -60,12 +60,26 @@ def test_a_word_that_occurs_once_tells_nothing_and_one_that_tells_is_found() -> 
 
 
 def test_numbers_are_compared_and_missing_ones_left_out() -> None:
-    labels = [True, True, False, False, False]
-    values = [3.0, None, 1.0, 3.0, 2.0]
+    labels = [True] * 6 + [False] * 5
+    values = [3.0, None, 1.5, 4.0, 2.0, 5.0, 1.0, 3.0, 2.0, 2.5, 1.0]
     known = [i for i, v in enumerate(values) if v is not None]
     wanted = area([labels[i] for i in known], [values[i] for i in known])  # type: ignore[misc]
     found = separations(labels, [{"mean grey": v, "spacing": None} for v in values])
     assert found == {"mean grey": pytest.approx(wanted)}
+
+
+def test_a_word_of_one_group_tells_nothing() -> None:
+    labels = [i < 30 for i in range(60)]
+    columns = [{"serial": f"x{i // 3}", "camera": "AB"[i < 30]} for i in range(60)]
+    found = separations(labels, [{}] * 60, columns, [f"part {i // 3}" for i in range(60)])
+    assert found == {"column serial": 0.5, "column camera": 1.0}
+
+
+def test_a_few_images_of_a_class_say_nothing() -> None:
+    for n, names in ((FEWEST - 1, []), (FEWEST, ["mean grey", "column station"])):
+        labels = [i < n for i in range(40)]
+        columns = [{"station": "AB"[label]} for label in labels]
+        assert list(separations(labels, [{"mean grey": float(label)} for label in labels], columns)) == names
 
 
 def test_properties_of_an_image() -> None:

@@ -32,7 +32,6 @@ from anomaly_ae.threshold import (
     parse_confidence,
     parse_rate,
     percent_text,
-    rate_spread,
     reachable_rate,
     reachable_text,
 )
@@ -247,13 +246,6 @@ def test_chance_of_one_calibration_above_the_rate() -> None:
     assert round(exceed_probability(140, 140, "1%"), 2) == 0.24
     for n, rank, rate in [(20, 19, Fraction(1, 10)), (99, 99, Fraction(1, 100)), (50, 30, Fraction(1, 3))]:
         assert exceed_probability(n, rank, rate) == pytest.approx(float(brute_exceed(n, rate)[rank - 1]))
-
-
-def test_rate_spread_holds_with_its_level() -> None:
-    low, high = rate_spread(1000, 991, level=0.9)
-    assert exceed_probability(1000, 991, repr(high)[:18]) == pytest.approx(0.05, abs=1e-6)
-    assert exceed_probability(1000, 992, repr(low)[:18]) == pytest.approx(0.95, abs=1e-6)
-    assert rate_spread(140, 140)[0] == 0.0
 
 
 # --- midpoints ---

@@ -37,7 +37,6 @@ from anomaly_ae.report import PictureWriter, write_report
 from anomaly_ae.results import (
     DEFECT_RATES,
     FORMAT,
-    baseline_figures,
     chosen_on_these,
     run_metrics,
     score_row,
@@ -279,6 +278,7 @@ def _write_metrics(
     job.listener.progress("measuring", 0, 1, "")
     provenance, thresholds = job.detector.provenance, job.detector.calibrated[1]
     pixel = keeper.figures(job.detector)
+    measured = run_metrics(collected.rows, units, thresholds, job.options.by, job.options.defect_rates)
     metrics = {
         "format": FORMAT,
         "model": {"name": provenance.get("file"), "sha256": provenance.get("file_sha256")},
@@ -290,9 +290,9 @@ def _write_metrics(
         "seconds": job.seconds,
         "what_if": False,
         "chosen_on_these_images": chosen_on_these(thresholds, collected.rows),
-        **run_metrics(collected.rows, units, thresholds, job.options.by, job.options.defect_rates),
+        **measured,
         "pixel": pixel.metrics,
-        "baselines": baseline_figures(collected.rows),
+        "baselines": {name: areas["roc_auc"] for name, areas in measured["image"]["baselines"].items()},
     }
     write_json(folder / "metrics.json", metrics)
     write_pixels(folder, pixel)

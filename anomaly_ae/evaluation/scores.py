@@ -43,6 +43,7 @@ from anomaly_ae.results import (
 )
 from anomaly_ae.shortcuts import shortcut_warnings
 from anomaly_ae.threshold import Share
+from anomaly_ae.usable import of_whole_units
 from anomaly_ae.version import __version__
 
 _NO_CALIBRATION = (
@@ -111,7 +112,7 @@ def evaluate_scores(
     refuse_unknown_columns(samples, options.by)
     theirs = read_scores(table, manifest.samples)
     folder_of_maps = None if maps is None else TheirMaps(_existing(maps))
-    limits = _limits(theirs, manifest, folder_of_maps, rate)
+    limits = _limits(theirs, manifest, folder_of_maps, rate, listener)
     measured = _measure(samples, theirs, limits, listener)
     with new_folder(out, options.overwrite) as folder:
         listener.progress("measuring", 0, 1, "")
@@ -132,15 +133,21 @@ def _existing(maps: Path) -> Path:
     return maps
 
 
-def _limits(theirs: TheirScores, manifest: Manifest, maps: TheirMaps | None, rate: Share | None) -> _Limits:
-    """Set the thresholds on the normal calibration rows with a score; where a rate is asked they have to be there."""
+def _limits(
+    theirs: TheirScores, manifest: Manifest, maps: TheirMaps | None, rate: Share | None, listener: Listener
+) -> _Limits:
+    """Set the thresholds on the normal calibration rows with a score, of units that have all of theirs.
+
+    Where a rate is asked there have to be some.
+    """
     rows = manifest.select(split="calibration")
-    chosen = [s for s in rows if not is_suspect(s.label, s.extra) and s.id in theirs.scores]
-    if not chosen and rate is not None:
+    scored = [s for s in rows if not is_suspect(s.label, s.extra) and s.id in theirs.scores]
+    if not scored and rate is not None:
         why, fix = "it is promised by them", "give scores of rows of split calibration"
         raise CalibrationError("a false-alarm rate without scores of calibration images", why, fix)
-    if not chosen:
+    if not scored:
         return _Limits(reason=_NO_CALIBRATION)
+    chosen = of_whole_units(scored, rows, listener)
     image = [theirs.scores[sample.id] for sample in chosen]
     pixel = maps.highest(chosen) if maps else None
     units, groups = [s.unit for s in chosen], [s.group for s in chosen]

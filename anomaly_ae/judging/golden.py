@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,18 +47,19 @@ def read_golden(path: Path) -> list[Golden]:
     """Read a table with `id`, `path` or `unit`, and `decision`, and perhaps `low` and `high`.
 
     A decision is normal, review or anomalous, or its code 0, 1 or 2. Where several of the first three columns
-    are there, the first that is filled counts, in this order. Other columns are ignored: a ``scores.csv`` of a good
-    run can be used as it is.
+    are there, the first that is filled counts, in this order. Other columns of words are ignored, those of numbers
+    refused: they may be a band. A ``scores.csv`` of a good run can be used as it is.
 
     Raises
     ------
     DataError
-        A missing column, an unknown decision, a band that is none, the same image twice, no lines.
+        A missing column, an unknown decision, a band that is none or has another name, the same image twice, no lines.
     """
     rows = read_table(path, KEYS)
     if not rows:
         raise DataError(f"{path} has no lines", "nothing is expected", "name at least one image")
     names = _own_columns(path, rows[0].cells)
+    _refuse_numbers(path, [row.cells for row in rows], names)
     found = [
         _golden({names.get(name, name): text for name, text in row.cells.items()}, f"{path}, row {row.number}")
         for row in rows
@@ -89,6 +90,33 @@ def _own_columns(path: Path, names: Collection[str]) -> dict[str, str]:
     if "decision" not in found.values():
         raise DataError(f"{path} has no column 'decision'", "it says what has to come out", "add the column")
     return found
+
+
+def _refuse_numbers(path: Path, rows: Sequence[Mapping[str, str]], names: Collection[str]) -> None:
+    """Refuse columns of numbers that nobody reads: under names such as min and max they are a band."""
+    if {*SCORE_COLUMNS} <= {*rows[0]}:
+        return
+    others = [name for name in rows[0] if name not in names and name.lower() not in {*KEYS, *SCORE_COLUMNS}]
+    found = [name for name in others if _are_numbers([row.get(name, "") for row in rows])]
+    if found:
+        raise DataError(
+            f"{path}: nobody reads the numbers in {', '.join(map(repr, found))}",
+            "a band of another name would not be checked, and everything would be as expected",
+            "name the ends of a band low and high; remove other columns of numbers, or put a letter before them",
+        )
+
+
+def _are_numbers(cells: Sequence[str]) -> bool:
+    """Whether all cells that are filled are numbers, also with a decimal comma.
+
+    >>> _are_numbers(["0.5", "", "1,5"]), _are_numbers(["7", "lot 8"]), _are_numbers([""])
+    (True, False, False)
+    """
+    filled = [cell.replace(",", ".", 1) for cell in cells if cell]
+    try:
+        return bool([float(cell) for cell in filled])
+    except ValueError:
+        return False
 
 
 def _is_nearly(name: str, ours: str) -> bool:

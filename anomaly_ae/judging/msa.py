@@ -33,6 +33,7 @@ CONFIDENCE = 0.95
 N_DRAWS, SEED = 1000, 0
 SHARE_WITH_VALUE = 0.95  # of the draws: where more have no kappa, those that are left show too little spread
 OWN_COLUMNS = ("unit", "group", "label", "defect", "path", "id")
+BETWEEN_APPRAISERS = ("reproducibility", "appraiser", "part by appraiser")
 REFERENCES = {NORMAL_LABEL: False, "0": False, ANOMALOUS_LABEL: True, "2": True}
 
 
@@ -118,7 +119,7 @@ def study_run(run: SavedRun, part: str, appraiser: str | None = None, reference:
         )
     design = _design(run, part, appraiser, reference)
     gauge = gauge_study(design.scores)
-    lines = (*_decisions(design), *_score_lines(gauge))
+    lines = (*_decisions(design), *_score_lines(gauge, len(design.appraisers)))
     return MeasurementStudy(lines, tuple(_changed(design)), design.appraisers, tuple(_notes(run, design, gauge)))
 
 
@@ -279,8 +280,8 @@ def _kappa(
     return Line(section, who, figure, value, interval.low, interval.high, n_parts, interval.method)
 
 
-def _score_lines(study: GaugeStudy) -> Iterator[Line]:
-    """Yield standard deviations of the score, and their share of the whole one."""
+def _score_lines(study: GaugeStudy, n_appraisers: int) -> Iterator[Line]:
+    """Yield standard deviations of the score, and their share of the whole one; one appraiser tells of no other."""
     low, high = (limit**0.5 for limit in variance_interval(study.repeatability, study.df_repeatability, CONFIDENCE))
     method = f"chi-square, {study.df_repeatability} degrees of freedom"
     yield Line("score", "repeatability", "sd", study.repeatability**0.5, low, high, method=method)
@@ -293,7 +294,10 @@ def _score_lines(study: GaugeStudy) -> Iterator[Line]:
         "all": study.total,
     }
     for who, variance in others.items():
-        yield Line("score", who, "sd", variance**0.5)
+        if n_appraisers == 1 and who in BETWEEN_APPRAISERS:
+            yield Line("score", who, "sd", None, method="not measured: one appraiser")
+        else:
+            yield Line("score", who, "sd", variance**0.5)
     if study.total > 0:
         yield Line("score", "repeatability and reproducibility", "share of sd", (study.gauge / study.total) ** 0.5)
         yield Line("score", "repeatability and reproducibility", "share of variance", study.gauge / study.total)
@@ -319,7 +323,9 @@ def _notes(run: SavedRun, design: Design, gauge: GaugeStudy) -> Iterator[str]:
         yield f"Part by appraiser: p {p_text(gauge.p_interaction)}, {kept} (the limit is {POOLING_RISK})."
     if design.reference is None:
         yield "No reference: nothing says which decisions are right."
-    yield "Intervals draw whole parts: the trials of one part are not independent."
+    if n_appraisers == 1:
+        yield "One appraiser: reproducibility was not measured; figures that should hold it are of repeatability alone."
+    yield "Intervals take parts as independent, not trials of one; that of the repeatability of scores takes both so."
 
 
 def _cells(line: Line) -> tuple[str, ...]:

@@ -93,13 +93,13 @@ def shortcuts(rows: Sequence[Row]) -> dict[str, float]:
     """Return how well each property that is not the defect tells anomalous from normal.
 
     The area under the ROC curve: 1 = anomalous is always higher, 0 = always lower. Taken on the labelled test
-    rows, or on all labelled rows when nothing is called test. Empty when only one label is there.
+    rows, or on all labelled rows when nothing is called test. Empty when a label has too few of them.
     """
     tested = [row for row in rows if row.role == "test"] or list(rows)
     known = [row.one for row in tested if row.one.sample.label and row.one.facts]
     labels = [one.sample.label == ANOMALOUS_LABEL for one in known]
     numbers = [one.facts.properties for one in known if one.facts]
-    return separations(labels, numbers, [one.sample.extra for one in known])
+    return separations(labels, numbers, [one.sample.extra for one in known], [one.sample.group for one in known])
 
 
 # --- refusals ------------------------------------------------------------

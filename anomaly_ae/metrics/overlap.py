@@ -203,8 +203,8 @@ def mean_metric(
         n = len(deviations)
         spread = float(deviations @ deviations)
         if n < 2 or np.ptp(array) == 0.0:
-            continue
+            break  # without an interval by groups there is none by images, which would be too narrow
         half = float(stdtrit(n - 1, 0.975)) * math.sqrt(n / (n - 1) * spread) / len(array)
         intervals.append(Interval(max(0.0, mean - half), min(1.0, mean + half), "Student's t", of))
-    missing = "" if intervals else "no interval: one image, or all alike"
+    missing = "" if intervals else f"no interval: one {levels[0][0]}, or all alike"
     return Metric(mean, n_normal, len(array), tuple(intervals), "; ".join(filter(None, (reason, missing))))

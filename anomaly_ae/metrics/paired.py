@@ -20,6 +20,8 @@ DELONG = "paired DeLong"
 MCNEMAR = "McNemar exact; interval: Newcombe method 10"
 BOOTSTRAP = "bootstrap of whole {unit}s, expanded percentiles"
 ROUNDING = 1e-12  # draws this near each other are equal
+FEWEST_GROUPS = 4
+"""With fewer, all change to one side by chance too often: 3 groups in a quarter of the cases, and no draw shows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,20 +176,28 @@ def mean_draws(values: FloatVector, groups: IntVector, n_draws: int, seed: int) 
 
 
 def expanded_percentiles(draws: FloatVector, n_groups: int, confidence: float, unit: str) -> Interval | None:
-    """Interval from bootstrap draws, widened for few groups; None where the draws do not vary or a group is alone.
+    """Interval from bootstrap draws, widened for few groups; None where the draws cannot tell.
 
     Plain percentiles are too narrow for few groups, by sqrt((n - 1) / n) and for want of a t quantile. Hesterberg
     2015 (The American Statistician 69:371) takes percentiles further out, at the normal probability of
-    ``sqrt(n / (n - 1)) * t``.
+    ``sqrt(n / (n - 1)) * t``. There is none with fewer than `FEWEST_GROUPS`, where so far out there is no draw, and
+    where the draws do not vary.
     """
-    from scipy.special import ndtr, stdtrit
-
-    if n_groups < 2 or np.ptp(draws) < ROUNDING:
+    if n_groups < FEWEST_GROUPS or np.ptp(draws) < ROUNDING:
         return None
-    t = float(stdtrit(n_groups - 1, (1.0 + confidence) / 2))
-    tail = float(ndtr(-t * math.sqrt(n_groups / (n_groups - 1))))
+    tail = _expanded_tail(n_groups, confidence)
+    if tail < 1.0 / (len(draws) + 1):
+        return None
     low, high = np.quantile(draws, [tail, 1.0 - tail])
     return Interval(float(low), float(high), BOOTSTRAP.format(unit=unit), unit)
+
+
+def _expanded_tail(n_groups: int, confidence: float) -> float:
+    """Return the share of draws beyond each end of the interval."""
+    from scipy.special import ndtr, stdtrit
+
+    t = float(stdtrit(n_groups - 1, (1.0 + confidence) / 2))
+    return float(ndtr(-t * math.sqrt(n_groups / (n_groups - 1))))
 
 
 def bootstrap_difference(
@@ -204,17 +214,23 @@ def bootstrap_difference(
     draws : float64 array, (B,)
         Differences on sets of whole groups drawn with replacement.
     nothing : str
-        Why there is no interval where the draws do not vary.
+        Why there is no interval where the draws do not vary. Without an interval there is no p-value.
     """
     from scipy.special import ndtri, stdtr
 
     interval = expanded_percentiles(draws, n_groups, confidence, unit)
     if interval is None:
-        return Difference(value, reason=f"only one {unit}" if n_groups < 2 else nothing)
+        return Difference(value, reason=_why_none(draws, n_groups, unit, nothing))
     smaller = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
     tail = min(0.5, (smaller + 1) / (len(draws) + 1))
     t = float(ndtri(tail)) * math.sqrt((n_groups - 1) / n_groups)
     return Difference(value, interval, min(1.0, 2.0 * float(stdtr(n_groups - 1, t))))
+
+
+def _why_none(draws: FloatVector, n_groups: int, unit: str, nothing: str) -> str:
+    if n_groups < FEWEST_GROUPS:
+        return f"an interval needs at least {FEWEST_GROUPS} {unit}s of each class it is about, and there are {n_groups}"
+    return nothing if np.ptp(draws) < ROUNDING else f"with {n_groups} {unit}s its ends are beyond all draws"
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -31,7 +31,7 @@ from anomaly_ae.records import BoolArray, Metric
 MapSource = Callable[[], Iterable["PixelMap"]]
 
 _MAX_AT_ONCE = 2**24
-_NO_INTERVAL = "no interval: the masks of one {unit}, or all alike"
+_NO_INTERVAL = "no interval: the masks of too few {unit}s, or all alike"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -127,7 +127,10 @@ def _metric(
     closed_form: ClosedForm,
     options: _Options,
 ) -> Metric:
-    """Value, interval by groups where there are any, and interval by images, each where enough is there."""
+    """Value, interval by groups where there are any, and interval by images, each where enough is there.
+
+    Where there are groups but no interval by them there is none by images, which would be too narrow.
+    """
     _check_options(options)
     n_normal, n_anomalous, unit = data.n_normal, data.n_anomalous, options.unit
     if not n_normal or not n_anomalous:
@@ -138,11 +141,11 @@ def _metric(
     if data.groups is not None:
         n_groups = (_n_distinct(data.groups[data.labels]), _n_distinct(data.groups[~data.labels]))
         if min(n_groups) < 2:
-            reasons.append(f"all {unit}s of a class are of one group: no interval by groups")
-        else:
-            areas = group_bootstrap(data, data.groups, area, options.n_bootstrap, options.seed)
-            drawn = percentile_interval(areas, options.n_bootstrap, options.confidence, "group")
-            intervals.append(widened(drawn, closed_form(value, *n_groups, "group"), min(n_groups), value))
+            reason = f"all {unit}s of a class are of one group: no interval by groups"
+            return Metric(value, n_normal, n_anomalous, reason=reason)
+        areas = group_bootstrap(data, data.groups, area, options.n_bootstrap, options.seed)
+        drawn = percentile_interval(areas, options.n_bootstrap, options.confidence, "group")
+        intervals.append(widened(drawn, closed_form(value, *n_groups, "group"), min(n_groups), value))
     if min(n_normal, n_anomalous) < 2:
         reasons.append(f"only one {unit} of a class: too few for an interval by {unit}s")
     else:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable
-from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
 
-from anomaly_ae.errors import CalibrationError, DataError, UsageError
+from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.metrics.checks import (
     BoolVector,
     IntVector,
@@ -115,9 +114,7 @@ def rates_at_threshold(
     }
 
 
-def found_rate_band(
-    n_calibration: int, rate: Fraction, n_test: int, *, confidence: float = 0.95, rank: int | None = None
-) -> tuple[float, float]:
+def found_rate_band(n_calibration: int, rank: int, n_test: int, *, confidence: float = 0.95) -> tuple[float, float]:
     """Band of the false-alarm rate found on normal test images, when the calibration kept its promise.
 
     With a split-conformal threshold at rank k of n calibration scores the rate of one calibration lies
@@ -129,13 +126,10 @@ def found_rate_band(
     ----------
     n_calibration, n_test : int
         Normal images used for the threshold, and normal images it is checked on; all exchangeable.
-    rate : Fraction
-        The false-alarm rate that was asked for.
+    rank : int
+        The rank k of the threshold, 1 to n, as from `threshold.conformal_rank`.
     confidence : float
         Of the band; both ends take half of the rest.
-    rank : int or None
-        The rank k of the threshold, 1 to n, where another rule chose it; by default k = n + 1 - floor((n + 1)
-        rate).
 
     Returns
     -------
@@ -144,34 +138,24 @@ def found_rate_band(
 
     Raises
     ------
-    CalibrationError
-        The rate cannot be reached with so few calibration images.
     UsageError
-        A count, rate, rank or confidence out of range.
+        A count, rank or confidence out of range.
 
     Examples
     --------
-    >>> found_rate_band(99, Fraction(1, 100), 100)
+    >>> found_rate_band(99, 99, 100)
     (0.0, 0.05)
     """
     check_confidence(confidence)
-    if n_calibration < 1 or n_test < 1 or not 0 < rate < 1:
+    if n_calibration < 1 or n_test < 1:
         raise UsageError(
-            f"no band for {n_calibration} calibration and {n_test} test images at rate {float(rate):g}",
-            "both counts are at least 1 and the rate lies between 0 and 1",
+            f"no band for {n_calibration} calibration and {n_test} test images", "both counts are at least 1"
         )
-    k = n_calibration + 1 - math.floor((n_calibration + 1) * rate) if rank is None else rank
-    if rank is None and k > n_calibration:
-        raise CalibrationError(
-            f"a false-alarm rate of {float(rate):g} is out of reach of {n_calibration} calibration images",
-            f"it needs at least {math.ceil(1 / rate) - 1}",
-            "ask for a higher rate, or calibrate with more normal images",
-        )
-    if not 1 <= k <= n_calibration:
-        raise UsageError(f"rank {k} of {n_calibration} calibration scores", "ranks run from 1 to their number")
+    if not 1 <= rank <= n_calibration:
+        raise UsageError(f"rank {rank} of {n_calibration} calibration scores", "ranks run from 1 to their number")
     tail = (1.0 - confidence) / 2
-    low = _beta_binomial_quantile(n_test, n_calibration - k, k + 1, tail)
-    high = _beta_binomial_quantile(n_test, n_calibration + 1 - k, k, 1.0 - tail)
+    low = _beta_binomial_quantile(n_test, n_calibration - rank, rank + 1, tail)
+    high = _beta_binomial_quantile(n_test, n_calibration + 1 - rank, rank, 1.0 - tail)
     return low / n_test, high / n_test
 
 

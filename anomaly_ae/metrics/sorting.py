@@ -95,8 +95,11 @@ def sorting_figures(
 
 
 def _figure(data: LabelledScores, value: float, found: Sequence[Interval | str]) -> Metric:
-    """Return a figure with its intervals; texts among these say why there is none."""
-    intervals = tuple(one for one in found if isinstance(one, Interval))
+    """Return a figure with its intervals; texts among these say why there is none.
+
+    Without the first, that by groups where there are any, that by images would be too narrow and is not given.
+    """
+    intervals = () if isinstance(found[0], str) else tuple(one for one in found if isinstance(one, Interval))
     reasons = [CHOSEN_HERE, *(one for one in found if isinstance(one, str))]
     return Metric(value, data.n_normal, data.n_anomalous, intervals, "; ".join(reasons))
 

@@ -5,7 +5,7 @@ The format of every file: docs/reference/results.md.
 
 from anomaly_ae.results.beside import DEFECT_RATES, shortcut_figures
 from anomaly_ae.results.deciding import Redecided, redecide, regions_note
-from anomaly_ae.results.figures import baseline_figures, figures, groups_if_any, run_metrics
+from anomaly_ae.results.figures import figures, groups_if_any, run_metrics
 from anomaly_ae.results.finished import FinishedScores, anomalous_scores, finished_scores
 from anomaly_ae.results.pixels import (
     PixelFigures,
@@ -40,7 +40,6 @@ __all__ = [
     "Redecided",
     "Row",
     "anomalous_scores",
-    "baseline_figures",
     "chosen_on_these",
     "decide_rows",
     "figure_line",

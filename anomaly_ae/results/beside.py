@@ -99,7 +99,8 @@ def _size_class(rows: Sequence[Row], threshold: Threshold, n_normal: int) -> dic
 
 
 def shortcut_figures(rows: Sequence[Row]) -> dict[str, float]:
-    """Return the ROC-AUC of every plain number and further column against the label; empty where none is known."""
+    """Return the ROC-AUC of every plain number and further column against the label; empty where too few are known."""
     known = [row for row in rows if row.get("properties") and row["label"]]
     labels = [row["label"] == ANOMALOUS_LABEL for row in known]
-    return separations(labels, [row["properties"] for row in known], [row["extra"] for row in known])
+    numbers, columns, groups = ([row[name] for row in known] for name in ("properties", "extra", "group"))
+    return separations(labels, numbers, columns, groups)

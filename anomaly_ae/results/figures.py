@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -147,7 +146,7 @@ def _false_alarm_band(
         return None, f"{noun}s come in groups: known for independent {noun}s only"
     if threshold.rule != "false_alarm_rate" or threshold.rank is None:
         return None, "the threshold promises no false-alarm rate"
-    band = found_rate_band(threshold.n, Fraction(threshold.rate), n_normal, rank=threshold.rank)
+    band = found_rate_band(threshold.n, threshold.rank, n_normal)
     return [float(end) for end in band], ""
 
 
@@ -167,12 +166,3 @@ def _per_defect(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
 def _by_value(rows: Sequence[Row], column: str) -> Iterator[tuple[str, list[Row]]]:
     for value in sorted({row["extra"].get(column, "") for row in rows}):
         yield value, [row for row in rows if row["extra"].get(column, "") == value]
-
-
-def baseline_figures(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the ROC-AUC of the trivial detectors on the same labelled images."""
-    labelled = [row for row in rows if row["label"]]
-    labels = np.array([row["label"] == ANOMALOUS_LABEL for row in labelled], bool)
-    groups = groups_if_any(labelled)
-    names = [name for name in BASELINES if all(name in row["baselines"] for row in labelled)]
-    return {name: roc_auc(labels, [row["baselines"][name] for row in labelled], groups).as_json() for name in names}

@@ -11,15 +11,21 @@ from anomaly_ae.errors import DataError
 from anomaly_ae.manifest.checks import n_of
 from anomaly_ae.manifest.slices import is_suspect
 from anomaly_ae.manifest.table import read_table
+from anomaly_ae.metrics import rate
+from anomaly_ae.metrics.intervals import clopper_pearson
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
+from anomaly_ae.results.figures import groups_if_any
 from anomaly_ae.results.review import images_sha256
 from anomaly_ae.results.rows import counted_rows
 from anomaly_ae.results.tables import FAILURE_COLUMNS, SCORE_COLUMNS, Row, read_csv, read_json, read_rows, reading
+from anomaly_ae.threshold import Threshold, parse_rate, percent_text
 
 UNSELECTED = (
     "This holds only if the images are an unselected sample: everything that came by, not rejects, complaints or "
     "images that somebody picked."
 )
+SURE = 0.998
+"""Confidence of both intervals that are compared to call rejects too many: each end is passed once in 1000 cases."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,6 +38,8 @@ class FinishedScores:
         None where there is no such image.
     n_unlabelled, n_rejected : int
         How many of the normal images are only taken as normal, and how many the model had not decided normal.
+    too_many : str
+        What to say where more of the normal images had been rejected than the threshold of the run explains, or "".
     n_groups : int
         Groups of the normal images.
     hashes : dict of str to list of str
@@ -46,6 +54,7 @@ class FinishedScores:
     anomalous: CalibrationScores | None
     n_unlabelled: int
     n_rejected: int
+    too_many: str
     n_groups: int
     hashes: Mapping[str, list[str]]
     statistics: Mapping[str, list[float]]
@@ -69,7 +78,7 @@ class FinishedScores:
         ]
         if self.n_unlabelled:
             lines.append("Defects among the images without a label raise the threshold: verdicts.csv can name them.")
-        return [*lines, UNSELECTED]
+        return [*lines, *([self.too_many] if self.too_many else []), UNSELECTED]
 
 
 def finished_scores(path: Path, weights_sha256: str, verdicts: Path | None = None) -> FinishedScores:
@@ -104,6 +113,7 @@ def finished_scores(path: Path, weights_sha256: str, verdicts: Path | None = Non
         anomalous=anomalous_scores(rows, incomplete),
         n_unlabelled=sum(not row["label"] for row in normal),
         n_rejected=sum(row["decision"] != Decision.NORMAL for row in normal),
+        too_many=_too_many_rejects(normal, path.parent / "run.json"),
         n_groups=len({row["group"] for row in normal}),
         hashes={
             "calibration": [row["image_sha256"] for row in normal],
@@ -191,6 +201,26 @@ def _refuse_rejects(normal: Sequence[Row], path: Path) -> None:
             "they are the highest of all normal images, so a threshold set on them lets defects pass",
             "give scores.csv of everything that was inspected, and the verdicts with --verdicts",
         )
+
+
+def _too_many_rejects(normal: Sequence[Row], info: Path) -> str:
+    """Say so where the share of rejects is above all that the promised rate leaves open, by groups if there are any.
+
+    What calibration images make of an asked rate varies with their number, too: no interval of both may overlap.
+    """
+    stored = (read_json(info).get("threshold") or {}).get("image") if info.exists() else None
+    threshold = Threshold.from_json(stored) if stored else None
+    if threshold is None or threshold.rule != "false_alarm_rate" or not normal:
+        return ""
+    asked, rejected = parse_rate(threshold.rate), [row["decision"] == Decision.ANOMALOUS for row in normal]
+    _, intervals = rate(rejected, groups_if_any(normal), confidence=SURE)
+    n_calibration = threshold.n if threshold.n_groups is None else threshold.n_groups
+    if intervals[0].low <= clopper_pearson(float(asked), n_calibration, SURE, "", "").high:
+        return ""
+    return (
+        f"{sum(rejected)} of the {n_of(len(normal), 'image')} taken as normal had been rejected, where the threshold "
+        f"promised {percent_text(asked)}: are there defects among them, or was the sample selected?"
+    )
 
 
 def _statistics(path: Path, normal: Sequence[Row]) -> dict[str, list[float]]:

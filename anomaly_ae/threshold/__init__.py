@@ -21,7 +21,6 @@ from anomaly_ae.threshold.rates import (
     parse_rate,
     parse_sensitivity,
     percent_text,
-    rate_spread,
     reachable_rate,
     reachable_text,
 )
@@ -51,7 +50,6 @@ __all__ = [
     "parse_rate",
     "parse_sensitivity",
     "percent_text",
-    "rate_spread",
     "reachable_rate",
     "reachable_text",
     "sensitivity_bound",

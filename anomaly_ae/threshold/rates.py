@@ -177,18 +177,6 @@ def exceed_probability(n: int, rank: int, rate: Share) -> float:
     return float(betaincc(n + 1 - rank, rank, float(parse_rate(rate))))
 
 
-def rate_spread(n: int, rank: int, level: float = 0.9) -> tuple[float, float]:
-    """Return a band around one calibration's false-alarm rate that holds with chance ``level`` (no ties).
-
-    From Beta(n - k, k + 1) below and Beta(n + 1 - k, k) above: the threshold lies between the two ranks.
-    """
-    from scipy.special import betaincinv
-
-    tail = (1 - level) / 2
-    low = float(betaincinv(n - rank, rank + 1, tail)) if rank < n else 0.0
-    return low, float(betaincinv(n + 1 - rank, rank, 1 - tail))
-
-
 def _count_text(n: int, n_groups: int | None) -> str:
     images = counted(n, "normal image")
     return images if n_groups is None else f"{images} in {counted(n_groups, 'group')}"
