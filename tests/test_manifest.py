@@ -462,6 +462,9 @@ def test_default_ids_tell_frames_apart(tmp_path: Path) -> None:
         ("path,,label\na.png,,\n", "column 2 .* has no name"),
         ("path,lable\na.png,anomalous\n", "'lable' and none called 'label'"),
         ("path\na.png\0\n", "zero bytes"),
+        ('path,defect\na.png,"dent\nb.png,\nc.png,\n', "is not a CSV table"),  # one stray quote
+        ('path,defect\na.png,"dent\nb.png,"bent\n', "is not a CSV table"),  # two
+        ('path,defect\n"a.png,dent\nb.png",bent\n', "row 2 has a line break in a cell"),
     ],
 )
 def test_csv_that_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -530,7 +533,7 @@ def test_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
-@pytest.mark.parametrize("name", ["back\\slash.png", " before.png", "after.png "])
+@pytest.mark.parametrize("name", ["back\\slash.png", " before.png", "after.png ", "two\nlines.png"])
 @pytest.mark.parametrize("place", ["m.csv", "out/m.csv"])
 def test_name_that_a_table_would_change_is_refused(tmp_path: Path, name: str, place: str) -> None:
     manifest = Manifest(tmp_path, (make_sample(tmp_path, name),))

@@ -79,20 +79,35 @@ def read_table(path: Path, key_columns: Sequence[str] = ("path",)) -> list[Row]:
     Raises
     ------
     DataError
-        Not UTF-8, no column called as one of `key_columns`, a column without a name or twice, a row that is
-        longer than the header.
+        Not UTF-8, a double quote without its partner, no column called as one of `key_columns`, a column without a
+        name or twice, a row that is longer than the header, a cell that holds a line break.
     """
     text = _read_text(path)
     first_line = next((line for line in text.splitlines() if line.strip()), "")
     splits = {mark: next(csv.reader([first_line], delimiter=mark), []) for mark in _DELIMITERS}
     mark = max(_DELIMITERS, key=lambda m: (_has_key(splits[m], key_columns), len(splits[m])))
     try:
-        numbered = enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=mark), start=1)
-        lines = [(number, [cell.strip() for cell in cells]) for number, cells in numbered if any(cells)]
+        numbered = list(enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True), start=1))
     except csv.Error as error:
-        raise DataError(f"{path} is not a CSV table", str(error), "save it again as CSV UTF-8") from error
+        fix = 'save it again as CSV UTF-8; a " inside a cell is written twice'
+        raise DataError(f"{path} is not a CSV table", str(error), fix) from error
+    _refuse_line_breaks(path, numbered)
+    lines = [(number, [cell.strip() for cell in cells]) for number, cells in numbered if any(cells)]
     names = _column_names(path, lines[0][1] if lines else [], key_columns)
     return [Row(number, _cells(path, number, names, cells)) for number, cells in lines[1:]]
+
+
+def _refuse_line_breaks(path: Path, numbered: Iterable[tuple[int, list[str]]]) -> None:
+    """Two stray quotes make one cell of all rows between them, which nobody would miss."""
+    for number, cells in numbered:
+        if any(map(_has_line_break, cells)):
+            why = "between two double quotes several rows become one"
+            fix = "remove the quotes, or the line break"
+            raise DataError(f"{path}, row {number} has a line break in a cell", why, fix)
+
+
+def _has_line_break(cell: str) -> bool:
+    return "\n" in cell or "\r" in cell
 
 
 def _read_text(path: Path) -> str:
@@ -319,9 +334,10 @@ def _known_cells(sample: Sample, folder: Path, is_private: bool) -> list[str]:
 
 def _refuse_changing_names(sample: Sample, cells: Iterable[str]) -> None:
     """A table is read without spaces around cells, and with every ``\\`` as ``/``: it would name other files."""
-    if any(_posix(cell) != cell for cell in cells) or sample.id != sample.id.strip():
+    changes = sample.id != sample.id.strip() or any(_posix(cell) != cell or _has_line_break(cell) for cell in cells)
+    if changes:
         what = f"{sample.id!r} cannot stand in a manifest"
-        why = "a '\\' in a file name would be read as '/', and a space at either end be dropped"
+        why = "a '\\' in a file name would be read as '/', a space at either end be dropped, a line break be refused"
         raise OutputError(what, why, "rename the file")
 
 

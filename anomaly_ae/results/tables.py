@@ -84,7 +84,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """Read a table with these columns, and perhaps more; every value is text."""
     with reading(path), path.open(encoding="utf-8-sig", newline="") as handle:  # a spreadsheet puts a mark before it
-        header, *lines = [line for line in csv.reader(handle) if line] or [[]]
+        header, *lines = [line for line in csv.reader(handle, strict=True) if line] or [[]]
         for name in columns:
             if name not in header:
                 raise KeyError(name)
