@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -697,6 +698,49 @@ def test_a_run_is_replaced_as_a_whole_and_only_by_a_whole_one(tmp_path: Path) ->
         assert (out / "pixels.csv").exists()
     assert [path.name for path in out.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_came_meanwhile_is_kept_and_so_are_the_results(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(OutputError, match="could not get the name") as caught, new_folder(out, overwrite=False) as work:
+        a_photo_album(out)
+    assert [path.name for path in out.iterdir()] == ["holiday.jpg"]
+    assert work.is_dir()
+    assert str(work) in caught.value.fix
+
+
+def test_where_the_old_run_cannot_go_both_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, rename = tmp_path / "out", Path.rename
+    a_run(out)
+
+    def refused(path: Path, target: Path) -> Path:
+        if target == out and path.suffix == ".partial":
+            raise OSError(13, "Permission denied")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(OutputError, match="Permission denied"), new_folder(out, overwrite=True) as work:
+        (work / "new").write_text("x", encoding="utf-8")
+    assert (out / "run.json").exists()
+    assert (work / "new").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_a_link_stays_and_its_run_is_replaced(tmp_path: Path) -> None:
+    a_run(tmp_path / "monday")
+    (tmp_path / "latest").symlink_to("monday")
+    with new_folder(tmp_path / "latest", overwrite=True) as work:
+        (work / "new").write_text("x", encoding="utf-8")
+    assert (tmp_path / "latest").is_symlink()
+    assert [path.name for path in (tmp_path / "monday").iterdir()] == ["new"]
+
+
+def test_what_killed_runs_left_is_named(few: Manifest, smoke_detector: Detector, tmp_path: Path) -> None:
+    (tmp_path / ".run.ab12.partial").mkdir()
+    said: list[str] = []
+    score(smoke_detector, few, tmp_path / "run", RunOptions(heatmaps="none"), Listener(say=said.append))
+    assert any(".run.ab12.partial" in line for line in said)
+    assert (tmp_path / ".run.ab12.partial").exists()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "images", "notes.txt"])

@@ -18,7 +18,7 @@ from anomaly_ae.detector import Detector
 from anomaly_ae.dicom import DicomWriter
 from anomaly_ae.errors import DataError
 from anomaly_ae.evaluation.facts import counts, facts_of_data, facts_of_model, facts_of_run, name_of
-from anomaly_ae.evaluation.folder import new_folder
+from anomaly_ae.evaluation.folder import new_folder, say_left_behind
 from anomaly_ae.evaluation.result import RunResult
 from anomaly_ae.evaluation.samples import refuse_unknown_columns, test_samples
 from anomaly_ae.keeping import MapKeeper, keep_dicom, keep_pictures, mask_of
@@ -158,6 +158,7 @@ def evaluate(
 
 def _run(job: _Job, out: Path) -> RunResult:
     """Score every image, decide, measure where asked for, describe, and draw the report."""
+    say_left_behind(out, job.listener)
     with new_folder(out, job.options.overwrite) as folder:
         keeper = MapKeeper(folder, job.samples) if job.command == "evaluate" else None
         archive = DicomWriter(folder / "dicom", job.options.dicom, job.detector.weights_sha256)

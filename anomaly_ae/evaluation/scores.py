@@ -13,7 +13,7 @@ from typing import Any
 from anomaly_ae.calibration import CalibrationScores, Thresholds, calibration_scores, thresholds_from
 from anomaly_ae.errors import AnomalyAEError, CalibrationError, DataError
 from anomaly_ae.evaluation.facts import counts, facts_of_data, facts_of_run, name_of
-from anomaly_ae.evaluation.folder import new_folder, refuse_existing
+from anomaly_ae.evaluation.folder import new_folder, refuse_existing, say_left_behind
 from anomaly_ae.evaluation.result import RunResult
 from anomaly_ae.evaluation.run import RunOptions
 from anomaly_ae.evaluation.samples import refuse_unknown_columns, test_samples
@@ -100,6 +100,7 @@ def evaluate_scores(
     """
     started, listener = time.perf_counter(), listener or Listener()
     refuse_existing(out, options.overwrite)
+    say_left_behind(out, listener)
     check_groups(manifest.samples)
     samples = test_samples(manifest)
     refuse_unknown_columns(samples, options.by)
