@@ -139,6 +139,14 @@ def test_a_line_of_another_length_is_named(tmp_path: Path) -> None:
         read_csv(path, ("id",))
 
 
+def test_a_run_that_lost_a_line_is_no_calibration(tmp_path: Path) -> None:
+    path = written(tmp_path / "day", shadow())
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]), "utf-8")
+    with pytest.raises(DataError, match="name other images"):
+        finished_scores(path, WEIGHTS)
+
+
 def test_two_verdicts_on_one_image_are_refused(tmp_path: Path) -> None:
     (tmp_path / "v.csv").write_text("id,verdict\n00.png,normal\n00.png,anomalous\n", encoding="utf-8")
     with pytest.raises(DataError, match="second, other verdict"):

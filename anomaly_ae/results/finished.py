@@ -14,7 +14,16 @@ from anomaly_ae.manifest.table import read_table
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
 from anomaly_ae.results.review import images_sha256
 from anomaly_ae.results.rows import counted_rows
-from anomaly_ae.results.tables import FAILURE_COLUMNS, SCORE_COLUMNS, Row, read_csv, read_json, read_rows, reading
+from anomaly_ae.results.tables import (
+    FAILURE_COLUMNS,
+    SCORE_COLUMNS,
+    Row,
+    read_csv,
+    read_json,
+    read_rows,
+    reading,
+    refuse_other_images,
+)
 
 UNSELECTED = (
     "This holds only if the images are an unselected sample: everything that came by, not rejects, complaints or "
@@ -94,6 +103,7 @@ def finished_scores(path: Path, weights_sha256: str, verdicts: Path | None = Non
     """
     path = path / "scores.csv" if path.is_dir() else path
     rows = _scored(path, weights_sha256)
+    plain = _plain_numbers(path.parent, rows)
     rows = rows if verdicts is None else with_verdicts(rows, verdicts)
     incomplete = _failed_units(path.parent / "failures.csv")
     left_out = {row["unit"] for row in rows if _is_suspect(row)} | incomplete
@@ -109,7 +119,7 @@ def finished_scores(path: Path, weights_sha256: str, verdicts: Path | None = Non
             "calibration": [row["image_sha256"] for row in normal],
             "labelled": [row["image_sha256"] for row in rows if row["label"] == ANOMALOUS_LABEL],
         },
-        statistics=_statistics(path.parent / "scores.jsonl", normal),
+        statistics=_statistics(plain, normal),
         images_sha256=images_sha256(rows),
     )
 
@@ -193,14 +203,23 @@ def _refuse_rejects(normal: Sequence[Row], path: Path) -> None:
         )
 
 
-def _statistics(path: Path, normal: Sequence[Row]) -> dict[str, list[float]]:
-    """Return the plain numbers that stand beside the scores, in the order of the normal images."""
-    if not normal or not path.exists():
+def _plain_numbers(run: Path, lines: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """Return the plain numbers of every image from ``scores.jsonl``, where that is there; it has to name the same."""
+    path = run / "scores.jsonl"
+    if not path.exists():
         return {}
+    rows = read_rows(path)
+    refuse_other_images(run, rows, lines)
     with reading(path):
-        plain = {row["id"]: row["baselines"] for row in read_rows(path)}
-    kept = [plain[row["id"]] for row in normal if row["id"] in plain]
-    return {name: [one[name] for one in kept] for name in kept[0]} if len(kept) == len(normal) else {}
+        return {row["id"]: row["baselines"] for row in rows}
+
+
+def _statistics(plain: Mapping[str, Mapping[str, float]], normal: Sequence[Row]) -> dict[str, list[float]]:
+    """Return the plain numbers by their name, in the order of the normal images."""
+    if not normal or not plain:
+        return {}
+    kept = [plain[row["id"]] for row in normal]
+    return {name: [one[name] for one in kept] for name in kept[0]}
 
 
 def _is_suspect(row: Row) -> bool:
