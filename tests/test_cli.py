@@ -265,6 +265,14 @@ def test_score_reads_folders_and_tables(smoke_model_file: Path, images: Path, sm
     assert scores[0] == scores[1], "other processes read the same"
 
 
+def test_what_is_ignored_is_said_and_stands_in_the_report(smoke_model_file: Path, images: Path, tmp_path: Path) -> None:
+    (images / "003.webp").write_bytes(b"x")
+    outcome = run("score", smoke_model_file, images, "--out", tmp_path / "run", "--heatmaps", "none")
+    ignored = "ignored files that are no images: 1"
+    assert f"note: {ignored}" in outcome.err
+    assert ignored in json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["data"]["warnings"]
+
+
 def test_evaluate_measures_and_says_so(smoke_model_file: Path, small_set: Path, tmp_path: Path) -> None:
     text = done("evaluate", smoke_model_file, small_set, "--out", tmp_path / "run", "--by", "station")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text("utf-8"))

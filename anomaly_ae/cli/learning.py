@@ -297,6 +297,7 @@ def _recalibrated(detector: Detector, given: _Sources, asked: Asked) -> tuple[De
 
     if given.data is not None:
         manifest = load_manifest(given.data, given.group_regex, identified=given.identified)
+        say_notes(manifest)
         samples = calibration_samples(manifest)
         samples = samples if detector.scores else kept_for_calibration(detector, samples, listener())
         new = recalibrated(from_images(detector, samples, asked.rate, asked.confidence, listener()), asked)

@@ -58,6 +58,11 @@ class Manifest:
         """What messages call the folder."""
         return "this data" if self.is_private else str(self.root)
 
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The notes on what lies there and is used for nothing."""
+        return tuple(note for note in self.notes if note.startswith("ignored "))
+
     def select(self, split: str | None = None, label: str | None = None) -> tuple[Sample, ...]:
         """Return the samples of one split, of one label, or of both; None means any."""
         return tuple(s for s in self.samples if split in (None, s.split) and label in (None, s.label))
