@@ -325,6 +325,16 @@ def test_group_file(picture: Write, tmp_path: Path, name: str, text: str) -> Non
     )
 
 
+def test_groups_of_folders_that_are_scored_are_those_of_the_folders(picture: Write, tmp_path: Path) -> None:
+    files = [picture(name) for name in ("lot1/a.png", "lot1/b.png", "lot2/a.png", "c.png")]
+    csv(tmp_path / "lot1", "path\tgroup\na.png\tp1\nb.png\tp1\n", "groups.tsv")
+    manifest = manifest_from_paths([tmp_path / "lot1", tmp_path / "lot2", files[3]])
+    own = [files[3].as_posix(), "p1", "p1", files[2].as_posix()]
+    assert [s.group for s in manifest.samples] == own
+    named = manifest_from_paths([tmp_path / "lot1"], group_regex="[a-z]+")
+    assert [s.group for s in named.samples] == ["a", "b"], "searched below the folder"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -293,7 +293,7 @@ def _recalibrated(detector: Detector, given: _Sources, asked: Asked) -> tuple[De
     from anomaly_ae.manifest import load_manifest
     from anomaly_ae.manifest.checks import n_of
     from anomaly_ae.recalibration import recalibrated
-    from anomaly_ae.results import finished_scores
+    from anomaly_ae.results import NO_GROUPS, finished_scores
 
     if given.data is not None:
         manifest = load_manifest(given.data, given.group_regex, identified=given.identified)
@@ -308,6 +308,8 @@ def _recalibrated(detector: Detector, given: _Sources, asked: Asked) -> tuple[De
     finished = finished_scores(given.scores, detector.weights_sha256, given.verdicts)
     for line in finished.lines():
         typer.echo(line)
+    if detector.calibrated[0].image_group is not None and finished.normal and finished.normal.image_group is None:
+        typer.echo(f"note: {NO_GROUPS} break the false-alarm rate; name the groups, and score again")
     n_normal = n_of(finished.n_normal, "normal image")
     what = f"calibrated with a finished run: {n_normal}, {finished.n_anomalous} anomalous"
     return recalibrated(detector, asked, finished), what, 0

@@ -53,6 +53,7 @@ def score(
     dicom: Annotated[
         str | None, typer.Option("--dicom", help="Also write DICOM objects: sc (overlays), seg (regions), or sc,seg.")
     ] = None,
+    group_regex: GroupOption = None,
     identified: IdentifiedOption = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
@@ -65,7 +66,10 @@ def score(
     options = _with_dicom(_run_options(maps, heatmaps, overwrite), dicom)
     is_table = len(inputs) == 1 and inputs[0].suffix.lower() in {".csv", ".tsv"}
     warn_identified(identified)
-    manifest = load_manifest(inputs[0], identified=identified) if is_table else manifest_from_paths(inputs, identified)
+    if is_table:
+        manifest = load_manifest(inputs[0], group_regex, identified=identified)
+    else:
+        manifest = manifest_from_paths(inputs, identified, group_regex)
     say_notes(manifest)
     from anomaly_ae.evaluation import score as score_run
 

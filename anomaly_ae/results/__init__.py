@@ -6,7 +6,7 @@ The format of every file: docs/reference/results.md.
 from anomaly_ae.results.beside import DEFECT_RATES, shortcut_figures
 from anomaly_ae.results.deciding import Redecided, redecide, regions_note
 from anomaly_ae.results.figures import baseline_figures, figures, groups_if_any, run_metrics
-from anomaly_ae.results.finished import FinishedScores, anomalous_scores, finished_scores
+from anomaly_ae.results.finished import NO_GROUPS, FinishedScores, anomalous_scores, finished_scores
 from anomaly_ae.results.pixels import (
     PixelFigures,
     no_pixel_figures,
@@ -34,6 +34,7 @@ __all__ = [
     "DEFECT_RATES",
     "FAILURE_COLUMNS",
     "FORMAT",
+    "NO_GROUPS",
     "SCORE_COLUMNS",
     "UNIT_COLUMNS",
     "FinishedScores",

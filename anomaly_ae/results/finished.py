@@ -30,6 +30,8 @@ UNSELECTED = (
     "images that somebody picked."
 )
 
+NO_GROUPS = "the calibration images came in groups and these images name none: images that belong together"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FinishedScores:
