@@ -42,6 +42,7 @@ def shadow(n: int = 40, **changes: Any) -> list[dict[str, Any]]:
 def written(folder: Path, rows: list[dict[str, Any]]) -> Path:
     folder.mkdir(exist_ok=True)
     write_tables(folder, rows, [], [])
+    write_json(folder / "run.json", {"format": 1})
     return folder / "scores.csv"
 
 
@@ -85,6 +86,7 @@ def test_verdicts_stand_above_labels_and_their_units_are_left_out(tmp_path: Path
 
 def test_a_unit_that_was_not_inspected_as_a_whole_is_left_out(tmp_path: Path) -> None:
     rows = [r | {"unit": f"u{i // 2}"} for i, r in enumerate(shadow())]
+    written(tmp_path, rows)
     write_tables(tmp_path, rows, [], [failed(unit="u1")])
     found = finished_scores(tmp_path, WEIGHTS)
     assert found.normal
@@ -164,6 +166,12 @@ def test_overruling_a_few_rejects_of_a_whole_day_is_not(tmp_path: Path) -> None:
     said = verdicts(tmp_path / "v.csv", {"00.png": "normal", "05.png": "normal"})
     found = finished_scores(written(tmp_path / "day", shadow()), WEIGHTS, said)
     assert (found.n_normal, found.n_unlabelled) == (40, 38)
+
+
+def test_a_table_outside_of_its_run_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "day", shadow()).rename(tmp_path / "scores.csv")
+    with pytest.raises(DataError, match="outside of its run"):
+        finished_scores(path, WEIGHTS)
 
 
 def test_scores_that_mean_something_else_are_refused(tmp_path: Path) -> None:

@@ -101,7 +101,8 @@ def finished_scores(path: Path, weights_sha256: str, verdicts: Path | None = Non
     Raises
     ------
     DataError
-        No such table, scores of another model, images that `fit` has learned, or nothing but rejected images.
+        No such table, one outside of its run, scores of another model, images that `fit` has learned, or nothing but
+        rejected images.
     """
     path = path / "scores.csv" if path.is_dir() else path
     rows = _scored(path, weights_sha256)
@@ -181,7 +182,10 @@ def _scored(path: Path, weights_sha256: str) -> list[Row]:
             {**line, "score": float(line["score"]), "decision": Decision(int(line["decision"]))} for line in lines
         ]
     info = path.parent / "run.json"
-    n_learned = read_json(info).get("data", {}).get("n_learned", 0) if info.exists() else 0
+    if not info.exists():
+        why = "only run.json beside it says whether the model has learned these images"
+        raise DataError(f"{path} stands outside of its run", why, "give the RUN folder, or the scores.csv inside of it")
+    n_learned = read_json(info).get("data", {}).get("n_learned", 0)
     if n_learned:
         raise DataError(
             f"{n_learned} of the images of {path} were used in training",
