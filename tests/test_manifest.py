@@ -296,10 +296,12 @@ def test_links_are_followed_but_not_in_circles(picture: Write, tmp_path: Path) -
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
-def test_channel_separator_in_a_file_name_is_refused(picture: Write, tmp_path: Path) -> None:
-    picture("a|b.png")
-    with pytest.raises(DataError, match="rename"):
-        load_manifest(tmp_path)
+@pytest.mark.parametrize("name", ["a|b.png", os.fsdecode(b"a\xff.png")])
+def test_a_file_name_that_no_table_can_hold_is_refused(picture: Write, tmp_path: Path, name: str) -> None:
+    picture("b.png").rename(tmp_path / name)
+    for listing in (lambda: load_manifest(tmp_path), lambda: manifest_from_paths([tmp_path / name])):
+        with pytest.raises(DataError, match="rename"):
+            listing()
 
 
 # --- groups --------------------------------------------------------------

@@ -199,6 +199,8 @@ def _samples(root: Path, path: str, place: _Place, mask: Path | None) -> list[Sa
     if CHANNEL_SEPARATOR in path:
         why = f"'{CHANNEL_SEPARATOR}' in a path separates the channels of one sample"
         raise DataError(f"the file name {path!r} cannot be used", why, "rename the file")
+    if not _is_text(f"{root.name}/{path}"):
+        raise DataError(f"the file name {path!r} cannot be used", "it is not UTF-8", "rename the file, or its folder")
     whole = make_sample(root, path, mask=mask, split=place.split, label=place.label, defect=place.defect)
     if is_nifti_file(root / path):
         return slices_of(whole)
@@ -206,6 +208,15 @@ def _samples(root: Path, path: str, place: _Place, mask: Path | None) -> list[Sa
     if n_frames == 1:
         return [whole]
     return [replace(whole, id=f"{path}#{frame}", frame=frame, mask=None) for frame in range(n_frames)]
+
+
+def _is_text(name: str) -> bool:
+    """POSIX allows names of any bytes; tables and reports hold text."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _n_frames(file: Path) -> int:
