@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from anomaly_ae.errors import OutputError
-from anomaly_ae.files import cannot_write, retried
+from anomaly_ae.files import cannot_write, retried, target_of
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest.discover import is_run
 
@@ -44,7 +44,7 @@ def new_folder(out: Path, overwrite: bool, beside: Collection[str] = ()) -> Iter
         Nothing can be written, something is in the way, or got in the way meanwhile: the whole folder is kept then,
         under its hidden name.
     """
-    out = out.resolve() if out.is_symlink() else out
+    out = target_of(out)
     refuse_existing(out, overwrite, beside)
     partial = out  # until there is one
     try:
