@@ -22,7 +22,7 @@ import typer.main
 from command import done, left_behind, run
 from PIL import Image as Picture
 
-from anomaly_ae import __version__
+from anomaly_ae import __version__, fitting
 from anomaly_ae.cli import app
 from anomaly_ae.detector import Detector
 
@@ -678,6 +678,23 @@ def test_a_fit_that_is_refused_keeps_the_checkpoint_of_an_older_one(small_set: P
 
 
 # --- what exists is not replaced unasked ------------------------------------------------------------
+
+
+def test_a_model_that_came_while_another_was_learned_is_kept_and_so_is_the_new_one(
+    small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, learn = tmp_path / "m.safetensors", fitting.fit
+
+    def slowly(*given: Any, **settings: Any) -> Detector:
+        out.write_bytes(b"another")
+        return learn(*given, **settings)
+
+    monkeypatch.setattr(fitting, "fit", slowly)
+    outcome = run("fit", small_set, "--preset", "smoke", "--set", "training.steps=2", "--out", out)
+    assert outcome.code == 1
+    assert f"the new model is {tmp_path / 'm-2.safetensors'}" in outcome.error
+    assert out.read_bytes() == b"another"
+    Detector.load(tmp_path / "m-2.safetensors", "cpu")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,7 +41,7 @@ from anomaly_ae.cli.shared import (
     use_cores,
     warn_identified,
 )
-from anomaly_ae.errors import AnomalyAEError, UsageError
+from anomaly_ae.errors import AnomalyAEError, OutputError, UsageError
 from anomaly_ae.files import refuse_existing_file
 
 if TYPE_CHECKING:
@@ -124,10 +125,14 @@ def fit(
             should_stop=should_stop,
         )
     n_images = ", ".join(f"{n} for {name}" for name, n in detector.provenance["n_images"].items())
-    _save(detector, out, before, f"fitted anew: {n_images}", who, why)
+    written = out if overwrite else _free_name(out)
+    _save(detector, written, before, f"fitted anew: {n_images}", who, why)
     remove_checkpoints(checkpoint)
-    _say_thresholds(detector, out)
-    typer.echo(f"wrote {out}")
+    _say_thresholds(detector, written)
+    typer.echo(f"wrote {written}")
+    if written != out:
+        why_not = "it came while this was learned, and is not replaced unasked"
+        raise OutputError(f"{out} exists already", why_not, f"the new model is {written}")
     _finish_fit(detector.provenance["n_unusable"])
 
 
@@ -245,6 +250,12 @@ def _naming_checkpoint(checkpoint: Path) -> Iterator[None]:
         if checkpoint.exists():
             typer.echo(f"{checkpoint} keeps what was learned: --resume goes on from there", err=True)
         raise
+
+
+def _free_name(out: Path) -> Path:
+    """Return the name of a model file, or where another file has it by now the next that is free: OUT-2, OUT-3."""
+    others = (out.with_name(f"{out.stem}-{number}{out.suffix}") for number in count(2))
+    return next(name for name in chain([out], others) if not name.exists())
 
 
 def _check_model_name(out: Path, overwrite: bool) -> None:
