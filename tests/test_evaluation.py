@@ -488,6 +488,14 @@ def test_a_folder_without_labels_is_scored(part_folder: Path, smoke_detector: De
     assert one_json(tmp_path / "run" / "run.json")["data"]["shortcuts"] == {}
 
 
+def test_paths_may_be_text(few: Manifest, smoke_detector: Detector, tmp_path: Path) -> None:
+    manifest = load_manifest(str(tmp_path / "few.csv"))
+    assert [s.id for s in manifest.samples] == [s.id for s in few.samples]
+    assert score(smoke_detector, manifest, str(tmp_path / "run"), RunOptions()).folder == tmp_path / "run"
+    with pytest.raises(UsageError, match="one of: none, anomalous, all"):
+        RunOptions(heatmaps="bogus")
+
+
 def test_when_nothing_can_be_scored_nothing_is_written(smoke_detector: Detector, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"the image could not be scored: .*bad\.png"):

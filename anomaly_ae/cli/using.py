@@ -185,11 +185,9 @@ def report(run: RunArgument) -> None:
 def _run_options(
     maps: bool, heatmaps: str, overwrite: bool, by: Sequence[str] = (), defect_rates: Sequence[str] = ()
 ) -> Any:
-    from anomaly_ae.evaluation import HEATMAPS, RunOptions
+    from anomaly_ae.evaluation import RunOptions
     from anomaly_ae.threshold import parse_rate
 
-    if heatmaps not in HEATMAPS:
-        raise UsageError(f"--heatmaps {heatmaps}", "unknown", f"one of: {', '.join(HEATMAPS)}")
     options = RunOptions(maps=maps, heatmaps=heatmaps, by=tuple(by), overwrite=overwrite)
     rates = tuple(float(parse_rate(rate, "defect rate")) for rate in defect_rates)
     return replace(options, defect_rates=rates) if rates else options

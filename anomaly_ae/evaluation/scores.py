@@ -72,11 +72,11 @@ class _Measured:
 
 
 def evaluate_scores(
-    table: Path,
+    table: str | Path,
     manifest: Manifest,
-    out: Path,
+    out: str | Path,
     options: RunOptions,
-    maps: Path | None = None,
+    maps: str | Path | None = None,
     listener: Listener | None = None,
 ) -> RunResult:
     """Measure the scores of another tool on the labelled test images of a manifest.
@@ -86,9 +86,9 @@ def evaluate_scores(
 
     Parameters
     ----------
-    table : Path
+    table : str or Path
         CSV with the columns ``path`` and ``score``; see `read_scores`.
-    maps : Path or None
+    maps : str, Path or None
         Folder of anomaly maps, for the pixel figures; see `TheirMaps`.
 
     Raises
@@ -99,13 +99,14 @@ def evaluate_scores(
         A column of ``options.by`` that the manifest does not have.
     """
     started, listener = time.perf_counter(), listener or Listener()
+    table, out = Path(table), Path(out)
     refuse_existing(out, options.overwrite)
     say_left_behind(out, listener)
     check_groups(manifest.samples)
     samples = test_samples(manifest)
     refuse_unknown_columns(samples, options.by)
     theirs = read_scores(table, manifest.samples)
-    folder_of_maps = None if maps is None else TheirMaps(_existing(maps))
+    folder_of_maps = None if maps is None else TheirMaps(_existing(Path(maps)))
     limits = _limits(theirs, manifest, folder_of_maps)
     measured = _measure(samples, theirs, limits, listener)
     with new_folder(out, options.overwrite) as folder:

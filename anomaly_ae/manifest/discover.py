@@ -57,13 +57,13 @@ class _Listing(NamedTuple):
 
 
 def load_manifest(
-    data: Path, group_regex: str | None = None, suffix: str | None = None, identified: bool = False
+    data: str | Path, group_regex: str | None = None, suffix: str | None = None, identified: bool = False
 ) -> Manifest:
     """Turn a folder, a manifest CSV or one image file into a manifest.
 
     Parameters
     ----------
-    data : Path
+    data : str or Path
         A folder (MVTec layout, ``normal/`` and ``anomalous/``, ``good/`` and kinds of defect, BIDS, or flat), a
         ``.csv`` / ``.tsv``, or one image.
     group_regex : str, optional
@@ -86,6 +86,7 @@ def load_manifest(
     UsageError
         `group_regex` is no regular expression, or `suffix` does not fit.
     """
+    data = Path(data)
     with hiding_names([data], identified):
         manifest = _read(data, suffix, identified)
         manifest = replace(manifest, notes=manifest.notes + spacing_notes(manifest.samples))
@@ -106,7 +107,9 @@ def _read(data: Path, suffix: str | None, identified: bool) -> Manifest:
     return _from_paths([data], identified)
 
 
-def manifest_from_paths(paths: Sequence[Path], identified: bool = False, group_regex: str | None = None) -> Manifest:
+def manifest_from_paths(
+    paths: Sequence[str | Path], identified: bool = False, group_regex: str | None = None
+) -> Manifest:
     """List images to be scored: files as given, folders with everything below them.
 
     A file that is named is always listed, image or not: what cannot be read becomes a failure, not a gap.
@@ -121,9 +124,10 @@ def manifest_from_paths(paths: Sequence[Path], identified: bool = False, group_r
     UsageError
         A path is a table, or `group_regex` is no regular expression.
     """
-    with hiding_names(paths, identified):
-        manifest = _from_paths(paths, identified)
-        manifest = manifest if group_regex is None else group_by_regex(manifest, group_regex, _folders(paths))
+    given = [Path(path) for path in paths]
+    with hiding_names(given, identified):
+        manifest = _from_paths(given, identified)
+        manifest = manifest if group_regex is None else group_by_regex(manifest, group_regex, _folders(given))
         manifest = manifest if identified else with_public_names(manifest)
     return manifest if group_regex is None else with_group_note(manifest, group_regex)
 

@@ -291,7 +291,7 @@ def _refuse_duplicate_ids(path: Path, numbered: Iterable[tuple[int, Sample]]) ->
         first_row[sample.id] = number
 
 
-def write_manifest(manifest: Manifest, path: Path, overwrite: bool = False) -> None:
+def write_manifest(manifest: Manifest, path: str | Path, overwrite: bool = False) -> None:
     """Write a manifest as CSV, with paths relative to the CSV (absolute ones stay absolute).
 
     The file appears whole or not at all. Identifiers, units and groups are written out, so that they stay the
@@ -302,6 +302,7 @@ def write_manifest(manifest: Manifest, path: Path, overwrite: bool = False) -> N
     OutputError
         The file exists already, a path would not be read as it was written, or the disk refuses.
     """
+    path = Path(path)
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists already", "it is not replaced unasked", "choose another name, or overwrite")
     extra_names = list(dict.fromkeys(name for sample in manifest.samples for name in sample.extra))
