@@ -129,10 +129,7 @@ def fit(
     _save(detector, written, before, f"fitted anew: {n_images}", who, why)
     remove_checkpoints(checkpoint)
     _say_thresholds(detector, written)
-    typer.echo(f"wrote {written}")
-    if written != out:
-        why_not = "it came while this was learned, and is not replaced unasked"
-        raise OutputError(f"{out} exists already", why_not, f"the new model is {written}")
+    _say_written(written, out)
     _finish_fit(detector.provenance["n_unusable"])
 
 
@@ -256,6 +253,14 @@ def _free_name(out: Path) -> Path:
     """Return the name of a model file, or where another file has it by now the next that is free: OUT-2, OUT-3."""
     others = (out.with_name(f"{out.stem}-{number}{out.suffix}") for number in count(2))
     return next(name for name in chain([out], others) if not name.exists())
+
+
+def _say_written(written: Path, out: Path) -> None:
+    """Refuse another name than the one asked for: what comes next would take the other file for the new model."""
+    typer.echo(f"wrote {written}")
+    if written != out:
+        why = "it came while this was learned, and is not replaced unasked"
+        raise OutputError(f"{out} exists already", why, f"the new model is {written}")
 
 
 def _check_model_name(out: Path, overwrite: bool) -> None:
