@@ -19,7 +19,7 @@ from anomaly_ae.manifest.slices import is_suspect
 from anomaly_ae.martingale import Floats, log10_evidence, online_p_values
 from anomaly_ae.page import figure, line_plot, table, write_page
 from anomaly_ae.report.words import count, number
-from anomaly_ae.results import FORMAT, Row, read_rows, write_json
+from anomaly_ae.results import FORMAT, NO_GROUPS, Row, read_scores, write_json
 from anomaly_ae.threshold import DEFAULT_RATE, Share, parse_rate, percent_text
 
 SCORE = "score"
@@ -237,7 +237,7 @@ def _rows_of(runs: Sequence[Path], weights_sha256: str) -> list[Row]:
     """Return the rows of all runs in the order of time, without what is known to be anomalous."""
     rows: list[Row] = []
     for number_of_run, run in enumerate(runs):
-        own = read_rows(run / "scores.jsonl")
+        own = read_scores(run)
         if any(row["weights_sha256"] != weights_sha256 for row in own):
             raise DataError(
                 f"{run} was scored by another model", "scores of different weights cannot be compared", "score again"
@@ -283,10 +283,7 @@ def _notes(tested: Mapping[str, Floats], n_rows: int, n_chosen: int, has_groups:
             f"one image of each of {n_chosen} groups stands for all {n_rows}: images of one are not independent"
         )
     elif has_groups:
-        notes.append(
-            "the calibration images came in groups and these images name none: images that belong together raise "
-            "false alarms; name the groups in a manifest"
-        )
+        notes.append(f"{NO_GROUPS} raise false alarms; name the groups in a manifest")
     return tuple(notes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,21 +28,36 @@ _CURES = {
 }
 
 
+def target_of(path: Path) -> Path:
+    """Return what a link leads to, so that the link stays when this is replaced; any other path as it is."""
+    return path.resolve() if path.is_symlink() else path
+
+
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name in the same folder; on success sync it and move it to ``path``.
+def replacing(path: Path, mode: int | None = None) -> Iterator[Path]:
+    """Yield a temporary name in the same folder; on success sync it and move it to ``path``, or to where that leads.
+
+    Parameters
+    ----------
+    path : Path
+    mode : int or None
+        Permissions; None: those of the file that is replaced, if there is one.
 
     Raises
     ------
     OutputError
         The folder cannot be created or written, or the disk is full. The previous file is untouched then.
     """
-    path = Path(path)
+    path = target_of(Path(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _sync(temporary)
+        if mode is None and path.exists():
+            mode = stat.S_IMODE(path.stat().st_mode)
+        if mode is not None:
+            temporary.chmod(mode)
         retried(lambda: temporary.replace(path))
     except OSError as error:
         raise cannot_write(path, error) from error
@@ -68,7 +84,10 @@ def write_text(path: Path, content: str) -> None:
 
 
 def refuse_existing_file(path: Path, overwrite: bool) -> None:
-    """Raise `OutputError` where `write_bytes` would replace a file unasked, or a folder: before the work, not after."""
+    """Raise `OutputError` where `write_bytes` would replace a file unasked, or a folder, or would not be let.
+
+    Called before the work, not after.
+    """
     if path.is_dir():
         raise OutputError(f"{path} is a folder", "a file is written here", "choose another name")
     if path.exists() and not overwrite:
@@ -76,6 +95,10 @@ def refuse_existing_file(path: Path, overwrite: bool) -> None:
     nearest = next(parent for parent in path.absolute().parents if parent.exists())
     if not nearest.is_dir():
         raise OutputError(f"cannot write {path}", f"{nearest} is a file", "choose another folder")
+    try:
+        _try_writing(target_of(path).parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def refuse_folder(out: Path, overwrite: bool) -> None:

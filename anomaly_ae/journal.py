@@ -18,7 +18,7 @@ from typing import Any
 
 from anomaly_ae.calibration import Thresholds
 from anomaly_ae.errors import DataError
-from anomaly_ae.files import cannot_write
+from anomaly_ae.files import cannot_write, target_of
 from anomaly_ae.version import __version__
 
 FORMAT = 1
@@ -38,7 +38,11 @@ class State:
 
 
 def journal_of(model: Path) -> Path:
-    """Return the journal that belongs to a model file: ``parts.journal.jsonl`` for ``parts.safetensors``."""
+    """Return the journal that belongs to a model file: ``parts.journal.jsonl`` for ``parts.safetensors``.
+
+    That of a link stands beside the file that it leads to.
+    """
+    model = target_of(model)
     return model.with_name(f"{model.stem}.journal.jsonl")
 
 

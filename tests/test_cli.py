@@ -22,7 +22,7 @@ import typer.main
 from command import done, left_behind, run
 from PIL import Image as Picture
 
-from anomaly_ae import __version__
+from anomaly_ae import __version__, fitting
 from anomaly_ae.cli import app
 from anomaly_ae.detector import Detector
 
@@ -263,6 +263,14 @@ def test_score_reads_folders_and_tables(smoke_model_file: Path, images: Path, sm
         [(row["id"], row["score"]) for row in table(tmp_path / name / "scores.csv")] for name in ("table", "by_others")
     ]
     assert scores[0] == scores[1], "other processes read the same"
+
+
+def test_what_is_ignored_is_said_and_stands_in_the_report(smoke_model_file: Path, images: Path, tmp_path: Path) -> None:
+    (images / "003.webp").write_bytes(b"x")
+    outcome = run("score", smoke_model_file, images, "--out", tmp_path / "run", "--heatmaps", "none")
+    ignored = "ignored files that are no images: 1"
+    assert f"note: {ignored}" in outcome.err
+    assert ignored in json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["data"]["warnings"]
 
 
 def test_evaluate_measures_and_says_so(smoke_model_file: Path, small_set: Path, tmp_path: Path) -> None:
@@ -670,6 +678,23 @@ def test_a_fit_that_is_refused_keeps_the_checkpoint_of_an_older_one(small_set: P
 
 
 # --- what exists is not replaced unasked ------------------------------------------------------------
+
+
+def test_a_model_that_came_while_another_was_learned_is_kept_and_so_is_the_new_one(
+    small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, learn = tmp_path / "m.safetensors", fitting.fit
+
+    def slowly(*given: Any, **settings: Any) -> Detector:
+        out.write_bytes(b"another")
+        return learn(*given, **settings)
+
+    monkeypatch.setattr(fitting, "fit", slowly)
+    outcome = run("fit", small_set, "--preset", "smoke", "--set", "training.steps=2", "--out", out)
+    assert outcome.code == 1
+    assert f"the new model is {tmp_path / 'm-2.safetensors'}" in outcome.error
+    assert out.read_bytes() == b"another"
+    Detector.load(tmp_path / "m-2.safetensors", "cpu")
 
 
 @pytest.mark.parametrize(

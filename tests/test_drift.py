@@ -22,7 +22,7 @@ from anomaly_ae.fitting import calibrate
 from anomaly_ae.manifest import load_manifest
 from anomaly_ae.readers import image_from
 from anomaly_ae.records import Sample
-from anomaly_ae.results import score_row
+from anomaly_ae.results import score_row, write_tables
 from anomaly_ae.synthetic import make_part
 
 N_CALIBRATION, N_RUN = 60, 40
@@ -63,7 +63,7 @@ def rows_of(detector: Detector, images: list[Floats]) -> list[dict[str, Any]]:
 
 def write_run(folder: Path, rows: list[dict[str, Any]]) -> Path:
     folder.mkdir(parents=True)
-    (folder / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_tables(folder, rows, [], [])
     return folder
 
 
@@ -243,6 +243,11 @@ def test_a_model_of_an_older_version_is_tested_on_scores_alone(
 
 def test_what_cannot_be_tested_is_refused(detector: Detector, some_rows: list[dict[str, Any]], tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", some_rows)
+    damaged = write_run(tmp_path / "damaged", some_rows)
+    lines = (damaged / "scores.jsonl").read_text("utf-8").splitlines(keepends=True)
+    (damaged / "scores.jsonl").write_text("".join(lines[1:]), "utf-8")
+    with pytest.raises(DataError, match="name other images"):
+        find_drift(detector, [damaged])
     foreign = write_run(tmp_path / "foreign", [{**row, "weights_sha256": "0" * 64} for row in some_rows])
     with pytest.raises(DataError, match="scored by another model"):
         find_drift(detector, [run, foreign])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -499,6 +500,14 @@ def test_a_folder_without_labels_is_scored(part_folder: Path, smoke_detector: De
     assert one_json(tmp_path / "run" / "run.json")["data"]["shortcuts"] == {}
 
 
+def test_paths_may_be_text(few: Manifest, smoke_detector: Detector, tmp_path: Path) -> None:
+    manifest = load_manifest(str(tmp_path / "few.csv"))
+    assert [s.id for s in manifest.samples] == [s.id for s in few.samples]
+    assert score(smoke_detector, manifest, str(tmp_path / "run"), RunOptions()).folder == tmp_path / "run"
+    with pytest.raises(UsageError, match="one of: none, anomalous, all"):
+        RunOptions(heatmaps="bogus")
+
+
 def test_when_nothing_can_be_scored_nothing_is_written(smoke_detector: Detector, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"the image could not be scored: .*bad\.png"):
@@ -709,6 +718,49 @@ def test_a_run_is_replaced_as_a_whole_and_only_by_a_whole_one(tmp_path: Path) ->
         assert (out / "pixels.csv").exists()
     assert [path.name for path in out.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_came_meanwhile_is_kept_and_so_are_the_results(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(OutputError, match="could not get the name") as caught, new_folder(out, overwrite=False) as work:
+        a_photo_album(out)
+    assert [path.name for path in out.iterdir()] == ["holiday.jpg"]
+    assert work.is_dir()
+    assert str(work) in caught.value.fix
+
+
+def test_where_the_old_run_cannot_go_both_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, rename = tmp_path / "out", Path.rename
+    a_run(out)
+
+    def refused(path: Path, target: Path) -> Path:
+        if target == out and path.suffix == ".partial":
+            raise OSError(13, "Permission denied")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(OutputError, match="Permission denied"), new_folder(out, overwrite=True) as work:
+        (work / "new").write_text("x", encoding="utf-8")
+    assert (out / "run.json").exists()
+    assert (work / "new").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_a_link_stays_and_its_run_is_replaced(tmp_path: Path) -> None:
+    a_run(tmp_path / "monday")
+    (tmp_path / "latest").symlink_to("monday")
+    with new_folder(tmp_path / "latest", overwrite=True) as work:
+        (work / "new").write_text("x", encoding="utf-8")
+    assert (tmp_path / "latest").is_symlink()
+    assert [path.name for path in (tmp_path / "monday").iterdir()] == ["new"]
+
+
+def test_what_killed_runs_left_is_named(few: Manifest, smoke_detector: Detector, tmp_path: Path) -> None:
+    (tmp_path / ".run.ab12.partial").mkdir()
+    said: list[str] = []
+    score(smoke_detector, few, tmp_path / "run", RunOptions(heatmaps="none"), Listener(say=said.append))
+    assert any(".run.ab12.partial" in line for line in said)
+    assert (tmp_path / ".run.ab12.partial").exists()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "images", "notes.txt"])

@@ -10,7 +10,16 @@ import pytest
 
 from anomaly_ae import files
 from anomaly_ae.errors import OutputError
-from anomaly_ae.files import cannot_write, refuse_folder, replacing, retried, write_bytes, write_text
+from anomaly_ae.files import (
+    cannot_write,
+    refuse_existing_file,
+    refuse_folder,
+    replacing,
+    retried,
+    write_bytes,
+    write_text,
+)
+from anomaly_ae.journal import journal_of
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -93,6 +102,22 @@ def test_parent_is_a_file(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b"old"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has neither such links nor such permissions")
+def test_a_link_and_the_permissions_stay(tmp_path: Path) -> None:
+    old, link = tmp_path / "v1.bin", tmp_path / "current.bin"
+    old.write_bytes(b"old")
+    old.chmod(0o440)
+    link.symlink_to("v1.bin")
+    write_bytes(link, b"new")
+    assert link.is_symlink()
+    assert old.read_bytes() == b"new"
+    assert old.stat().st_mode & 0o777 == 0o440
+    assert journal_of(link) == tmp_path / "v1.journal.jsonl"
+    with replacing(old, mode=0o600) as temporary:
+        temporary.write_bytes(b"mine")
+    assert old.stat().st_mode & 0o777 == 0o600
+
+
 def test_target_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(OutputError):
@@ -122,6 +147,8 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
     for path in (tmp_path / "out", tmp_path / "new"):
         with pytest.raises(OutputError, match="a folder that you may write to"):
             refuse_folder(path, overwrite=False)
+        with pytest.raises(OutputError, match="a folder that you may write to"):
+            refuse_existing_file(path / "model.safetensors", overwrite=False)
     assert names(tmp_path) == ["out"]
 
 

@@ -43,6 +43,7 @@ def shadow(n: int = 40, **changes: Any) -> list[dict[str, Any]]:
 def written(folder: Path, rows: list[dict[str, Any]]) -> Path:
     folder.mkdir(exist_ok=True)
     write_tables(folder, rows, [], [])
+    write_json(folder / "run.json", {"format": 1})
     return folder / "scores.csv"
 
 
@@ -86,6 +87,7 @@ def test_verdicts_stand_above_labels_and_their_units_are_left_out(tmp_path: Path
 
 def test_a_unit_that_was_not_inspected_as_a_whole_is_left_out(tmp_path: Path) -> None:
     rows = [r | {"unit": f"u{i // 2}"} for i, r in enumerate(shadow())]
+    written(tmp_path, rows)
     write_tables(tmp_path, rows, [], [failed(unit="u1")])
     found = finished_scores(tmp_path, WEIGHTS)
     assert found.normal
@@ -140,6 +142,14 @@ def test_a_line_of_another_length_is_named(tmp_path: Path) -> None:
         read_csv(path, ("id",))
 
 
+def test_a_run_that_lost_a_line_is_no_calibration(tmp_path: Path) -> None:
+    path = written(tmp_path / "day", shadow())
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]), "utf-8")
+    with pytest.raises(DataError, match="name other images"):
+        finished_scores(path, WEIGHTS)
+
+
 def test_two_verdicts_on_one_image_are_refused(tmp_path: Path) -> None:
     (tmp_path / "v.csv").write_text("id,verdict\n00.png,normal\n00.png,anomalous\n", encoding="utf-8")
     with pytest.raises(DataError, match="second, other verdict"):
@@ -172,6 +182,12 @@ def test_more_rejects_than_the_threshold_promised_are_named(
 
 def calibrated_at_5_percent() -> dict[str, Any]:
     return thresholds_from(calibration(), "5%").as_json()
+
+
+def test_a_table_outside_of_its_run_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "day", shadow()).rename(tmp_path / "scores.csv")
+    with pytest.raises(DataError, match="outside of its run"):
+        finished_scores(path, WEIGHTS)
 
 
 def test_scores_that_mean_something_else_are_refused(tmp_path: Path) -> None:

@@ -296,10 +296,12 @@ def test_links_are_followed_but_not_in_circles(picture: Write, tmp_path: Path) -
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
-def test_channel_separator_in_a_file_name_is_refused(picture: Write, tmp_path: Path) -> None:
-    picture("a|b.png")
-    with pytest.raises(DataError, match="rename"):
-        load_manifest(tmp_path)
+@pytest.mark.parametrize("name", ["a|b.png", os.fsdecode(b"a\xff.png")])
+def test_a_file_name_that_no_table_can_hold_is_refused(picture: Write, tmp_path: Path, name: str) -> None:
+    picture("b.png").rename(tmp_path / name)
+    for listing in (lambda: load_manifest(tmp_path), lambda: manifest_from_paths([tmp_path / name])):
+        with pytest.raises(DataError, match="rename"):
+            listing()
 
 
 # --- groups --------------------------------------------------------------
@@ -323,6 +325,16 @@ def test_group_file(picture: Write, tmp_path: Path, name: str, text: str) -> Non
         f"{name}: rows without an image: 1",
         f"{name}: images without a row (each its own group): 1",
     )
+
+
+def test_groups_of_folders_that_are_scored_are_those_of_the_folders(picture: Write, tmp_path: Path) -> None:
+    files = [picture(name) for name in ("lot1/a.png", "lot1/b.png", "lot2/a.png", "c.png")]
+    csv(tmp_path / "lot1", "path\tgroup\na.png\tp1\nb.png\tp1\n", "groups.tsv")
+    manifest = manifest_from_paths([tmp_path / "lot1", tmp_path / "lot2", files[3]])
+    own = [files[3].as_posix(), "p1", "p1", files[2].as_posix()]
+    assert [s.group for s in manifest.samples] == own
+    named = manifest_from_paths([tmp_path / "lot1"], group_regex="[a-z]+")
+    assert [s.group for s in named.samples] == ["a", "b"], "searched below the folder"
 
 
 @pytest.mark.parametrize(
@@ -462,6 +474,9 @@ def test_default_ids_tell_frames_apart(tmp_path: Path) -> None:
         ("path,,label\na.png,,\n", "column 2 .* has no name"),
         ("path,lable\na.png,anomalous\n", "'lable' and none called 'label'"),
         ("path\na.png\0\n", "zero bytes"),
+        ('path,defect\na.png,"dent\nb.png,\nc.png,\n', "is not a CSV table"),  # one stray quote
+        ('path,defect\na.png,"dent\nb.png,"bent\n', "is not a CSV table"),  # two
+        ('path,defect\n"a.png,dent\nb.png",bent\n', "row 2 has a line break in a cell"),
     ],
 )
 def test_csv_that_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -530,7 +545,7 @@ def test_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
-@pytest.mark.parametrize("name", ["back\\slash.png", " before.png", "after.png "])
+@pytest.mark.parametrize("name", ["back\\slash.png", " before.png", "after.png ", "two\nlines.png"])
 @pytest.mark.parametrize("place", ["m.csv", "out/m.csv"])
 def test_name_that_a_table_would_change_is_refused(tmp_path: Path, name: str, place: str) -> None:
     manifest = Manifest(tmp_path, (make_sample(tmp_path, name),))

@@ -140,6 +140,20 @@ def test_a_shadow_day_sets_thresholds_without_images(model: Path, finished: Path
     assert line["what"] == "calibrated with a finished run: 12 normal images, 12 anomalous"
 
 
+def test_a_run_without_groups_says_so_where_the_calibration_had_some(model: Path, finished: Path) -> None:
+    path = finished / "scores.csv"
+    plain = path.read_text("utf-8")
+    header, *lines = csv.reader(plain.splitlines())
+    place = header.index("group")
+    for i, line in enumerate(lines):
+        line[place] = f"lot {i // 2}"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *lines])
+    assert "came in groups" not in done("calibrate", model, "--scores", finished, "--false-alarm-rate", "50%")
+    path.write_text(plain, "utf-8")
+    assert "came in groups" in done("calibrate", model, "--scores", finished, "--false-alarm-rate", "50%")
+
+
 def test_images_that_set_the_thresholds_are_no_test_images(model: Path, finished: Path, part_folder: Path) -> None:
     done("calibrate", model, "--scores", finished, "--cost", "escape=9,false-reject=1,prevalence=0.1")
     outcome = run("evaluate", model, part_folder, "--out", finished.parent / "again")
@@ -204,6 +218,8 @@ def test_overruled_rejects_change_nothing(model: Path, finished: Path) -> None:
     for cells in cut:
         cells[place] = "2"
     path.write_text("\n".join([lines[0], *(",".join(cells) for cells in cut)]) + "\n", encoding="utf-8")
+    assert "name other images" in run("calibrate", model, "--scores", path).error
+    (finished / "scores.jsonl").unlink()
     outcome = run("calibrate", model, "--scores", path)
     assert outcome.code == 1
     assert "only overruled rejects" in outcome.error

@@ -417,6 +417,15 @@ def test_what_was_just_decided_makes_the_page_that_the_files_make(run: Path, cou
                 assert str(found) == str(value) if isinstance(value, float) else found == value, name  # NaN, too
 
 
+def test_a_run_that_lost_a_line_is_not_decided_again(run: Path) -> None:
+    lines = (run / "scores.jsonl").read_text("utf-8").splitlines(keepends=True)
+    (run / "scores.jsonl").write_text("".join(lines[1:]), "utf-8")
+    before = contents(run)
+    with pytest.raises(DataError, match="name other images"):
+        redecide(run, Asked(rate="5%"))
+    assert contents(run) == before
+
+
 def test_another_rate_changes_decisions_and_figures_and_nothing_else(run: Path) -> None:
     before, metrics_before = read_rows(run / "scores.jsonl"), read_json(run / "metrics.json")
     result = redecide(run, Asked(rate="5%"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,7 +41,7 @@ from anomaly_ae.cli.shared import (
     use_cores,
     warn_identified,
 )
-from anomaly_ae.errors import AnomalyAEError, UsageError
+from anomaly_ae.errors import AnomalyAEError, OutputError, UsageError
 from anomaly_ae.files import refuse_existing_file
 
 if TYPE_CHECKING:
@@ -124,10 +125,11 @@ def fit(
             should_stop=should_stop,
         )
     n_images = ", ".join(f"{n} for {name}" for name, n in detector.provenance["n_images"].items())
-    _save(detector, out, before, f"fitted anew: {n_images}", who, why)
+    written = out if overwrite else _free_name(out)
+    _save(detector, written, before, f"fitted anew: {n_images}", who, why)
     remove_checkpoints(checkpoint)
-    _say_thresholds(detector, out)
-    typer.echo(f"wrote {out}")
+    _say_thresholds(detector, written)
+    _say_written(written, out)
     _finish_fit(detector.provenance["n_unusable"])
 
 
@@ -247,6 +249,20 @@ def _naming_checkpoint(checkpoint: Path) -> Iterator[None]:
         raise
 
 
+def _free_name(out: Path) -> Path:
+    """Return the name of a model file, or where another file has it by now the next that is free: OUT-2, OUT-3."""
+    others = (out.with_name(f"{out.stem}-{number}{out.suffix}") for number in count(2))
+    return next(name for name in chain([out], others) if not name.exists())
+
+
+def _say_written(written: Path, out: Path) -> None:
+    """Refuse another name than the one asked for: what comes next would take the other file for the new model."""
+    typer.echo(f"wrote {written}")
+    if written != out:
+        why = "it came while this was learned, and is not replaced unasked"
+        raise OutputError(f"{out} exists already", why, f"the new model is {written}")
+
+
 def _check_model_name(out: Path, overwrite: bool) -> None:
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out}", "a model file ends in .safetensors", f"write --out {out.stem}.safetensors")
@@ -294,10 +310,11 @@ def _recalibrated(detector: Detector, given: _Sources, asked: Asked) -> tuple[De
     from anomaly_ae.manifest.checks import n_of
     from anomaly_ae.manifest.volumes import taken
     from anomaly_ae.recalibration import recalibrated
-    from anomaly_ae.results import finished_scores
+    from anomaly_ae.results import NO_GROUPS, finished_scores
 
     if given.data is not None:
         manifest = load_manifest(given.data, given.group_regex, identified=given.identified)
+        say_notes(manifest)
         samples = taken(calibration_samples(manifest), detector.config.model.spatial_dims)
         samples = samples if detector.scores else kept_for_calibration(detector, samples, listener())
         new = recalibrated(from_images(detector, samples, asked.rate, asked.confidence, listener()), asked)
@@ -308,6 +325,8 @@ def _recalibrated(detector: Detector, given: _Sources, asked: Asked) -> tuple[De
     finished = finished_scores(given.scores, detector.weights_sha256, given.verdicts)
     for line in finished.lines():
         typer.echo(line)
+    if detector.calibrated[0].image_group is not None and finished.normal and finished.normal.image_group is None:
+        typer.echo(f"note: {NO_GROUPS} break the false-alarm rate; name the groups, and score again")
     n_normal = n_of(finished.n_normal, "normal image")
     what = f"calibrated with a finished run: {n_normal}, {finished.n_anomalous} anomalous"
     return recalibrated(detector, asked, finished), what, 0

@@ -137,8 +137,8 @@ def warn_identified(identified: bool) -> None:
 
 
 def say_notes(manifest: Manifest) -> None:
-    """Say what was skipped, and why files have no names, where there are DICOM or NIfTI files: `scan` says the rest."""
-    for note in manifest.notes if manifest.is_private else ():
+    """Say what is ignored, and all notes where there are DICOM or NIfTI files: `scan` says the rest."""
+    for note in manifest.notes if manifest.is_private else manifest.ignored:
         typer.echo(f"note: {note}", err=True)
 
 

@@ -53,6 +53,7 @@ def score(
     dicom: Annotated[
         str | None, typer.Option("--dicom", help="Also write DICOM objects: sc (overlays), seg (regions), or sc,seg.")
     ] = None,
+    group_regex: GroupOption = None,
     identified: IdentifiedOption = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
@@ -65,7 +66,10 @@ def score(
     options = _with_dicom(_run_options(maps, heatmaps, overwrite), dicom)
     is_table = len(inputs) == 1 and inputs[0].suffix.lower() in {".csv", ".tsv"}
     warn_identified(identified)
-    manifest = load_manifest(inputs[0], identified=identified) if is_table else manifest_from_paths(inputs, identified)
+    if is_table:
+        manifest = load_manifest(inputs[0], group_regex, identified=identified)
+    else:
+        manifest = manifest_from_paths(inputs, identified, group_regex)
     say_notes(manifest)
     from anomaly_ae.evaluation import score as score_run
 
@@ -189,11 +193,9 @@ def report(run: RunArgument) -> None:
 def _run_options(
     maps: bool, heatmaps: str, overwrite: bool, by: Sequence[str] = (), defect_rates: Sequence[str] = ()
 ) -> Any:
-    from anomaly_ae.evaluation import HEATMAPS, RunOptions
+    from anomaly_ae.evaluation import RunOptions
     from anomaly_ae.threshold import parse_rate
 
-    if heatmaps not in HEATMAPS:
-        raise UsageError(f"--heatmaps {heatmaps}", "unknown", f"one of: {', '.join(HEATMAPS)}")
     options = RunOptions(maps=maps, heatmaps=heatmaps, by=tuple(by), overwrite=overwrite)
     rates = tuple(float(parse_rate(rate, "defect rate")) for rate in defect_rates)
     return replace(options, defect_rates=rates) if rates else options

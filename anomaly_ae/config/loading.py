@@ -156,6 +156,8 @@ def _check_value(key: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -
         names = " or ".join(t.__name__ for t in accepted if t is not type(None))
         fix = "write true or false" if bool in accepted else ""
         raise ConfigError(f"{key} = {value!r}", f"expected {names}, found {type(value).__name__}", fix)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key} = {value}", "not finite", "give a number")
     if "range" in metadata:
         low, high = metadata["range"]
         if not low <= value <= high:
@@ -168,7 +170,7 @@ def _check_value(key: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -
 def _check_combinations(config: Config) -> None:
     intensity = config.intensity
     low, high = intensity.low, intensity.high
-    if intensity.policy == "window" and (low is None or high is None or not -math.inf < low < high < math.inf):
+    if intensity.policy == "window" and (low is None or high is None or not low < high):
         raise ConfigError("intensity policy 'window'", f"needs low < high, found {low} and {high}")
     if intensity.exposure == "image" and intensity.policy in ("volume_percentile", "file_window"):
         why, fix = "each image is scaled by itself already", "set intensity.exposure=off, or another policy"

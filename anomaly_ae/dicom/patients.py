@@ -64,7 +64,7 @@ def remember(names: Mapping[str, str], file: str = KEY_FILE) -> None:
         table = csv.writer(lines, lineterminator="\n")
         table.writerow(("name", "patient_id" if file == KEY_FILE else "original"))
         table.writerows(sorted({**_read_key(path), **new}.items()))
-        with replacing(path) as temporary:
+        with replacing(path, _OWNER_ONLY) as temporary:
             temporary.touch(_OWNER_ONLY)
             temporary.write_text(lines.getvalue(), encoding="utf-8", newline="")
 
@@ -117,6 +117,6 @@ def _salt(path: Path) -> bytes:
 def _make_salt(path: Path) -> None:
     if path.exists():  # made by another program in the meantime
         return
-    with replacing(path) as temporary:
+    with replacing(path, _OWNER_ONLY) as temporary:
         temporary.touch(_OWNER_ONLY)
         temporary.write_bytes(secrets.token_bytes(_N_SALT_BYTES))

@@ -13,12 +13,11 @@
 
 from anomaly_ae.evaluation.folder import new_folder, refuse_existing
 from anomaly_ae.evaluation.result import RunResult
-from anomaly_ae.evaluation.run import HEATMAPS, RunOptions, evaluate, score
+from anomaly_ae.evaluation.run import RunOptions, evaluate, score
 from anomaly_ae.evaluation.samples import test_samples
 from anomaly_ae.evaluation.scores import evaluate_scores
 
 __all__ = [
-    "HEATMAPS",
     "RunOptions",
     "RunResult",
     "evaluate",

@@ -68,8 +68,13 @@ def facts_of_model(detector: Detector) -> dict[str, Any]:
 def facts_of_data(
     name: str, manifest: Manifest, shortcuts: Mapping[str, float], warnings: Sequence[str]
 ) -> dict[str, Any]:
-    """Return what is known of the data: its name, its splits, what separates its classes, and what is wrong with it."""
-    return {"name": name, "warnings": list(warnings), "shortcuts": dict(shortcuts), "splits": _splits(manifest.samples)}
+    """Return what is known of the data: its name, its splits, what separates its classes, what is wrong or ignored."""
+    return {
+        "name": name,
+        "warnings": [*warnings, *manifest.ignored],
+        "shortcuts": dict(shortcuts),
+        "splits": _splits(manifest.samples),
+    }
 
 
 def _splits(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:

@@ -16,9 +16,9 @@ from typing import Any
 
 from anomaly_ae.detector import Detector
 from anomaly_ae.dicom import DicomWriter
-from anomaly_ae.errors import DataError
+from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.evaluation.facts import counts, facts_of_data, facts_of_model, facts_of_run, name_of
-from anomaly_ae.evaluation.folder import new_folder
+from anomaly_ae.evaluation.folder import new_folder, say_left_behind
 from anomaly_ae.evaluation.result import RunResult
 from anomaly_ae.evaluation.samples import refuse_unknown_columns, test_samples
 from anomaly_ae.keeping import MapKeeper, keep_dicom, keep_pictures, mask_of
@@ -79,6 +79,11 @@ class RunOptions:
     defect_rates: tuple[float, ...] = DEFECT_RATES
     dicom: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Refuse what nothing stands for."""
+        if self.heatmaps not in HEATMAPS:
+            raise UsageError(f"heatmaps {self.heatmaps!r}", "unknown", f"one of: {', '.join(HEATMAPS)}")
+
 
 @dataclass(frozen=True, slots=True)
 class _Job:
@@ -126,15 +131,15 @@ class _Collected:
 
 
 def score(
-    detector: Detector, manifest: Manifest, out: Path, options: RunOptions, listener: Listener | None = None
+    detector: Detector, manifest: Manifest, out: str | Path, options: RunOptions, listener: Listener | None = None
 ) -> RunResult:
     """Score every image of a manifest into a RUN folder: tables, heatmaps, report; no figures."""
     samples = taken(manifest.samples, detector.config.model.spatial_dims)
-    return _run(_Job(detector, manifest, samples, options, listener or Listener(), "score"), out)
+    return _run(_Job(detector, manifest, samples, options, listener or Listener(), "score"), Path(out))
 
 
 def evaluate(
-    detector: Detector, manifest: Manifest, out: Path, options: RunOptions, listener: Listener | None = None
+    detector: Detector, manifest: Manifest, out: str | Path, options: RunOptions, listener: Listener | None = None
 ) -> RunResult:
     """Score the labelled test images of a manifest and measure: the same RUN, with ``metrics.json``.
 
@@ -152,11 +157,12 @@ def evaluate(
     manifest = replace(manifest, samples=taken(manifest.samples, detector.config.model.spatial_dims))
     samples = test_samples(manifest)
     refuse_unknown_columns(samples, options.by)
-    return _run(_Job(detector, manifest, samples, options, listener or Listener(), "evaluate"), out)
+    return _run(_Job(detector, manifest, samples, options, listener or Listener(), "evaluate"), Path(out))
 
 
 def _run(job: _Job, out: Path) -> RunResult:
     """Score every image, decide, measure where asked for, describe, and draw the report."""
+    say_left_behind(out, job.listener)
     with new_folder(out, job.options.overwrite) as folder:
         keeper = MapKeeper(folder, job.samples) if job.command == "evaluate" else None
         archive = DicomWriter(folder / "dicom", job.options.dicom, job.detector.weights_sha256)

@@ -13,7 +13,7 @@ from typing import Any
 from anomaly_ae.calibration import CalibrationScores, Thresholds, calibration_scores, thresholds_from
 from anomaly_ae.errors import AnomalyAEError, CalibrationError, DataError
 from anomaly_ae.evaluation.facts import counts, facts_of_data, facts_of_run, name_of
-from anomaly_ae.evaluation.folder import new_folder, refuse_existing
+from anomaly_ae.evaluation.folder import new_folder, refuse_existing, say_left_behind
 from anomaly_ae.evaluation.result import RunResult
 from anomaly_ae.evaluation.run import RunOptions
 from anomaly_ae.evaluation.samples import refuse_unknown_columns, test_samples
@@ -74,11 +74,11 @@ class _Measured:
 
 
 def evaluate_scores(
-    table: Path,
+    table: str | Path,
     manifest: Manifest,
-    out: Path,
+    out: str | Path,
     options: RunOptions,
-    maps: Path | None = None,
+    maps: str | Path | None = None,
     listener: Listener | None = None,
     rate: Share | None = None,
 ) -> RunResult:
@@ -89,9 +89,9 @@ def evaluate_scores(
 
     Parameters
     ----------
-    table : Path
+    table : str or Path
         CSV with the columns ``path`` and ``score``; see `read_scores`.
-    maps : Path or None
+    maps : str, Path or None
         Folder of anomaly maps, for the pixel figures; see `TheirMaps`.
     rate : Share or None
         False-alarm rate of the threshold; None takes 1 %, or what the calibration rows can support.
@@ -106,12 +106,14 @@ def evaluate_scores(
         A column of ``options.by`` that the manifest does not have.
     """
     started, listener = time.perf_counter(), listener or Listener()
+    table, out = Path(table), Path(out)
     refuse_existing(out, options.overwrite)
+    say_left_behind(out, listener)
     check_groups(manifest.samples)
     samples = test_samples(manifest)
     refuse_unknown_columns(samples, options.by)
     theirs = read_scores(table, manifest.samples)
-    folder_of_maps = None if maps is None else TheirMaps(_existing(maps))
+    folder_of_maps = None if maps is None else TheirMaps(_existing(Path(maps)))
     limits = _limits(theirs, manifest, folder_of_maps, rate, listener)
     measured = _measure(samples, theirs, limits, listener)
     with new_folder(out, options.overwrite) as folder:

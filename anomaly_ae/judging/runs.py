@@ -10,7 +10,7 @@ from typing import Any
 from anomaly_ae.calibration import Thresholds
 from anomaly_ae.errors import DataError
 from anomaly_ae.records import Decision
-from anomaly_ae.results import FAILURE_COLUMNS, SCORE_COLUMNS, UNIT_COLUMNS, Row, chosen_on_these, read_json, read_rows
+from anomaly_ae.results import FAILURE_COLUMNS, UNIT_COLUMNS, Row, chosen_on_these, read_json, read_scores
 from anomaly_ae.results.tables import read_csv, reading
 
 
@@ -104,10 +104,7 @@ def load_run(folder: Path) -> SavedRun:
     DataError
         The folder is no run, or a file of it is damaged.
     """
-    info, rows = read_json(folder / "run.json"), tuple(read_rows(folder / "scores.jsonl"))
-    if [row["id"] for row in rows] != [line["id"] for line in read_csv(folder / "scores.csv", SCORE_COLUMNS)]:
-        why = "a line was lost or added"
-        raise DataError(f"scores.jsonl and scores.csv of {folder} name other images", why, "score or evaluate again")
+    info, rows = read_json(folder / "run.json"), tuple(read_scores(folder))
     units = read_csv(folder / "units.csv", UNIT_COLUMNS)
     failures = tuple(read_csv(folder / "failures.csv", FAILURE_COLUMNS))
     metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}

@@ -57,13 +57,13 @@ class _Listing(NamedTuple):
 
 
 def load_manifest(
-    data: Path, group_regex: str | None = None, suffix: str | None = None, identified: bool = False
+    data: str | Path, group_regex: str | None = None, suffix: str | None = None, identified: bool = False
 ) -> Manifest:
     """Turn a folder, a manifest CSV or one image file into a manifest.
 
     Parameters
     ----------
-    data : Path
+    data : str or Path
         A folder (MVTec layout, ``normal/`` and ``anomalous/``, ``good/`` and kinds of defect, BIDS, or flat), a
         ``.csv`` / ``.tsv``, or one image.
     group_regex : str, optional
@@ -86,6 +86,7 @@ def load_manifest(
     UsageError
         `group_regex` is no regular expression, or `suffix` does not fit.
     """
+    data = Path(data)
     with hiding_names([data], identified):
         manifest = _read(data, suffix, identified)
         manifest = replace(manifest, notes=manifest.notes + spacing_notes(manifest.samples))
@@ -106,23 +107,29 @@ def _read(data: Path, suffix: str | None, identified: bool) -> Manifest:
     return _from_paths([data], identified)
 
 
-def manifest_from_paths(paths: Sequence[Path], identified: bool = False) -> Manifest:
+def manifest_from_paths(
+    paths: Sequence[str | Path], identified: bool = False, group_regex: str | None = None
+) -> Manifest:
     """List images to be scored: files as given, folders with everything below them.
 
     A file that is named is always listed, image or not: what cannot be read becomes a failure, not a gap.
     Where one folder is given it is the root, which names the data; paths start where one stands all the same.
-    `identified` as for `load_manifest`.
+    Groups come from a ``groups.tsv`` in a folder. `identified` and `group_regex` as for `load_manifest`; the pattern
+    is searched in the path below the folder.
 
     Raises
     ------
     DataError
-        A path does not exist, or there is no image at all.
+        A path does not exist, there is no image at all, or a path that `group_regex` does not match.
     UsageError
-        A path is a table.
+        A path is a table, or `group_regex` is no regular expression.
     """
-    with hiding_names(paths, identified):
-        manifest = _from_paths(paths, identified)
-        return manifest if identified else with_public_names(manifest)
+    given = [Path(path) for path in paths]
+    with hiding_names(given, identified):
+        manifest = _from_paths(given, identified)
+        manifest = manifest if group_regex is None else group_by_regex(manifest, group_regex, _folders(given))
+        manifest = manifest if identified else with_public_names(manifest)
+    return manifest if group_regex is None else with_group_note(manifest, group_regex)
 
 
 def _from_paths(paths: Sequence[Path], identified: bool) -> Manifest:
@@ -147,7 +154,15 @@ def _from_paths(paths: Sequence[Path], identified: bool) -> Manifest:
     notes = _ignored_notes(n_others, n_masks, n_runs, "masks")
     root = paths[0].resolve() if len(paths) == 1 and paths[0].is_dir() else Path()
     listed = {path.as_posix() for path in paths if not path.is_dir()}
-    return _volumes(Manifest(root, samples, notes, "flat"), identified, listed)
+    manifest = _volumes(Manifest(root, samples, notes, "flat"), identified, listed)
+    for folder in _folders(paths):
+        manifest = with_group_file(manifest, Path(folder), str(folder))
+    return manifest
+
+
+def _folders(paths: Iterable[Path]) -> list[PurePosixPath]:
+    """The folders among the paths that were given: what stands in front of a path inside of them."""
+    return [PurePosixPath(path.as_posix()) for path in paths if path.is_dir()]
 
 
 def _refuse_table(path: Path) -> None:
@@ -175,7 +190,7 @@ def _from_folder(root: Path, identified: bool) -> Manifest:
     outside = [image for image, place in places.items() if place is None]
     is_private = bool(outside) and not identified and any(is_medical(root / image) for image in places)
     notes += _outside_notes(outside, is_private)
-    return with_group_file(_volumes(Manifest(root, tuple(samples), notes, layout), identified))
+    return with_group_file(_volumes(Manifest(root, tuple(samples), notes, layout), identified), root)
 
 
 def _volumes(manifest: Manifest, identified: bool, named: Collection[str] = ()) -> Manifest:
@@ -188,6 +203,8 @@ def _samples(root: Path, path: str, place: _Place, mask: Path | None) -> list[Sa
     if CHANNEL_SEPARATOR in path:
         why = f"'{CHANNEL_SEPARATOR}' in a path separates the channels of one sample"
         raise DataError(f"the file name {path!r} cannot be used", why, "rename the file")
+    if not _is_text(f"{root.name}/{path}"):
+        raise DataError(f"the file name {path!r} cannot be used", "it is not UTF-8", "rename the file, or its folder")
     whole = make_sample(root, path, mask=mask, split=place.split, label=place.label, defect=place.defect)
     if is_nifti_file(root / path):
         return slices_of(whole)
@@ -195,6 +212,15 @@ def _samples(root: Path, path: str, place: _Place, mask: Path | None) -> list[Sa
     if n_frames == 1:
         return [whole]
     return [replace(whole, id=f"{path}#{frame}", frame=frame, mask=None) for frame in range(n_frames)]
+
+
+def _is_text(name: str) -> bool:
+    """POSIX allows names of any bytes; tables and reports hold text."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _n_frames(file: Path) -> int:

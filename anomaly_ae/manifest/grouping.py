@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -16,13 +17,17 @@ GROUP_FILES = ("groups.tsv", "groups.csv")
 _N_EXAMPLES = 3
 
 
-def with_group_file(manifest: Manifest) -> Manifest:
-    """Take the groups from ``groups.tsv`` or ``groups.csv`` (columns path, group), when there is one."""
-    file = next((manifest.root / name for name in GROUP_FILES if (manifest.root / name).is_file()), None)
+def with_group_file(manifest: Manifest, folder: Path, name: str = "") -> Manifest:
+    """Take the groups from ``groups.tsv`` or ``groups.csv`` (columns path, group) of a folder, when there is one.
+
+    `name` is what the paths of the samples of this folder begin with; its rows do without.
+    """
+    file = next((folder / own for own in GROUP_FILES if (folder / own).is_file()), None)
     if file is None:
         return manifest
-    groups = _read_groups(file)
-    paths = {sample.path for sample in manifest.samples}
+    top = PurePosixPath(name)
+    groups = {(top / path).as_posix(): group for path, group in _read_groups(file).items()}
+    paths = {sample.path for sample in manifest.samples if PurePosixPath(sample.path).is_relative_to(top)}
     samples = tuple(replace(s, group=groups.get(s.path, s.group)) for s in manifest.samples)
     counts = (
         (len(groups.keys() - paths), "rows without an image"),
@@ -45,7 +50,7 @@ def _read_groups(file: Path) -> dict[str, str]:
     return groups
 
 
-def group_by_regex(manifest: Manifest, group_regex: str) -> Manifest:
+def group_by_regex(manifest: Manifest, group_regex: str, folders: Collection[PurePosixPath] = ()) -> Manifest:
     r"""Take the groups from the paths; of slices, and where the pattern has a part named unit, the units, too.
 
     Parameters
@@ -54,6 +59,8 @@ def group_by_regex(manifest: Manifest, group_regex: str) -> Manifest:
     group_regex : str
         Searched in each path. The group is the part named ``group``, else the first bracketed part, else the match;
         the unit is the part named ``unit``: ``(?P<unit>patient\d+)`` makes the patient both.
+    folders : collection of PurePosixPath
+        What paths may begin with that says nothing of the image: the folders that were given.
 
     Raises
     ------
@@ -66,7 +73,7 @@ def group_by_regex(manifest: Manifest, group_regex: str) -> Manifest:
         pattern = re.compile(group_regex)
     except re.error as error:
         raise UsageError(f"'{group_regex}' is no regular expression", str(error), "example: 'part(\\d+)'") from error
-    return replace(manifest, samples=tuple(_grouped(sample, pattern) for sample in manifest.samples))
+    return replace(manifest, samples=tuple(_grouped(sample, pattern, folders) for sample in manifest.samples))
 
 
 def with_group_note(manifest: Manifest, group_regex: str) -> Manifest:
@@ -77,10 +84,12 @@ def with_group_note(manifest: Manifest, group_regex: str) -> Manifest:
     return replace(manifest, notes=(*manifest.notes, note))
 
 
-def _grouped(sample: Sample, pattern: re.Pattern[str]) -> Sample:
-    group = _part(pattern, sample.path, "group" if "group" in pattern.groupindex else 1 if pattern.groups else 0)
+def _grouped(sample: Sample, pattern: re.Pattern[str], folders: Collection[PurePosixPath]) -> Sample:
+    whole = PurePosixPath(sample.path)
+    path = next((whole.relative_to(one).as_posix() for one in folders if whole.is_relative_to(one)), sample.path)
+    group = _part(pattern, path, "group" if "group" in pattern.groupindex else 1 if pattern.groups else 0)
     if "unit" in pattern.groupindex:
-        return replace(sample, group=group, unit=_part(pattern, sample.path, "unit"))
+        return replace(sample, group=group, unit=_part(pattern, path, "unit"))
     return replace(sample, group=group, unit=group if is_slice(sample) else sample.unit)
 
 

@@ -58,6 +58,11 @@ class Manifest:
         """What messages call the folder."""
         return "this data" if self.is_private else str(self.root)
 
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The notes on what lies there and is used for nothing."""
+        return tuple(note for note in self.notes if note.startswith("ignored "))
+
     def select(self, split: str | None = None, label: str | None = None) -> tuple[Sample, ...]:
         """Return the samples of one split, of one label, or of both; None means any."""
         return tuple(s for s in self.samples if split in (None, s.split) and label in (None, s.label))
@@ -79,20 +84,35 @@ def read_table(path: Path, key_columns: Sequence[str] = ("path",)) -> list[Row]:
     Raises
     ------
     DataError
-        Not UTF-8, no column called as one of `key_columns`, a column without a name or twice, a row that is
-        longer than the header.
+        Not UTF-8, a double quote without its partner, no column called as one of `key_columns`, a column without a
+        name or twice, a row that is longer than the header, a cell that holds a line break.
     """
     text = _read_text(path)
     first_line = next((line for line in text.splitlines() if line.strip()), "")
     splits = {mark: next(csv.reader([first_line], delimiter=mark), []) for mark in _DELIMITERS}
     mark = max(_DELIMITERS, key=lambda m: (_has_key(splits[m], key_columns), len(splits[m])))
     try:
-        numbered = enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=mark), start=1)
-        lines = [(number, [cell.strip() for cell in cells]) for number, cells in numbered if any(cells)]
+        numbered = list(enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True), start=1))
     except csv.Error as error:
-        raise DataError(f"{path} is not a CSV table", str(error), "save it again as CSV UTF-8") from error
+        fix = 'save it again as CSV UTF-8; a " inside a cell is written twice'
+        raise DataError(f"{path} is not a CSV table", str(error), fix) from error
+    _refuse_line_breaks(path, numbered)
+    lines = [(number, [cell.strip() for cell in cells]) for number, cells in numbered if any(cells)]
     names = _column_names(path, lines[0][1] if lines else [], key_columns)
     return [Row(number, _cells(path, number, names, cells)) for number, cells in lines[1:]]
+
+
+def _refuse_line_breaks(path: Path, numbered: Iterable[tuple[int, list[str]]]) -> None:
+    """Two stray quotes make one cell of all rows between them, which nobody would miss."""
+    for number, cells in numbered:
+        if any(map(_has_line_break, cells)):
+            why = "between two double quotes several rows become one"
+            fix = "remove the quotes, or the line break"
+            raise DataError(f"{path}, row {number} has a line break in a cell", why, fix)
+
+
+def _has_line_break(cell: str) -> bool:
+    return "\n" in cell or "\r" in cell
 
 
 def _read_text(path: Path) -> str:
@@ -271,7 +291,7 @@ def _refuse_duplicate_ids(path: Path, numbered: Iterable[tuple[int, Sample]]) ->
         first_row[sample.id] = number
 
 
-def write_manifest(manifest: Manifest, path: Path, overwrite: bool = False) -> None:
+def write_manifest(manifest: Manifest, path: str | Path, overwrite: bool = False) -> None:
     """Write a manifest as CSV, with paths relative to the CSV (absolute ones stay absolute).
 
     The file appears whole or not at all. Identifiers, units and groups are written out, so that they stay the
@@ -282,6 +302,7 @@ def write_manifest(manifest: Manifest, path: Path, overwrite: bool = False) -> N
     OutputError
         The file exists already, a path would not be read as it was written, or the disk refuses.
     """
+    path = Path(path)
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists already", "it is not replaced unasked", "choose another name, or overwrite")
     extra_names = list(dict.fromkeys(name for sample in manifest.samples for name in sample.extra))
@@ -319,9 +340,10 @@ def _known_cells(sample: Sample, folder: Path, is_private: bool) -> list[str]:
 
 def _refuse_changing_names(sample: Sample, cells: Iterable[str]) -> None:
     """A table is read without spaces around cells, and with every ``\\`` as ``/``: it would name other files."""
-    if any(_posix(cell) != cell for cell in cells) or sample.id != sample.id.strip():
+    changes = sample.id != sample.id.strip() or any(_posix(cell) != cell or _has_line_break(cell) for cell in cells)
+    if changes:
         what = f"{sample.id!r} cannot stand in a manifest"
-        why = "a '\\' in a file name would be read as '/', and a space at either end be dropped"
+        why = "a '\\' in a file name would be read as '/', a space at either end be dropped, a line break be refused"
         raise OutputError(what, why, "rename the file")
 
 

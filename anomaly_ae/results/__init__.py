@@ -6,7 +6,7 @@ The format of every file: docs/reference/results.md.
 from anomaly_ae.results.beside import DEFECT_RATES, shortcut_figures
 from anomaly_ae.results.deciding import Redecided, redecide, regions_note
 from anomaly_ae.results.figures import figures, groups_if_any, run_metrics
-from anomaly_ae.results.finished import FinishedScores, anomalous_scores, finished_scores
+from anomaly_ae.results.finished import NO_GROUPS, FinishedScores, anomalous_scores, finished_scores
 from anomaly_ae.results.pixels import (
     PixelFigures,
     no_pixel_figures,
@@ -24,6 +24,7 @@ from anomaly_ae.results.tables import (
     Row,
     read_json,
     read_rows,
+    read_scores,
     write_csv,
     write_json,
     write_tables,
@@ -33,6 +34,7 @@ __all__ = [
     "DEFECT_RATES",
     "FAILURE_COLUMNS",
     "FORMAT",
+    "NO_GROUPS",
     "SCORE_COLUMNS",
     "UNIT_COLUMNS",
     "FinishedScores",
@@ -53,6 +55,7 @@ __all__ = [
     "read_json",
     "read_pixel_counts",
     "read_rows",
+    "read_scores",
     "redecide",
     "regions_note",
     "review_lines",

@@ -24,7 +24,7 @@ from anomaly_ae.results.tables import (
     Row,
     read_csv,
     read_json,
-    read_rows,
+    read_scores,
     reading,
     write_json,
     write_tables,
@@ -63,11 +63,11 @@ def redecide(run: Path, asked: Asked, listener: Listener | None = None) -> Redec
     CalibrationError
         The rate or sensitivity is out of reach.
     DataError
-        The folder is no run, or it lacks the labels that a rule needs.
+        The folder is no run, its tables name other images, or it lacks the labels that a rule needs.
     UsageError
         A review limit that is not below the threshold.
     """
-    info, rows = read_json(run / "run.json"), read_rows(run / "scores.jsonl")
+    info, rows = read_json(run / "run.json"), read_scores(run)
     failures = read_csv(run / "failures.csv", FAILURE_COLUMNS)
     old_units = read_csv(run / "units.csv", UNIT_COLUMNS)
     if info.get("calibration", True) is None:

@@ -17,7 +17,16 @@ from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
 from anomaly_ae.results.figures import groups_if_any
 from anomaly_ae.results.review import images_sha256
 from anomaly_ae.results.rows import counted_rows
-from anomaly_ae.results.tables import FAILURE_COLUMNS, SCORE_COLUMNS, Row, read_csv, read_json, read_rows, reading
+from anomaly_ae.results.tables import (
+    FAILURE_COLUMNS,
+    SCORE_COLUMNS,
+    Row,
+    read_csv,
+    read_json,
+    read_rows,
+    reading,
+    refuse_other_images,
+)
 from anomaly_ae.threshold import Threshold, parse_rate, percent_text
 
 UNSELECTED = (
@@ -26,6 +35,8 @@ UNSELECTED = (
 )
 SURE = 0.998
 """Confidence of both intervals that are compared to call rejects too many: each end is passed once in 1000 cases."""
+
+NO_GROUPS = "the calibration images came in groups and these images name none: images that belong together"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,10 +110,12 @@ def finished_scores(path: Path, weights_sha256: str, verdicts: Path | None = Non
     Raises
     ------
     DataError
-        No such table, scores of another model, images that `fit` has learned, or nothing but rejected images.
+        No such table, one outside of its run, scores of another model, images that `fit` has learned, or nothing but
+        rejected images.
     """
     path = path / "scores.csv" if path.is_dir() else path
     rows = _scored(path, weights_sha256)
+    plain = _plain_numbers(path.parent, rows)
     rows = rows if verdicts is None else with_verdicts(rows, verdicts)
     incomplete = _failed_units(path.parent / "failures.csv")
     left_out = {row["unit"] for row in rows if _is_suspect(row)} | incomplete
@@ -119,7 +132,7 @@ def finished_scores(path: Path, weights_sha256: str, verdicts: Path | None = Non
             "calibration": [row["image_sha256"] for row in normal],
             "labelled": [row["image_sha256"] for row in rows if row["label"] == ANOMALOUS_LABEL],
         },
-        statistics=_statistics(path.parent / "scores.jsonl", normal),
+        statistics=_statistics(plain, normal),
         images_sha256=images_sha256(rows),
     )
 
@@ -179,7 +192,10 @@ def _scored(path: Path, weights_sha256: str) -> list[Row]:
             {**line, "score": float(line["score"]), "decision": Decision(int(line["decision"]))} for line in lines
         ]
     info = path.parent / "run.json"
-    n_learned = read_json(info).get("data", {}).get("n_learned", 0) if info.exists() else 0
+    if not info.exists():
+        why = "only run.json beside it says whether the model has learned these images"
+        raise DataError(f"{path} stands outside of its run", why, "give the RUN folder, or the scores.csv inside of it")
+    n_learned = read_json(info).get("data", {}).get("n_learned", 0)
     if n_learned:
         raise DataError(
             f"{n_learned} of the images of {path} were used in training",
@@ -208,7 +224,7 @@ def _too_many_rejects(normal: Sequence[Row], info: Path) -> str:
 
     What calibration images make of an asked rate varies with their number, too: no interval of both may overlap.
     """
-    stored = (read_json(info).get("threshold") or {}).get("image") if info.exists() else None
+    stored = (read_json(info).get("threshold") or {}).get("image")
     threshold = Threshold.from_json(stored) if stored else None
     if threshold is None or threshold.rule != "false_alarm_rate" or not normal:
         return ""
@@ -223,14 +239,23 @@ def _too_many_rejects(normal: Sequence[Row], info: Path) -> str:
     )
 
 
-def _statistics(path: Path, normal: Sequence[Row]) -> dict[str, list[float]]:
-    """Return the plain numbers that stand beside the scores, in the order of the normal images."""
-    if not normal or not path.exists():
+def _plain_numbers(run: Path, lines: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """Return the plain numbers of every image from ``scores.jsonl``, where that is there; it has to name the same."""
+    path = run / "scores.jsonl"
+    if not path.exists():
         return {}
+    rows = read_rows(path)
+    refuse_other_images(run, rows, lines)
     with reading(path):
-        plain = {row["id"]: row["baselines"] for row in read_rows(path)}
-    kept = [plain[row["id"]] for row in normal if row["id"] in plain]
-    return {name: [one[name] for one in kept] for name in kept[0]} if len(kept) == len(normal) else {}
+        return {row["id"]: row["baselines"] for row in rows}
+
+
+def _statistics(plain: Mapping[str, Mapping[str, float]], normal: Sequence[Row]) -> dict[str, list[float]]:
+    """Return the plain numbers by their name, in the order of the normal images."""
+    if not normal or not plain:
+        return {}
+    kept = [plain[row["id"]] for row in normal]
+    return {name: [one[name] for one in kept] for name in kept[0]}
 
 
 def _is_suspect(row: Row) -> bool:

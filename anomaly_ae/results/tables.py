@@ -81,10 +81,24 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_scores(run: Path) -> list[dict[str, Any]]:
+    """Read ``scores.jsonl`` of a run, if ``scores.csv`` names the same images."""
+    rows = read_rows(run / "scores.jsonl")
+    refuse_other_images(run, rows, read_csv(run / "scores.csv", SCORE_COLUMNS))
+    return rows
+
+
+def refuse_other_images(run: Path, rows: Sequence[Row], lines: Sequence[Row]) -> None:
+    """Raise `DataError` where the two tables of a run do not name the same images in the same order."""
+    if [row["id"] for row in rows] != [line["id"] for line in lines]:
+        why = "a line was lost or added"
+        raise DataError(f"scores.jsonl and scores.csv of {run} name other images", why, "score or evaluate again")
+
+
 def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """Read a table with these columns, and perhaps more; every value is text."""
     with reading(path), path.open(encoding="utf-8-sig", newline="") as handle:  # a spreadsheet puts a mark before it
-        header, *lines = [line for line in csv.reader(handle) if line] or [[]]
+        header, *lines = [line for line in csv.reader(handle, strict=True) if line] or [[]]
         for name in columns:
             if name not in header:
                 raise KeyError(name)
