@@ -203,7 +203,8 @@ def test_a_preview_shows_crops_on_one_intensity_scale(tmp_path: Path) -> None:
     for number in range(10):
         low = (0, 200)[number % 2]
         Picture.fromarray(rng.integers(low, low + 50, (192, 192), dtype=np.uint8)).save(folder / f"{number}.png")
-    write_preview(folder, tmp_path / "sheet.png", "default", 0)
+    (tmp_path / "as_they_are.toml").write_text('[intensity]\nexposure = "off"\n')
+    write_preview(folder, tmp_path / "sheet.png", str(tmp_path / "as_they_are.toml"), 0)
     side = load_config("default").training.crop_px
     with Picture.open(tmp_path / "sheet.png") as picture:
         sheet = np.asarray(picture, np.float64)
