@@ -172,7 +172,8 @@ def calibrate(
     check_groups([replace(sample, split="calibration") for sample in samples])  # that is what all of them are now
     forms = readable_forms(samples, listener, " of the calibration")
     readable = without_repeats([sample for sample in samples if sample.id in forms], forms, listener)
-    _check_reachable(readable, asked)
+    if readable:  # else it is said below that none is
+        _check_reachable(readable, asked)
     refuse_known(detector, readable, forms)
     return _set_thresholds(detector, of_whole_units(readable, samples, listener), forms, asked, listener)
 

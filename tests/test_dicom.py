@@ -510,7 +510,7 @@ def test_no_message_repeats_a_value_that_took_in_other_elements(tmp_path: Path, 
 def test_a_damaged_code_is_not_repeated(tmp_path: Path) -> None:
     path = save(dataset(GREY), tmp_path / "a.dcm")
     path.write_bytes(path.read_bytes().replace(b"MONOCHROME2", b"MONO\x1b[31m_2"))
-    assert "an unknown value with 1 sample per pixel" in refusal(path)
+    assert "unknown colours with 1 sample per pixel" in refusal(path)
 
 
 def test_technical_value_with_identity_in_it_is_not_repeated(tmp_path: Path) -> None:

@@ -295,11 +295,15 @@ def test_histogram_shows_where_the_review_band_begins(place: float) -> None:
     assert "review" not in histogram_svg("h", scores, np.zeros(0), THRESHOLD, MEDIAN)
 
 
+def _with_review_from_4(info: dict[str, Any]) -> None:
+    image = info["threshold"]["image"]
+    image["review"] = {**image, "value": 4.0, "rate": "1/10", "promise": "10 %"}
+
+
 def test_the_histogram_of_a_run_has_its_review_limit(tmp_path: Path) -> None:
     folder = fake_run.build(tmp_path, n_images=10, pictures=False)
     assert "review from here" not in _page_text(folder)
-    review = {"value": 4.0, "rule": "false_alarm_rate", "rate": "1/10", "promise": "10 %"}
-    _change(folder / "run.json", lambda i: i["threshold"]["image"].update(review=review))
+    _change(folder / "run.json", _with_review_from_4)
     assert "review from here" in _page_text(folder)
 
 
