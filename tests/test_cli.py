@@ -267,10 +267,13 @@ def test_score_reads_folders_and_tables(smoke_model_file: Path, images: Path, sm
 
 def test_what_is_ignored_is_said_and_stands_in_the_report(smoke_model_file: Path, images: Path, tmp_path: Path) -> None:
     (images / "003.webp").write_bytes(b"x")
+    (images / "readme.txt").write_bytes(b"x")
     outcome = run("score", smoke_model_file, images, "--out", tmp_path / "run", "--heatmaps", "none")
-    ignored = "ignored files that are no images: 1"
+    ignored = "ignored pictures of a format that is not read: 1"
     assert f"note: {ignored}" in outcome.err
-    assert ignored in json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["data"]["warnings"]
+    assert "note: ignored files that are no images: 1" in outcome.err
+    warnings = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["data"]["warnings"]
+    assert [warning for warning in warnings if "ignored" in warning] == [ignored]
 
 
 def test_evaluate_measures_and_says_so(smoke_model_file: Path, small_set: Path, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def facts_of_data(
     """Return what is known of the data: its name, its splits, what separates its classes, what is wrong or ignored."""
     return {
         "name": name,
-        "warnings": [*warnings, *manifest.ignored],
+        "warnings": [*warnings, *manifest.not_inspected],
         "shortcuts": dict(shortcuts),
         "splits": _splits(manifest.samples),
     }

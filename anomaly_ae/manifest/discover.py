@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -23,7 +24,7 @@ from anomaly_ae.manifest.table import (
     read_manifest_csv,
 )
 from anomaly_ae.nifti import is_nifti_file
-from anomaly_ae.readers import count_frames, looks_like_image
+from anomaly_ae.readers import FOREIGN_SUFFIXES, count_frames, looks_like_image
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Sample
 
 # Folder names, compared in lower case.
@@ -37,6 +38,9 @@ SPLIT_FOLDERS = {
     "test": "test",
 }
 MASK_FOLDER = "ground_truth"
+
+# What is ignored, as notes call it.
+PICTURES, FILES, RUNS = "pictures of a format that is not read", "files that are no images", "folders of finished runs"
 
 
 class _Place(NamedTuple):
@@ -52,8 +56,7 @@ class _Listing(NamedTuple):
 
     images: list[PurePosixPath]
     masks: list[PurePosixPath]
-    n_others: int
-    n_runs: int
+    others: Counter[str]
 
 
 def load_manifest(
@@ -136,12 +139,12 @@ def _from_paths(paths: Sequence[Path], identified: bool) -> Manifest:
     if len(paths) == 1 and is_bids(paths[0]):
         return bids_manifest(paths[0])
     names: set[str] = set()
-    n_others = n_masks = n_runs = 0
+    others: Counter[str] = Counter()
+    n_masks = 0
     for path in paths:
         if path.is_dir():
             listing = _list_folder(path)
-            n_others, n_masks = n_others + listing.n_others, n_masks + len(listing.masks)
-            n_runs += listing.n_runs
+            others, n_masks = others + listing.others, n_masks + len(listing.masks)
             names |= {(path / image).as_posix() for image in listing.images}
         elif path.exists():
             _refuse_table(path)
@@ -149,9 +152,9 @@ def _from_paths(paths: Sequence[Path], identified: bool) -> Manifest:
         else:
             raise DataError(f"{path} does not exist", "it is neither a file nor a folder", "check the path")
     if not names:
-        raise _no_images(", ".join(str(path) for path in paths) or "an empty list", n_others)
+        raise _no_images(", ".join(str(path) for path in paths) or "an empty list", others)
     samples = tuple(sample for name in sorted(names) for sample in _samples(Path(), name, _Place(), None))
-    notes = _ignored_notes(n_others, n_masks, n_runs, "masks")
+    notes = _ignored_notes(others + Counter({"masks": n_masks}))
     root = paths[0].resolve() if len(paths) == 1 and paths[0].is_dir() else Path()
     listed = {path.as_posix() for path in paths if not path.is_dir()}
     manifest = _volumes(Manifest(root, samples, notes, "flat"), identified, listed)
@@ -174,7 +177,7 @@ def _refuse_table(path: Path) -> None:
 def _from_folder(root: Path, identified: bool) -> Manifest:
     listing = _list_folder(root)
     if not listing.images:
-        raise _no_images(str(root), listing.n_others)
+        raise _no_images(str(root), listing.others)
     layout, place_of = _layout(root, listing.images)
     places = {image: place_of(image.parts) for image in listing.images}
     masks = {_mask_key(mask): mask for mask in listing.masks}
@@ -184,9 +187,9 @@ def _from_folder(root: Path, identified: bool) -> Manifest:
             mask = next((masks[key] for key in _mask_keys(image, place) if key in masks), None)
             samples += _samples(root, image.as_posix(), place, root / mask if mask else None)
     if not samples:
-        raise _no_images(f"the folders of {root} that the layout {layout} knows", listing.n_others)
+        raise _no_images(f"the folders of {root} that the layout {layout} knows", listing.others)
     n_masks = len(listing.masks) - len({s.mask for s in samples if s.mask})
-    notes = _ignored_notes(listing.n_others, n_masks, listing.n_runs)
+    notes = _ignored_notes(listing.others + Counter({"masks without an image": n_masks}))
     outside = [image for image, place in places.items() if place is None]
     is_private = bool(outside) and not identified and any(is_medical(root / image) for image in places)
     notes += _outside_notes(outside, is_private)
@@ -234,19 +237,20 @@ def _list_folder(root: Path) -> _Listing:
     images: list[PurePosixPath] = []
     masks: list[PurePosixPath] = []
     runs: list[Path] = []
-    n_others = 0
+    others: Counter[str] = Counter()
     for file in _files_below(root, runs):
         name = PurePosixPath(file.relative_to(root).as_posix())
         if name.name.lower() in GROUP_FILES and len(name.parts) == 1:
             continue
         if not looks_like_image(file):
-            n_others += 1
+            others[PICTURES if file.suffix.lower() in FOREIGN_SUFFIXES else FILES] += 1
         elif MASK_FOLDER in (part.lower() for part in name.parts[:-1]):
             masks.append(name)
         else:
             images.append(name)
     beside = _masks_beside_images(images)
-    return _Listing(sorted(set(images) - beside, key=str), sorted([*masks, *beside], key=str), n_others, len(runs))
+    others += Counter({RUNS: len(runs)})
+    return _Listing(sorted(set(images) - beside, key=str), sorted([*masks, *beside], key=str), others)
 
 
 def _masks_beside_images(images: Sequence[PurePosixPath]) -> set[PurePosixPath]:
@@ -368,7 +372,8 @@ def _mask_keys(image: PurePosixPath, place: _Place) -> list[str]:
     return [*in_folder, f"{whole}_mask"]
 
 
-def _no_images(where: str, n_others: int) -> DataError:
+def _no_images(where: str, others: Counter[str]) -> DataError:
+    n_others = others[PICTURES] + others[FILES]
     why = f"files of other kinds there: {n_others}" if n_others else "nothing is there"
     return DataError(
         f"no image in {where}",
@@ -377,9 +382,8 @@ def _no_images(where: str, n_others: int) -> DataError:
     )
 
 
-def _ignored_notes(n_others: int, n_masks: int, n_runs: int, masks: str = "masks without an image") -> tuple[str, ...]:
-    counts = ((n_others, "files that are no images"), (n_masks, masks), (n_runs, "folders of finished runs"))
-    return tuple(f"ignored {what}: {n}" for n, what in counts if n)
+def _ignored_notes(others: Counter[str]) -> tuple[str, ...]:
+    return tuple(f"ignored {what}: {n}" for what, n in sorted(others.items()))
 
 
 def _outside_notes(outside: Sequence[PurePosixPath], is_private: bool) -> tuple[str, ...]:

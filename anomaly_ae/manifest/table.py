@@ -63,6 +63,11 @@ class Manifest:
         """The notes on what lies there and is used for nothing."""
         return tuple(note for note in self.notes if note.startswith("ignored "))
 
+    @property
+    def not_inspected(self) -> tuple[str, ...]:
+        """Those notes that speak of images: nobody looks at these, and a report has to say so."""
+        return tuple(note for note in self.ignored if note.startswith(("ignored images", "ignored pictures")))
+
     def select(self, split: str | None = None, label: str | None = None) -> tuple[Sample, ...]:
         """Return the samples of one split, of one label, or of both; None means any."""
         return tuple(s for s in self.samples if split in (None, s.split) and label in (None, s.label))

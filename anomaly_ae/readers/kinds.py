@@ -14,6 +14,11 @@ IMAGE_SUFFIXES = frozenset(
 )
 """Lower-case suffixes that a folder scan takes as images."""
 
+FOREIGN_SUFFIXES = frozenset(
+    {".webp", ".gif", ".jp2", ".heic", ".heif", ".avif", ".pgm", ".ppm", ".pnm", ".raw", ".dng"}
+)
+"""Lower-case suffixes of pictures that are not read."""
+
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
 _MAGIC = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
