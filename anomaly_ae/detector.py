@@ -19,7 +19,7 @@ from torch import Tensor
 
 from anomaly_ae.baselines import PcaBaseline, contrast_and_sharpness, small_grey
 from anomaly_ae.calibration import CalibrationScores, Thresholds
-from anomaly_ae.config import Config, config_to_dict, deciding_settings, model_file_config
+from anomaly_ae.config import OWN_LIMITS, Config, config_to_dict, deciding_settings, model_file_config
 from anomaly_ae.device import choose_device
 from anomaly_ae.ensemble import Ensemble
 from anomaly_ae.errors import AnomalyAEError, ModelFileError, UsageError
@@ -31,7 +31,7 @@ from anomaly_ae.prepare import Geometry, Prepared, check_size, to_image_grid, to
 from anomaly_ae.readers import Axes, image_from, image_sha256, pixel_sha256, volume_from
 from anomaly_ae.records import Failure, FloatArray, Image, PixelArray, Sample, Score
 from anomaly_ae.regions import RegionRules, find_regions, surviving_level
-from anomaly_ae.scoring import OWN_LIMITS, AnomalyMapper, image_score, own_limits, to_device
+from anomaly_ae.scoring import AnomalyMapper, image_score, own_limits, to_device
 from anomaly_ae.threshold import decide, display_value, display_values, p_values
 from anomaly_ae.version import __version__
 

@@ -38,9 +38,6 @@ FAINT = 0.1
 """Share of the usual error that is as good as none: the logarithm levels off there, or a perfect repair of one pixel
 would be as unusual as a lesion."""
 
-OWN_LIMITS = ("volume_percentile", "file_window")
-"""Policies under which every image, or every volume, has intensity limits of its own."""
-
 MAX_VALUES = 4_000_000
 """Percentiles of a larger volume are those of so many of its voxels."""
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from anomaly_ae.detector import Detector
 from anomaly_ae.errors import DataError, IncompatibleImageError
 from anomaly_ae.listener import Listener
-from anomaly_ae.manifest.checks import n_of
 from anomaly_ae.prepare import check_size, takes_channels
 from anomaly_ae.records import Sample
 from anomaly_ae.survey import Form
+from anomaly_ae.words import n_of
 
 
 def refuse_known(detector: Detector, samples: Sequence[Sample], forms: Mapping[str, Form]) -> None:

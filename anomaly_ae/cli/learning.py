@@ -307,10 +307,10 @@ def _recalibrated(detector: Detector, given: _Sources, asked: Asked) -> tuple[De
     from anomaly_ae.fitting import calibrate as from_images
     from anomaly_ae.fitting import calibration_samples, kept_for_calibration
     from anomaly_ae.manifest import load_manifest
-    from anomaly_ae.manifest.checks import n_of
     from anomaly_ae.manifest.volumes import taken
     from anomaly_ae.recalibration import recalibrated
     from anomaly_ae.results import NO_GROUPS, finished_scores
+    from anomaly_ae.words import n_of
 
     if given.data is not None:
         manifest = load_manifest(given.data, given.group_regex, identified=given.identified)

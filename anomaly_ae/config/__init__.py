@@ -17,6 +17,7 @@ from anomaly_ae.config.loading import (
 from anomaly_ae.config.sections import (
     MAX_MEMBERS,
     MAX_SCALES,
+    OWN_LIMITS,
     PICKED_PRESETS,
     PRESETS,
     Config,
@@ -32,6 +33,7 @@ from anomaly_ae.config.sections import (
 __all__ = [
     "MAX_MEMBERS",
     "MAX_SCALES",
+    "OWN_LIMITS",
     "PICKED_PRESETS",
     "PRESETS",
     "Config",

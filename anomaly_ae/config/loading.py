@@ -11,7 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from anomaly_ae.config.sections import PRESETS, Config
+from anomaly_ae.config.sections import OWN_LIMITS, PRESETS, Config
 from anomaly_ae.errors import ConfigError
 
 
@@ -172,7 +172,7 @@ def _check_combinations(config: Config) -> None:
     low, high = intensity.low, intensity.high
     if intensity.policy == "window" and (low is None or high is None or not low < high):
         raise ConfigError("intensity policy 'window'", f"needs low < high, found {low} and {high}")
-    if intensity.exposure == "image" and intensity.policy in ("volume_percentile", "file_window"):
+    if intensity.exposure == "image" and intensity.policy in OWN_LIMITS:
         why, fix = "each image is scaled by itself already", "set intensity.exposure=off, or another policy"
         raise ConfigError(f"intensity.exposure = image with policy {intensity.policy}", why, fix)
     geometry = config.geometry

@@ -7,6 +7,9 @@ from typing import Any
 
 MAX_MEMBERS = 16
 MAX_SCALES = 4
+OWN_LIMITS = ("volume_percentile", "file_window")
+"""Intensity policies under which every image, or every volume, has limits of its own."""
+
 PICKED_PRESETS = ("default", "texture", "object", "radiograph")
 """What `fit` chooses from for flat images; the others have to be asked for, "volume" by ``model.spatial_dims=3``."""
 

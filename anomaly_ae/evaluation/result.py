@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anomaly_ae.manifest.checks import n_of
 from anomaly_ae.records import Failure
 from anomaly_ae.results import figure_line, review_lines
+from anomaly_ae.words import n_of
 
 FIGURES = (("ROC-AUC", "roc_auc"), ("average precision", "average_precision"))
 RATES = (("sensitivity", "sensitivity", "anomalous"), ("false_alarm_rate", "false-alarm rate", "normal"))

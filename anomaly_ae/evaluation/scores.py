@@ -21,7 +21,6 @@ from anomaly_ae.evaluation.theirs import TheirMaps, TheirScores, read_scores
 from anomaly_ae.keeping import left_out_text
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, check_groups
-from anomaly_ae.manifest.checks import n_of
 from anomaly_ae.manifest.facts import inspect_all
 from anomaly_ae.manifest.slices import is_suspect
 from anomaly_ae.readers import image_sha256, read_mask
@@ -45,6 +44,7 @@ from anomaly_ae.shortcuts import shortcut_warnings
 from anomaly_ae.threshold import Share
 from anomaly_ae.usable import of_whole_units
 from anomaly_ae.version import __version__
+from anomaly_ae.words import n_of
 
 _NO_CALIBRATION = (
     "No threshold: there are no scores of calibration images. Give scores of normal images that nothing was learned "

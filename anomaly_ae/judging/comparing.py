@@ -14,10 +14,10 @@ from anomaly_ae.judging.pairing import Shared, Variant, group_runs, outcomes, sh
 from anomaly_ae.judging.pixels import PIXEL_AP, pixel_figures
 from anomaly_ae.judging.runs import SavedRun
 from anomaly_ae.judging.tables import Sheet, Table, limits, number, p_text
-from anomaly_ae.manifest.checks import n_of
 from anomaly_ae.metrics.checks import check_confidence
 from anomaly_ae.metrics.intervals import N_FEW
 from anomaly_ae.metrics.paired import holm
+from anomaly_ae.words import n_of
 
 CHANGES = {  # (is anomalous, is flagged now)
     (True, True): "found now",

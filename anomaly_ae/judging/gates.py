@@ -11,13 +11,13 @@ import numpy as np
 from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.judging.runs import Item, SavedRun, refuse_no_forecast
 from anomaly_ae.judging.tables import some_names
-from anomaly_ae.manifest.checks import n_of
 from anomaly_ae.metrics import rate
 from anomaly_ae.metrics.checks import BoolVector
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
 from anomaly_ae.results import groups_if_any
 from anomaly_ae.threshold import Share, normals_needed, parse_confidence, percent_text
 from anomaly_ae.threshold.rates import exact_number
+from anomaly_ae.words import n_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ import numpy as np
 from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.judging.runs import Item, SavedRun
 from anomaly_ae.judging.tables import some_names
-from anomaly_ae.manifest.checks import n_of
 from anomaly_ae.metrics.checks import BoolVector, FloatVector, IntVector, group_numbers
 from anomaly_ae.records import ANOMALOUS_LABEL, Decision
+from anomaly_ae.words import n_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from anomaly_ae.manifest.splits import MIN_NORMALS, lesion_free, roles, split_no
 from anomaly_ae.manifest.table import FIT_SPLITS, SPLITS
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Sample
 from anomaly_ae.shortcuts import separations
+from anomaly_ae.words import n_of
 
 _N_EXAMPLES = 3
 _MORE_PATIENTS = "add volumes of other patients; slices of one patient are not independent, and stay together"
@@ -53,11 +54,6 @@ def examples(names: Iterable[object], n_total: int) -> str:
     shown = [str(name) for name, _ in zip(names, range(_N_EXAMPLES), strict=False)]
     rest = n_total - len(shown)
     return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")
-
-
-def n_of(n: int, noun: str) -> str:
-    """Return "1 image" or "2 images"."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 # --- duplicates ------------------------------------------------------------

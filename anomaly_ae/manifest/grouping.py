@@ -11,6 +11,7 @@ from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.manifest.slices import is_slice
 from anomaly_ae.manifest.table import Manifest, read_table
 from anomaly_ae.records import Sample
+from anomaly_ae.words import n_of
 
 GROUP_FILES = ("groups.tsv", "groups.csv")
 
@@ -80,7 +81,7 @@ def with_group_note(manifest: Manifest, group_regex: str) -> Manifest:
     """Say which groups a pattern found."""
     groups = sorted({sample.group for sample in manifest.samples})
     examples = ", ".join(repr(group) for group in groups[:_N_EXAMPLES])
-    note = f"group from '{group_regex}': {len(groups)} group{'' if len(groups) == 1 else 's'}, such as {examples}"
+    note = f"group from '{group_regex}': {n_of(len(groups), 'group')}, such as {examples}"
     return replace(manifest, notes=(*manifest.notes, note))
 
 

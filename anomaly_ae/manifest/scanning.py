@@ -18,7 +18,6 @@ from anomaly_ae.manifest.checks import (
     empty_masks,
     mask_problems,
     n_duplicates_within_splits,
-    n_of,
     refusals,
     shortcuts,
     warnings,
@@ -28,6 +27,7 @@ from anomaly_ae.manifest.facts import Inspected, inspect_all
 from anomaly_ae.manifest.table import SPLITS, Manifest
 from anomaly_ae.records import ANOMALOUS_LABEL
 from anomaly_ae.shortcuts import shortcut_warnings
+from anomaly_ae.words import n_of
 
 _N_LISTED = 10
 _N_SIZES = 4

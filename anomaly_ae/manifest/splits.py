@@ -13,6 +13,7 @@ from anomaly_ae.manifest.naming import is_public, order_of
 from anomaly_ae.manifest.slices import is_slice, is_suspect
 from anomaly_ae.manifest.table import FIT_SPLITS, Manifest
 from anomaly_ae.records import ANOMALOUS_LABEL, Sample
+from anomaly_ae.words import n_of
 
 MIN_NORMALS = 8
 
@@ -116,7 +117,7 @@ def _refuse_unfit(parts: Mapping[str, Sequence[Sample]]) -> None:
 def _refuse_few_groups(pool: Mapping[str, Sequence[Sample]], n_needed: int) -> None:
     if len(pool) < n_needed:
         n_images = sum(len(group) for group in pool.values())
-        what = f"the {n_images} normal images to be cut belong to {len(pool)} group{'' if len(pool) == 1 else 's'}"
+        what = f"the {n_images} normal images to be cut belong to {n_of(len(pool), 'group')}"
         why = f"a group never crosses a split, and {n_needed} parts need one each"
         raise DataError(what, why, _FINER_GROUPS)
 
@@ -177,7 +178,7 @@ def make_folds(manifest: Manifest, k: int, seed: int, learn_from_patients: bool 
     always_test = set() if learn_from_patients else _with_an_anomaly(manifest.samples)
     rotating = [group for group in groups if group not in always_test]
     if len(rotating) < k:
-        what = f"{k} folds from {len(rotating)} group{'' if len(rotating) == 1 else 's'} of normal images"
+        what = f"{k} folds from {n_of(len(rotating), 'group')} of normal images"
         raise DataError(what, "each fold tests at least one group", f"ask for fewer, or {_FINER_GROUPS}")
     fold_of = _rotate({name: len(groups[name]) for name in rotating}, k, np.random.default_rng(seed))
     return [_fold(manifest, number, k, always_test, fold_of) for number in range(k)]

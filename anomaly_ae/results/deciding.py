@@ -10,7 +10,6 @@ from typing import Any
 from anomaly_ae.calibration import Asked, CalibrationScores, Thresholds, thresholds_by
 from anomaly_ae.errors import DataError
 from anomaly_ae.listener import Listener
-from anomaly_ae.manifest.checks import n_of
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
 from anomaly_ae.results.beside import DEFECT_RATES
 from anomaly_ae.results.figures import run_metrics
@@ -30,6 +29,7 @@ from anomaly_ae.results.tables import (
     write_tables,
 )
 from anomaly_ae.threshold import best_f1
+from anomaly_ae.words import n_of
 
 _LABELS = (NORMAL_LABEL, ANOMALOUS_LABEL)
 _LOOKED_AT = (Decision.ANOMALOUS, Decision.REVIEW)

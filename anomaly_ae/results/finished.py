@@ -8,7 +8,6 @@ from pathlib import Path
 
 from anomaly_ae.calibration import CalibrationScores, calibration_scores
 from anomaly_ae.errors import DataError
-from anomaly_ae.manifest.checks import n_of
 from anomaly_ae.manifest.slices import is_suspect
 from anomaly_ae.manifest.table import read_table
 from anomaly_ae.metrics import rate
@@ -28,6 +27,7 @@ from anomaly_ae.results.tables import (
     refuse_other_images,
 )
 from anomaly_ae.threshold import Threshold, parse_rate, percent_text
+from anomaly_ae.words import n_of
 
 UNSELECTED = (
     "This holds only if the images are an unselected sample: everything that came by, not rejects, complaints or "
@@ -245,7 +245,7 @@ def _plain_numbers(run: Path, lines: Sequence[Row]) -> dict[str, dict[str, float
     if not path.exists():
         return {}
     rows = read_rows(path)
-    refuse_other_images(run, rows, lines)
+    refuse_other_images(run, rows, [line["id"] for line in lines])
     with reading(path):
         return {row["id"]: row["baselines"] for row in rows}
 

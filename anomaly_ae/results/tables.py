@@ -13,8 +13,8 @@ from typing import Any
 
 from anomaly_ae.errors import DataError
 from anomaly_ae.files import write_text
-from anomaly_ae.manifest.checks import n_of
 from anomaly_ae.records import Decision
+from anomaly_ae.words import n_of
 
 FORMAT = 1
 SCORE_COLUMNS = [
@@ -84,19 +84,26 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def read_scores(run: Path) -> list[dict[str, Any]]:
     """Read ``scores.jsonl`` of a run, if ``scores.csv`` names the same images."""
     rows = read_rows(run / "scores.jsonl")
-    refuse_other_images(run, rows, read_csv(run / "scores.csv", SCORE_COLUMNS))
+    header, lines = _read_lines(run / "scores.csv", SCORE_COLUMNS)
+    place = header.index("id")
+    refuse_other_images(run, rows, [line[place] for line in lines])  # no row is made of what only has to name them
     return rows
 
 
-def refuse_other_images(run: Path, rows: Sequence[Row], lines: Sequence[Row]) -> None:
-    """Raise `DataError` where the two tables of a run do not name the same images in the same order."""
-    if [row["id"] for row in rows] != [line["id"] for line in lines]:
+def refuse_other_images(run: Path, rows: Sequence[Row], ids: Sequence[str]) -> None:
+    """Raise `DataError` where ``scores.csv`` does not name the same images in the same order."""
+    if [row["id"] for row in rows] != ids:
         why = "a line was lost or added"
         raise DataError(f"scores.jsonl and scores.csv of {run} name other images", why, "score or evaluate again")
 
 
 def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """Read a table with these columns, and perhaps more; every value is text."""
+    header, lines = _read_lines(path, columns)
+    return [dict(zip(header, line, strict=True)) for line in lines]
+
+
+def _read_lines(path: Path, columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     with reading(path), path.open(encoding="utf-8-sig", newline="") as handle:  # a spreadsheet puts a mark before it
         header, *lines = [line for line in csv.reader(handle, strict=True) if line] or [[]]
         for name in columns:
@@ -105,7 +112,7 @@ def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
         for number, line in enumerate(lines, start=2):
             if len(line) != len(header):
                 raise ValueError(f"line {number} has {n_of(len(line), 'field')}, the header {len(header)}")
-    return [dict(zip(header, line, strict=True)) for line in lines]
+    return header, lines
 
 
 @contextmanager

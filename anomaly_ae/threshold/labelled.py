@@ -16,7 +16,6 @@ import numpy.typing as npt
 from anomaly_ae.errors import CalibrationError, DataError, UsageError
 from anomaly_ae.threshold.rates import (
     Share,
-    counted,
     exact_number,
     normals_needed,
     parse_confidence,
@@ -27,6 +26,7 @@ from anomaly_ae.threshold.rates import (
 )
 from anomaly_ae.threshold.record import Threshold
 from anomaly_ae.threshold.rule import checked_scores, conformal_threshold, midpoint_above, p_values
+from anomaly_ae.words import n_of
 
 BOUND_CONFIDENCE = 0.95
 
@@ -174,7 +174,7 @@ def cost_threshold(
         f"{anomalous_cost}), {with_one_more} with one more of each kind decided wrongly. An escape costs {escape:.6g}, "
         f"a false reject {reject:.6g}, and {percent_text(cost.prevalence)} are anomalous. "
         f"{_verdict(observed, expected, best, noun)}"
-        f"Chosen on {upper.size} anomalous and {counted(lower.size, f'normal {noun}')}; no rate is promised."
+        f"Chosen on {upper.size} anomalous and {n_of(lower.size, f'normal {noun}')}; no rate is promised."
     )
     return Threshold(
         value=float(candidates[best]),
@@ -239,7 +239,7 @@ def _check_enough(n: int, grouped: bool, asked: Fraction, sure: Fraction | None,
     needed = normals_needed(1 - asked, sure)
     if n >= needed:
         return
-    which = f"{counted(n, 'group')} of anomalous {noun}s" if grouped else counted(n, f"anomalous {noun}")
+    which = f"{n_of(n, 'group')} of anomalous {noun}s" if grouped else n_of(n, f"anomalous {noun}")
     reachable = f", or ask for {_floor_percent(1 - reachable_rate(n, None, sure))} % or less" if n else ""
     raise CalibrationError(
         f"a sensitivity of {percent_text(asked)} is out of reach{_sure_text(sure)} with {which}",
@@ -266,9 +266,9 @@ def _promise(asked: Fraction, sure: Fraction | None, n: int, n_groups: int | Non
             bound = _floor_percent(sensitivity_bound(n, rank))
             text += f"; with this one at least {bound} %, with {100 * BOUND_CONFIDENCE:g} % confidence"
     if n_groups is None:
-        text += f"; {noun}s are taken as independent ({counted(n, f'anomalous {noun}')})"
+        text += f"; {noun}s are taken as independent ({n_of(n, f'anomalous {noun}')})"
     else:
         rule = "every group counts once" if sure is None else "set on the smallest score of each group"
-        text += f", for a new anomalous {noun} of a new group ({counted(n_groups, 'group')}; {rule})"
+        text += f", for a new anomalous {noun} of a new group ({n_of(n_groups, 'group')}; {rule})"
         text += "; a bound needs --confidence" if sure is None else ""
     return f"{text}. For the same kinds of anomalies in the same mixture; no false-alarm rate is promised."

@@ -15,6 +15,7 @@ from bisect import bisect_left
 from fractions import Fraction
 
 from anomaly_ae.errors import CalibrationError, UsageError
+from anomaly_ae.words import n_of
 
 DEFAULT_RATE = Fraction(1, 100)
 
@@ -178,10 +179,5 @@ def exceed_probability(n: int, rank: int, rate: Share) -> float:
 
 
 def _count_text(n: int, n_groups: int | None) -> str:
-    images = counted(n, "normal image")
-    return images if n_groups is None else f"{images} in {counted(n_groups, 'group')}"
-
-
-def counted(n: int, noun: str) -> str:
-    """Return "1 image" or "2 images"."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+    images = n_of(n, "normal image")
+    return images if n_groups is None else f"{images} in {n_of(n_groups, 'group')}"

@@ -26,12 +26,12 @@ from anomaly_ae.threshold.rates import (
     Share,
     check_reachable,
     conformal_rank,
-    counted,
     parse_confidence,
     parse_rate,
     percent_text,
 )
 from anomaly_ae.threshold.record import Threshold
+from anomaly_ae.words import n_of
 
 _FloatArray = npt.NDArray[np.float64]
 _IntArray = npt.NDArray[np.intp]
@@ -228,6 +228,6 @@ def _promise(rate: Fraction, confidence: Fraction | None, n: int, n_groups: int 
     else:
         text = f"False-alarm rate at most {percent_text(rate)}, with {percent_text(confidence)} confidence"
     if n_groups is None:
-        return f"{text}; {noun}s are taken as independent ({counted(n, noun)})."
+        return f"{text}; {noun}s are taken as independent ({n_of(n, noun)})."
     rule = "every group counts once" if confidence is None else "set on the largest score of each group"
-    return f"{text}, for a new {noun} of a new group ({counted(n_groups, 'group')}; {rule})."
+    return f"{text}, for a new {noun} of a new group ({n_of(n_groups, 'group')}; {rule})."
