@@ -237,8 +237,8 @@ def _gain(
         return delong_difference(labels, placed_before, placed_last, 0.95, "image"), n_independent
     value = float((placed_last - placed_before)[labels].mean())
     of_both = [group_bootstrap(LabelledScores(labels, s), codes, area_under_roc, N_DRAWS, seed) for s in (before, last)]
-    nothing = "no group makes a difference"
-    return bootstrap_difference(value, of_both[1] - of_both[0], n_independent, 0.95, "group", nothing), n_independent
+    draws, nothing = of_both[1] - of_both[0], "no group makes a difference"
+    return bootstrap_difference(value, draws, N_DRAWS, n_independent, 0.95, "group", nothing), n_independent
 
 
 def _interval(metric: Metric) -> tuple[float | None, float | None]:

@@ -95,8 +95,7 @@ class Detector:
         self.preparation = Preparation(config, geometry, **learned)
         self.say: Callable[[str], object] = warnings.warn
         self._ahead = 1 if config.model.spatial_dims == 3 else 0  # a volume is as large as hundreds of images
-        self.provenance = dict(provenance)
-        self.baseline = baseline
+        self.provenance, self.baseline = dict(provenance), baseline
         self.scores, self.thresholds = scores, thresholds
 
     @property
@@ -196,11 +195,13 @@ class Detector:
         return to_image_grid(working[0, 0].cpu().numpy(), prepared)
 
     def reconstruct(self, source: Source) -> tuple[FloatArray, FloatArray]:
-        """Return the scaled input and its reconstruction at working scale: float32 (C, *working), about [0, 1]."""
+        """Return the scaled input and its reconstruction, exposed alike: float32 (C, *working), about [0, 1]."""
         prepared = self._read(source, None).prepared
         with torch.inference_mode():
-            x, x_hat = self.ensemble.reconstruct(*self._tensors(prepared))
-        return to_working_grid(x[0].cpu().numpy(), prepared), to_working_grid(x_hat[0].cpu().numpy(), prepared)
+            seen = self.ensemble.reconstruct(*self._tensors(prepared))
+        limits, as_exposed = self.limits_of(prepared), self.preparation.as_exposed
+        x, x_hat = (to_working_grid(as_exposed(one[0].cpu().numpy(), prepared, limits), prepared) for one in seen)
+        return x, x_hat
 
     def display(self, values: FloatArray) -> FloatArray:
         """Return a map in display units: 0 = typical normal image, 1 = the pixel threshold."""

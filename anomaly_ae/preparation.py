@@ -70,7 +70,14 @@ class Preparation:
             return prepared
         pixels, black = prepared.pixels, self.config.intensity.black_level
         gain = exposure_gain(light_profile(pixels, prepared.valid, black), self._exposure)
-        return replace(prepared, pixels=divide_out(pixels, gain, black))
+        return replace(prepared, pixels=divide_out(pixels, gain, black), exposure=gain)
+
+    def as_exposed(self, scaled: FloatArray, prepared: Prepared, limits: FloatArray) -> FloatArray:
+        """Bring the exposure of an image back into a picture of it: (C, *working), 0 and 1 at ``limits`` (C, 2)."""
+        low, high = limits.astype(scaled.dtype).T.reshape(2, -1, *[1] * (scaled.ndim - 1))
+        black = (self.config.intensity.black_level - low) / (high - low)
+        shown: FloatArray = black + (scaled - black) * prepared.exposure
+        return shown
 
 
 def _aligner(config: Config, geometry: Geometry, reference: FloatArray) -> Aligner:

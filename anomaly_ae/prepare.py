@@ -98,6 +98,8 @@ class Prepared:
         What a user should know about it; names the image.
     volume : tuple of Slice
         As in `Image`.
+    exposure : float
+        What the pixels were divided by, above the black level, to be usually exposed.
     """
 
     pixels: PixelArray
@@ -110,6 +112,7 @@ class Prepared:
     warning: str = ""
     volume: tuple[Slice, ...] = ()
     window: tuple[float, float] | None = None
+    exposure: float = 1.0
 
 
 def choose_geometry(shapes: Sequence[tuple[int, ...]], config: GeometryConfig, multiple: int) -> Geometry:

@@ -178,7 +178,7 @@ def test_many_groups_give_the_usual_percentiles() -> None:
 def test_p_value_and_interval_of_the_bootstrap_say_the_same(shift: float, n_groups: int) -> None:
     draws = np.random.default_rng(3).normal(size=9999) + shift
     for confidence in (0.8, 0.9, 0.95):
-        found = bootstrap_difference(shift, draws, n_groups, confidence, "group", "")
+        found = bootstrap_difference(shift, draws, len(draws), n_groups, confidence, "group", "")
         assert found.interval is not None
         assert found.p is not None
         leaves_out_zero = not found.interval.low <= 0 <= found.interval.high
@@ -187,12 +187,19 @@ def test_p_value_and_interval_of_the_bootstrap_say_the_same(shift: float, n_grou
 
 
 def test_bootstrap_without_variation_says_so() -> None:
-    assert bootstrap_difference(0.0, np.zeros(100), 5, 0.95, "group", "no group differs").reason == "no group differs"
+    found = bootstrap_difference(0.0, np.zeros(100), 100, 5, 0.95, "group", "no group differs")
+    assert found.reason == "no group differs"
+
+
+def test_draws_that_mostly_lack_a_class_say_nothing() -> None:
+    found = bootstrap_difference(0.1, np.linspace(0.05, 0.15, 999), 2000, 9, 0.95, "group", "")
+    assert (found.interval, found.p) == (None, None)
+    assert "lack a class" in found.reason
 
 
 @pytest.mark.parametrize(("n_groups", "reason"), [(3, "at least 4 groups"), (4, "with 4 groups its ends are beyond")])
 def test_few_groups_have_neither_interval_nor_p_value(n_groups: int, reason: str) -> None:
-    found = bootstrap_difference(0.1, np.linspace(0.05, 0.15, 2000), n_groups, 0.95, "group", "")
+    found = bootstrap_difference(0.1, np.linspace(0.05, 0.15, 2000), 2000, n_groups, 0.95, "group", "")
     assert (found.interval, found.p) == (None, None)
     assert reason in found.reason
 

@@ -230,6 +230,13 @@ def test_fit_divides_out_the_exposure_where_that_is_what_images_differ_in(tmp_pa
     assert scores == pytest.approx([scores[0]] * 3, rel=0.01)
     too_bright = detector.score((8000 * 4 * part).astype(np.uint16)).score
     assert too_bright > 1.1 * max(scores)
+    dark = (8000 * 0.5 * part).astype(np.uint16)
+    as_in_report = detector.in_unit_range(image(dark))
+    x, x_hat = detector.reconstruct(dark)
+    assert x.clip(0, 1) == pytest.approx(as_in_report, abs=1e-4), "pictures show an image as dark as it is"
+    low, high = detector.mapper.get_buffer("limits")[0].tolist()
+    levels = [low + (high - low) * np.median(r) for r in (x_hat, detector.reconstruct(2 * dark)[1])]
+    assert levels[0] == pytest.approx(levels[1] / 2, rel=1e-3), "and its reconstruction as dark"
 
 
 @pytest.mark.parametrize(

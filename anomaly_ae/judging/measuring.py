@@ -87,10 +87,8 @@ class Study:
 
     def bootstrapped(self, value: float, draws: FloatVector, n_drawn: int) -> Difference:
         """Return a difference with what its bootstrap draws say."""
-        if len(draws) < self.n_draws / 2:
-            return Difference(value, reason="most sets that were drawn lack a class")
-        nothing = f"no {self.shared.of} makes a difference" if not draws.any() else "the draws do not vary"
-        return bootstrap_difference(value, draws, n_drawn, self.confidence, self.shared.of, nothing)
+        nothing = "the draws do not vary" if draws.any() else f"no {self.shared.of} makes a difference"
+        return bootstrap_difference(value, draws, self.n_draws, n_drawn, self.confidence, self.shared.of, nothing)
 
 
 def figures(study: Study) -> list[Figure]:

@@ -201,7 +201,7 @@ def _expanded_tail(n_groups: int, confidence: float) -> float:
 
 
 def bootstrap_difference(
-    value: float, draws: FloatVector, n_groups: int, confidence: float, unit: str, nothing: str
+    value: float, draws: FloatVector, n_draws: int, n_groups: int, confidence: float, unit: str, nothing: str
 ) -> Difference:
     """Difference with the interval of `expanded_percentiles` and the p-value that belongs to it.
 
@@ -213,11 +213,15 @@ def bootstrap_difference(
     ----------
     draws : float64 array, (B,)
         Differences on sets of whole groups drawn with replacement.
+    n_draws : int
+        How many were drawn; those without a class are not among ``draws``.
     nothing : str
         Why there is no interval where the draws do not vary. Without an interval there is no p-value.
     """
     from scipy.special import ndtri, stdtr
 
+    if len(draws) < n_draws / 2:
+        return Difference(value, reason="most sets that were drawn lack a class")
     interval = expanded_percentiles(draws, n_groups, confidence, unit)
     if interval is None:
         return Difference(value, reason=_why_none(draws, n_groups, unit, nothing))
