@@ -60,14 +60,15 @@ def learn_residuals(
 
 
 class _Examples:
-    """The images to learn from: all validation normals, and training images up to `MIN_IMAGES`."""
+    """The images to learn from: validation normals up to `MAX_IMAGES`, and training images up to `MIN_IMAGES`."""
 
     def __init__(self, data: TrainingData, device: torch.device) -> None:
-        validation = [(data.validation, i) for i in range(len(data.validation))]
         are_volumes = data.train.image(0)[0].ndim == 4
-        n_more = max(0, (MIN_VOLUMES if are_volumes else MIN_IMAGES) - len(validation))
-        training = [(data.train, i) for i in range(min(n_more, len(data.train)))]
-        self._sources: list[tuple[ImageStore, int]] = [*validation, *training][:MAX_IMAGES]
+        n_more = max(0, (MIN_VOLUMES if are_volumes else MIN_IMAGES) - len(data.validation))
+        self._sources: list[tuple[ImageStore, int]] = [
+            *((data.validation, i) for i in spread_evenly(len(data.validation), MAX_IMAGES)),
+            *((data.train, i) for i in spread_evenly(len(data.train), n_more)),
+        ]
         self._device = device
 
     def __len__(self) -> int:
@@ -78,6 +79,15 @@ class _Examples:
             raw, valid = store.image(index)
             limits = store.limits[index : index + 1]
             yield raw[None].to(self._device), valid[None].to(self._device), limits.to(self._device)
+
+
+def spread_evenly(n: int, n_most: int) -> list[int]:
+    """Return at most ``n_most`` of ``n`` places, from the first to the last: neighbours by name are often of one lot.
+
+    >>> spread_evenly(10, 4), spread_evenly(3, 4), spread_evenly(3, 0)
+    ([0, 3, 6, 9], [0, 1, 2], [])
+    """
+    return [int(i) for i in np.linspace(0, n - 1, min(n, n_most)).round()]
 
 
 def _set_units(mapper: AnomalyMapper, maps: Iterator[tuple[Tensor, Tensor]]) -> None:

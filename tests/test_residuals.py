@@ -181,10 +181,12 @@ def test_validation_normals_first_training_images_only_to_fill_up(
     data = data_of(n_train, n_validation)
     mapper, seen = learned(data, "scoring.gms=0.0")
     assert [s for s in seen if s[0] == "residuals of normal images"][-1][1:] == (n_used, n_used)
-    images = [data.validation.image(i)[0] for i in range(n_validation)] + [
-        data.train.image(i)[0] for i in range(n_train)
-    ]
-    expected = torch.stack(images[:n_used]).mean()
+    n_kept = min(n_validation, 200)
+    validation, train = (
+        [store.image(int(i))[0] for i in np.linspace(0, len(store) - 1, n).round()]  # from the first to the last
+        for store, n in ((data.validation, n_kept), (data.train, min(n_used - n_kept, n_train)))
+    )
+    expected = torch.stack([*validation, *train]).mean()
     assert float(mapper.compare.get_buffer("unit")) == pytest.approx(float(expected), rel=1e-5)
 
 
