@@ -23,9 +23,6 @@ from anomaly_ae.records import BoolArray, FloatArray, Image, PixelArray, Slice
 SMALLEST_DEFECT_PX = 3.0
 """What survives at working scale: narrower structures are averaged into their surroundings."""
 
-COARSEST_SHARE = 7 / 8
-"""Of ``min_side_px``, what the shorter side of the coarsest look has to have: a quarter of 224 px is enough."""
-
 WELL_TRAINED_SIDE_PX, LARGEST_TRIED_SIDE_PX = 320, 512
 """Up to the first side ``training.steps`` do; the finest network learns longer from larger images, up to the second:
 beyond, nothing was tried, and a fit would take hours (docs, what we tried)."""
@@ -174,16 +171,10 @@ def working_factor(shapes: Sequence[tuple[int, ...]], config: GeometryConfig) ->
 
 
 def fitting_scales(shapes: Sequence[tuple[int, ...]], config: Config) -> int:
-    """Return how many of the asked-for scales leave a typical image enough to look at: 56 px by default.
-
-    >>> from anomaly_ae.config import load_config
-    >>> [fitting_scales([(side, side)], load_config("default")) for side in (96, 128, 224, 256)]
-    [1, 2, 3, 3]
-    """
+    """Return how many of the asked-for scales leave a typical image a shorter side of at least ``min_side_px``."""
     shorter = _shorter_side(shapes) * working_factor(shapes, config.geometry)
-    smallest = COARSEST_SHARE * config.geometry.min_side_px
     scales = range(config.model.n_scales, 0, -1)
-    return next((n for n in scales if shorter / 2 ** (n - 1) >= smallest), 1)
+    return next((n for n in scales if shorter / 2 ** (n - 1) >= config.geometry.min_side_px), 1)
 
 
 def finest_steps(shapes: Sequence[tuple[int, ...]], config: Config) -> int:

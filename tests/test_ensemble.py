@@ -378,7 +378,7 @@ def test_asked_to_stop_keeps_whole_sets_of_scales(
     assert len(stopped.ensemble.members) == n_scales * n_members
 
 
-@pytest.mark.parametrize(("side", "n_scales"), [(32, 1), (111, 1), (112, 2), (223, 2), (224, 3), (2000, 3)])
+@pytest.mark.parametrize(("side", "n_scales"), [(32, 1), (64, 1), (127, 1), (128, 2), (256, 3), (2000, 3)])
 def test_scales_that_leave_too_little_are_left_out(side: int, n_scales: int) -> None:
     assert fitting_scales([(side, 2 * side)], Config()) == n_scales
 
