@@ -27,7 +27,7 @@ class ErrorMeasures(nn.Module):
         super().__init__()
         self.head = head
         self.weights = {name: getattr(config, name) for name in MEASURES if getattr(config, name) > 0}
-        self.window = GaussianSmoothing(config.ssim_sd_px)
+        self.window = GaussianSmoothing(1.5)
         self.background = GaussianSmoothing(config.background_sd_px)
         # SSIM; or gradients on the coarsest of three scales; or the background of the residual
         self.reach_px = max(2 * self.window.reach_px + 8, self.background.reach_px)

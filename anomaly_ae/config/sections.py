@@ -169,7 +169,6 @@ class ScoringConfig:
     l1: float = _number(0.5, 0, 100, "weight of the absolute error")
     l2: float = _number(0.0, 0, 100, "weight of the squared error")
     ssim: float = _number(0.5, 0, 100, "weight of 1 - SSIM")
-    ssim_sd_px: float = _number(3.0, 0.5, 50, "deviation of the Gaussian window of the SSIM", before=1.5)
     gms: float = _number(0.0, 0, 100, "weight of the multi-scale gradient-magnitude similarity")
     head: float = _number(0.0, 0, 100, "weight of the probability of damage (model.head_width)", before=0.0)
     background_sd_px: float = _number(
