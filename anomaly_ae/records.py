@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import IntEnum
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +23,11 @@ PixelArray = npt.NDArray[Any]
 
 NORMAL_LABEL = "normal"
 ANOMALOUS_LABEL = "anomalous"
+
+
+def now_utc() -> str:
+    """Return the time in UTC, as the tables of a run have it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 class Decision(IntEnum):
@@ -216,7 +222,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Failure:
-    """An image that was not inspected, and why. Travels where a `Score` would."""
+    """An image that was not inspected, why, and when that was seen. Travels where a `Score` would."""
 
     id: str
     path: str
@@ -225,6 +231,7 @@ class Failure:
     group: str
     reason: str
     decision: Decision = Decision.NOT_INSPECTED
+    time_utc: str = field(default_factory=now_utc)
 
 
 @dataclass(frozen=True, slots=True)

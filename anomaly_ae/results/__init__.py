@@ -15,7 +15,7 @@ from anomaly_ae.results.pixels import (
     write_pixels,
 )
 from anomaly_ae.results.review import chosen_on_these, figure_line, images_sha256, limit_lines, review_lines
-from anomaly_ae.results.rows import decide_rows, score_row, unit_label, unit_rows
+from anomaly_ae.results.rows import decide_rows, failure_row, score_row, unit_label, unit_rows
 from anomaly_ae.results.tables import (
     FAILURE_COLUMNS,
     FORMAT,
@@ -44,6 +44,7 @@ __all__ = [
     "anomalous_scores",
     "chosen_on_these",
     "decide_rows",
+    "failure_row",
     "figure_line",
     "figures",
     "finished_scores",
