@@ -39,6 +39,7 @@ from anomaly_ae.report.pictures import Detail, read_pictures, rescaled
 from anomaly_ae.report.run import Run, read_run
 from anomaly_ae.report.sheets import N_COLUMNS, address, map_sheets, thumbnail_sheets
 from anomaly_ae.report.words import headline, percent, shortcuts, warnings
+from anomaly_ae.shortcuts import shortcut_warnings
 from browser import Browser, find_chromium
 from fake_run import EVIL, EVIL_ATTRIBUTE, MEDIAN, THRESHOLD
 
@@ -381,12 +382,28 @@ def test_shortcuts_are_warned_of_once_and_in_both_directions(tmp_path: Path) -> 
     _change(folder / "run.json", lambda info: info["data"]["shortcuts"].update(size=0.11, deviation=0.79))
     texts = shortcuts(read_run(folder))
     assert sum("sharpness" in text for text in texts) == 1
-    assert any("size alone" in text and "0.890" in text for text in texts)
+    assert any("size alone" in text and "0.89" in text for text in texts)
     assert not any("deviation" in text for text in texts)
     assert not any("alone separates" in text for text in warnings(read_run(folder))), "they stand first, and once"
     page = _page_text(folder)
     assert page.index("Shortcut: sharpness alone") < page.index("At the threshold"), "above all else"
     assert page.count("sharpness alone") == 1
+
+
+def test_of_two_columns_with_one_beginning_both_are_warned_of(tmp_path: Path) -> None:
+    folder = fake_run.build(tmp_path, n_images=10, pictures=False)
+    areas = {"column scanner": 0.95, "column scanner id": 0.9}
+
+    def change(info: dict[str, Any]) -> None:
+        info["data"] |= {
+            "shortcuts": areas,
+            "warnings": [*shortcut_warnings(areas)[1:], "a column alone is no station"],
+        }
+
+    _change(folder / "run.json", change)
+    texts = shortcuts(read_run(folder))
+    assert [sum(f"{name} alone" in text for text in texts) for name in areas] == [1, 1]
+    assert [text for text in warnings(read_run(folder)) if "alone" in text] == ["a column alone is no station"]
 
 
 def test_too_many_false_alarms_and_a_better_baseline_are_warned_of(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def scan(
         depths=Counter(one.depth for one in facts),
         n_grey_rgb=sum(one.was_grey_rgb for one in facts),
         shortcuts=areas,
-        notes=manifest.notes,
+        notes=manifest.all_notes,
         warnings=(*warnings(rows), *shortcut_warnings(areas)),
         refusals=_all_refusals(uses),
     )

@@ -11,7 +11,7 @@ from typing import Any
 from anomaly_ae.regions import RegionRules
 from anomaly_ae.report.run import Run
 from anomaly_ae.results import regions_note
-from anomaly_ae.shortcuts import SHORTCUT_LIMIT
+from anomaly_ae.shortcuts import shortcut_warnings
 from anomaly_ae.threshold import parse_confidence, parse_rate, parse_sensitivity, percent_text
 
 Metric = Mapping[str, Any]
@@ -296,16 +296,9 @@ def _flagged(false_alarm_rate: Metric, noun: str) -> str:
 
 def shortcuts(run: Run) -> list[str]:
     """Return a warning for each property that is not the defect and separates the classes by itself."""
-    data = run.info.get("data") or {}
-    found = [text for text in _stated(run) if _SEPARATES in text]
-    for name, auc in (data.get("shortcuts") or {}).items():
-        if auc is None or max(auc, 1 - auc) <= SHORTCUT_LIMIT or any(text.startswith(f"{name} ") for text in found):
-            continue
-        found.append(f"{name} {_SEPARATES}: {ratio(max(auc, 1 - auc))}")
-    return [f"Shortcut: {text}. {_OF_A_SHORTCUT}" for text in found]
+    return [f"Shortcut: {text}. {_OF_A_SHORTCUT}" for text in _shortcuts(run)]
 
 
-_SEPARATES = "alone separates the classes"
 _OF_A_SHORTCUT = "It can be the defect itself; if it is not, the figures may measure how the images were taken."
 
 
@@ -321,13 +314,19 @@ def strongest_shortcut(areas: Mapping[str, float]) -> str:
     return f"{name} {ratio(max(areas[name], 1 - areas[name]), 2)}"
 
 
-def _stated(run: Run) -> list[str]:
-    return [str(text) for text in (run.info.get("data") or {}).get("warnings") or ()]
+def _shortcuts(run: Run) -> list[str]:
+    return shortcut_warnings((run.info.get("data") or {}).get("shortcuts") or {})
+
+
+def _other_warnings(run: Run) -> Iterator[str]:
+    """Yield the warnings of the run itself; it states those of shortcuts among them, in the same words."""
+    known = set(_shortcuts(run))
+    yield from (str(text) for text in (run.info.get("data") or {}).get("warnings") or () if text not in known)
 
 
 def warnings(run: Run) -> Iterator[str]:
     """Yield what makes the figures less than they seem, besides `shortcuts`."""
-    yield from (text for text in _stated(run) if _SEPARATES not in text)
+    yield from _other_warnings(run)
     if run.metrics and run.metrics.get("chosen_on_these_images"):
         yield "The threshold was chosen on these very images: the rates at it are no forecast. Measure on other images."
     yield from _threshold_warnings(run)
