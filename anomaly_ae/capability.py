@@ -13,14 +13,14 @@ from markupsafe import Markup
 
 from anomaly_ae.detector import Detector
 from anomaly_ae.errors import DataError, UsageError
+from anomaly_ae.keeping import regions_of
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest
 from anomaly_ae.manifest.slices import is_suspect
 from anomaly_ae.metrics import rate
 from anomaly_ae.page import figure, heat_map, picture_grid, write_page
-from anomaly_ae.planting import plant_into
+from anomaly_ae.planting import plant_into, refuse_volumes
 from anomaly_ae.records import BoolArray, Failure, FloatArray, Image, Sample, Score
-from anomaly_ae.regions import in_regions
 from anomaly_ae.report.words import count, percent
 from anomaly_ae.results import FORMAT, write_csv, write_json
 from anomaly_ae.survey import pixel_hash
@@ -204,14 +204,14 @@ def measure_capability(
     Raises
     ------
     DataError
-        More than half of the images were used in `fit`, none can be scored, all are flagged as they are, or are
-        volumes; or no defect leaves a trace.
+        More than half of the images were used in `fit`, none can be scored, or all are flagged as they are; or no
+        defect leaves a trace.
     UsageError
-        Unknown kind; a size or contrast out of range.
+        Unknown kind; a size or contrast out of range; a model for volumes.
     """
     listener = listener or Listener()
     _refuse_sizes(sizes_px)
-    _refuse_volumes(detector, samples)
+    refuse_volumes(detector.config, "capability")
     images, n_flagged, n_failed = _bases(detector, samples, n_per_grade, seed, listener)
     sizes = sorted(sizes_px) or default_sizes(min(min(image.spatial_shape) for image in images))
     limits = [detector.limits_of(detector.prepare(image)) for image in images]
@@ -323,13 +323,6 @@ def _refuse_sizes(sizes_px: Sequence[float]) -> None:
         raise UsageError(f"a defect of {wrong[0]}", "it cannot be drawn", f"choose sizes from {MIN_SIZE_PX:g} px on")
 
 
-def _refuse_volumes(detector: Detector, samples: Sequence[Sample]) -> None:
-    is_for_volumes = detector.config.model.spatial_dims == 3
-    if is_for_volumes or any(sample.is_volume for sample in samples):
-        what = "a model for volumes" if is_for_volumes else "volumes among the images"
-        raise DataError(what, "defects are drawn into flat images", "give slices, and a model for slices")
-
-
 Planted = tuple[Image, BoolArray]
 
 
@@ -363,9 +356,7 @@ def _touches(detector: Detector, result: Score, image: Image, mask: BoolArray) -
     """Say whether a region that counts lies on the defect, at least in part."""
     if result.anomaly_map is None:
         return False
-    limit = detector.calibrated[1].pixel.value
-    regions = in_regions(result.anomaly_map, limit, image.valid, image.spacing_mm, detector.rules)
-    return bool(regions[mask].any())
+    return bool(regions_of(detector, result.anomaly_map, image)[mask].any())
 
 
 def _row(cell: Cell) -> dict[str, Any]:
