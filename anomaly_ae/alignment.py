@@ -17,6 +17,7 @@ from anomaly_ae.errors import IncompatibleImageError
 from anomaly_ae.placement import Placement
 from anomaly_ae.prepare import Prepared, resample, working_shape
 from anomaly_ae.records import FloatArray
+from anomaly_ae.words import times
 
 SIDE_PX = 256
 """Longer side at which images are compared; the reference is kept so large."""
@@ -136,7 +137,7 @@ class Aligner:
         return grey, weight
 
     def _sizes(self, shape: Sequence[int]) -> str:
-        here, there = (" x ".join(map(str, s)) for s in (shape, self.image_shape))
+        here, there = (times(s) for s in (shape, self.image_shape))
         return f"this one is {here} px, that one {there} px"
 
 

@@ -21,10 +21,11 @@ from anomaly_ae.metrics import rate
 from anomaly_ae.page import figure, heat_map, picture_grid, write_page
 from anomaly_ae.planting import plant_into, refuse_volumes
 from anomaly_ae.records import BoolArray, Failure, FloatArray, Image, Sample, Score
-from anomaly_ae.report.words import count, percent
+from anomaly_ae.report.words import percent
 from anomaly_ae.results import FORMAT, write_csv, write_json
 from anomaly_ae.survey import pixel_hash
 from anomaly_ae.synthetic.defects import MIN_SIZE_PX
+from anomaly_ae.words import n_of
 
 CONTRASTS = (0.03, 0.06, 0.12, 0.25, 0.5)
 N_SIZES = 6
@@ -125,11 +126,11 @@ class Capability:
         n = max(cell.n for cell in self.cells)
         low = Cell(0, 0, n, n, n).interval[0]
         few = "more defects than images: they are not independent, and the truth may lie outside of the intervals"
-        before = f"{count(self.n_flagged_before, 'image')} left out: flagged before anything was planted"
-        failed = f"left out, unreadable or of another kind: {count(self.n_left_out, 'image')}, named above"
+        before = f"{n_of(self.n_flagged_before, 'image')} left out: flagged before anything was planted"
+        failed = f"left out, unreadable or of another kind: {n_of(self.n_left_out, 'image')}, named above"
         return [
             self.sentence,
-            f"{n} defects of each grade in {count(self.n_images, 'held-out normal image')}; found: the image is "
+            f"{n} defects of each grade in {n_of(self.n_images, 'held-out normal image')}; found: the image is "
             "flagged, and a region lies on the defect",
             f"judged by the share found; even {n} of {n} prove no more than {percent(low)} % (95 % confidence)",
             *([few] if self.n_images < n else []),
@@ -262,8 +263,7 @@ def write_capability(
         ),
         figure(_sheet(found, examples, detector), "One defect of each grade, in the same order, at one scale."),
     ]
-    sentence = f"{found.sentence}."
-    write_page(page, "what the model can see", sentence, found.lines()[1:], body)
+    write_page(page, "what the model can see", found.sentence, found.lines()[1:], body)
     return page
 
 
@@ -290,7 +290,7 @@ def _bases(
             break
     _refuse_useless(len(calm), n_flagged, n_known, reasons)
     if n_known:
-        listener.say(f"left out, used in fit: {count(n_known, 'image')}")
+        listener.say(f"left out, used in fit: {n_of(n_known, 'image')}")
     return calm, n_flagged, len(reasons)
 
 
@@ -298,7 +298,7 @@ def _refuse_useless(n_calm: int, n_flagged: int, n_known: int, reasons: Sequence
     n_scored = n_calm + n_flagged + n_known
     if not n_scored:
         raise DataError(
-            f"none of {count(len(reasons), 'normal image')} could be read and scored",
+            f"none of {n_of(len(reasons), 'normal image')} could be read and scored",
             "; ".join(reasons[:1]),
             "give images of the kind that the model was fitted on",
         )

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.judging.runs import SavedRun
-from anomaly_ae.judging.tables import Sheet, Table, limits, number, p_text, some_names
+from anomaly_ae.judging.tables import Sheet, Table, limits, number, p_text
 from anomaly_ae.metrics import rate
 from anomaly_ae.metrics.agreement import answer_counts, cohen_kappa, fleiss_kappa, part_draws
 from anomaly_ae.metrics.checks import BoolVector, FloatVector
@@ -27,7 +27,7 @@ from anomaly_ae.metrics.gauge import POOLING_RISK, GaugeStudy, gauge_study, vari
 from anomaly_ae.metrics.paired import expanded_percentiles
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
 from anomaly_ae.results import Row
-from anomaly_ae.words import n_of
+from anomaly_ae.words import n_of, some_names
 
 CONFIDENCE = 0.95
 N_DRAWS, SEED = 1000, 0

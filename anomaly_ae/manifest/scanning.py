@@ -27,7 +27,7 @@ from anomaly_ae.manifest.facts import Inspected, inspect_all
 from anomaly_ae.manifest.table import SPLITS, Manifest
 from anomaly_ae.records import ANOMALOUS_LABEL
 from anomaly_ae.shortcuts import shortcut_warnings
-from anomaly_ae.words import n_of
+from anomaly_ae.words import n_of, times
 
 _N_LISTED = 10
 _N_SIZES = 4
@@ -284,7 +284,7 @@ def _sizes(sizes: Counter[tuple[int, ...]]) -> str:
 
 
 def _px(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(length) for length in shape) + " px"
+    return f"{times(shape)} px"
 
 
 def _kinds(counts: Counter[str] | Counter[int]) -> str:

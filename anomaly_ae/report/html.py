@@ -23,6 +23,7 @@ from anomaly_ae.report.methods import METHODS_NAME, methods_text
 from anomaly_ae.report.panels import DetailPanels, detail_panels
 from anomaly_ae.report.pictures import MAX_GALLERY_IMAGES
 from anomaly_ae.report.run import Line, Row, Run, read_run
+from anomaly_ae.words import n_of
 
 REPORT_NAME = "report.html"
 _HERE = Path(__file__).parent
@@ -71,7 +72,7 @@ def render(run: Run) -> str:
         number=words.number,
         percent=words.percent,
         ratio=words.ratio,
-        count=words.count,
+        n_of=n_of,
         whole=words.whole,
         lesion_free=words.lesion_free,
         overlap_place=words.overlap_place,

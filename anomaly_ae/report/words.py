@@ -13,6 +13,7 @@ from anomaly_ae.report.run import Run
 from anomaly_ae.results import regions_note
 from anomaly_ae.shortcuts import shortcut_warnings
 from anomaly_ae.threshold import parse_confidence, parse_rate, parse_sensitivity, percent_text
+from anomaly_ae.words import n_of
 
 Metric = Mapping[str, Any]
 
@@ -102,15 +103,6 @@ def per_thousand(share: float | None) -> str:
     return rounded(None if share is None else 1000 * share)
 
 
-def count(n: int | None, noun: str) -> str:
-    """Return a number with its noun.
-
-    >>> count(1, "normal image"), count(2000, "image")
-    ('1 normal image', '2,000 images')
-    """
-    return f"{whole(n)} {noun}" if n == 1 else f"{whole(n)} {noun}s"
-
-
 def lesion_free(n: int) -> str:
     """Say that slices of patients were taken as normal images.
 
@@ -160,7 +152,7 @@ def headline(run: Run) -> str:
         n_flagged = sum(row.decision == "anomalous" for row in run.rows)
         verb = "was" if 1 in (len(run.rows), n_flagged) else "were"
         return (
-            f"At the {threshold_words(run, 'image')}, {n_flagged:,} of {count(len(run.rows), 'image')} {verb} flagged"
+            f"At the {threshold_words(run, 'image')}, {n_flagged:,} of {n_of(len(run.rows), 'image')} {verb} flagged"
             f"{_for_review(run, 'image')}."
         )
     at = run.metrics[noun]["at_threshold"][0]
@@ -204,10 +196,10 @@ def _for_review(run: Run, noun: str) -> str:
 def _ranking(run: Run, noun: str) -> str:
     """Return what can be said without a threshold."""
     if run.metrics is None or run.metrics[noun]["roc_auc"]["value"] is None:
-        return f"{count(len(run.rows), 'score')}, and no threshold."
+        return f"{n_of(len(run.rows), 'score')}, and no threshold."
     area = run.metrics[noun]["roc_auc"]
     return (
-        f"Without a threshold: {count(area['n_anomalous'], f'anomalous {noun}')} and {whole(area['n_normal'])} normal, "
+        f"Without a threshold: {n_of(area['n_anomalous'], f'anomalous {noun}')} and {whole(area['n_normal'])} normal, "
         f"ranked with a ROC-AUC of {ratio(area['value'], 2)} {interval(area, _two_digits)}."
     )
 
@@ -224,11 +216,11 @@ def origin(run: Run) -> str:
         return str(limit["promise"])
     text = f"Threshold {number(limit['value'])} for {noun}s. {limit['promise']}"
     if limit.get("rule", "false_alarm_rate") == "false_alarm_rate" and limit.get("n"):
-        groups = f" in {count(limit['n_groups'], 'group')}" if limit.get("n_groups") else ""
+        groups = f" in {n_of(limit['n_groups'], 'group')}" if limit.get("n_groups") else ""
         place = (
             f"just above score {whole(limit['rank'])} of {whole(limit['n'])}, in rising order, of the normal {noun}s"
             if limit.get("rank")
-            else f"at the weighted quantile of {count(limit['n'], f'normal {noun}')}{groups}"
+            else f"at the weighted quantile of {n_of(limit['n'], f'normal {noun}')}{groups}"
         )
         text += f" It lies {place} kept for calibration alone."
     if limit.get("review"):
@@ -279,8 +271,8 @@ def _found(sensitivity: Metric, noun: str) -> str:
         n_found = round(sensitivity["value"] * n)
         verb = "was" if 1 in (n, n_found) else "were"
         rate = f"{ratio(sensitivity['value'], 2)} {interval(sensitivity, _two_digits)}".strip()
-        return f"{n_found} of {count(n, f'anomalous {noun}')} {verb} found (sensitivity {rate})"
-    return f"{rate_with_interval(sensitivity)} of {count(n, f'anomalous {noun}')} {verb} found"
+        return f"{n_found} of {n_of(n, f'anomalous {noun}')} {verb} found (sensitivity {rate})"
+    return f"{rate_with_interval(sensitivity)} of {n_of(n, f'anomalous {noun}')} {verb} found"
 
 
 def _flagged(false_alarm_rate: Metric, noun: str) -> str:
@@ -291,7 +283,7 @@ def _flagged(false_alarm_rate: Metric, noun: str) -> str:
         )
     n_flagged = round(false_alarm_rate["value"] * n)
     verb = "was" if 1 in (n, n_flagged) else "were"
-    return f"{n_flagged:,} of {count(n, f'normal {noun}')} ({rate_with_interval(false_alarm_rate)}) {verb} flagged"
+    return f"{n_flagged:,} of {n_of(n, f'normal {noun}')} ({rate_with_interval(false_alarm_rate)}) {verb} flagged"
 
 
 def shortcuts(run: Run) -> list[str]:
@@ -332,7 +324,7 @@ def warnings(run: Run) -> Iterator[str]:
     yield from _threshold_warnings(run)
     yield from _metric_warnings(run)
     if run.failures:
-        yield f"{count(len(run.failures), 'image')} could not be inspected."
+        yield f"{n_of(len(run.failures), 'image')} could not be inspected."
 
 
 def _threshold_warnings(run: Run) -> Iterator[str]:

@@ -5,7 +5,7 @@ The format of every file: docs/reference/results.md.
 
 from anomaly_ae.results.beside import DEFECT_RATES, shortcut_figures
 from anomaly_ae.results.deciding import Redecided, redecide, regions_note
-from anomaly_ae.results.figures import figures, groups_if_any, run_metrics
+from anomaly_ae.results.figures import figures, run_metrics
 from anomaly_ae.results.finished import NO_GROUPS, FinishedScores, anomalous_scores, finished_scores
 from anomaly_ae.results.pixels import (
     PixelFigures,
@@ -48,7 +48,6 @@ __all__ = [
     "figure_line",
     "figures",
     "finished_scores",
-    "groups_if_any",
     "images_sha256",
     "limit_lines",
     "no_pixel_figures",
