@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum
 from pathlib import Path
@@ -236,12 +236,28 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A confidence interval of a metric; ``unit`` says what was taken as independent ("image", "group")."""
+    """A confidence interval of a metric.
+
+    Attributes
+    ----------
+    method : str
+        How it was computed.
+    unit : str
+        What was taken as independent ("image", "group").
+    detail : str
+        What differs from interval to interval of one method: an effective sample size, draws that were dropped.
+    """
 
     low: float
     high: float
     method: str
     unit: str = "image"
+    detail: str = ""
+
+    @property
+    def said(self) -> str:
+        """Method and detail."""
+        return f"{self.method}, {self.detail}" if self.detail else self.method
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,10 +280,7 @@ class Metric:
             "value": _finite(self.value),
             "n_normal": self.n_normal,
             "n_anomalous": self.n_anomalous,
-            "intervals": [
-                {"low": _finite(i.low), "high": _finite(i.high), "method": i.method, "unit": i.unit}
-                for i in self.intervals
-            ],
+            "intervals": [{**asdict(i), "low": _finite(i.low), "high": _finite(i.high)} for i in self.intervals],
             "reason": self.reason,
         }
 

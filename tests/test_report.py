@@ -19,6 +19,7 @@ from PIL import Image
 
 import fake_run
 from anomaly_ae.errors import DataError, OutputError
+from anomaly_ae.records import Interval, Metric
 from anomaly_ae.report import (
     MAX_GALLERY_IMAGES,
     PictureWriter,
@@ -350,13 +351,11 @@ def test_headline_is_about_units_where_they_are_decided(tmp_path: Path) -> None:
 
 
 def test_a_method_of_intervals_is_named_once_whatever_its_numbers() -> None:
-    methods = [
-        "Clopper-Pearson at effective sample size 10.4",
-        "Clopper-Pearson at effective sample size 61.0",
-        "bootstrap of whole groups, 1000 draws, 16 draws with one class only dropped, widened to Newcombe method 5",
-        "bootstrap of whole groups, 1000 draws, widened to Newcombe method 5",
-    ]
-    metrics = {"a": [{"intervals": [{"method": method, "unit": "group"}]} for method in methods]}
+    sample_size, drawn = "Clopper-Pearson at effective sample size", "bootstrap of whole groups, 1000 draws"
+    widened = f"{drawn}, widened to Newcombe method 5"
+    found = [(sample_size, "10.4"), (sample_size, "61.0"), (widened, "16 draws dropped"), (widened, "")]
+    intervals = [Interval(0.1, 0.9, method, "group", detail) for method, detail in found]
+    metrics = {"a": [Metric(0.5, 9, 9, (one,)).as_json() for one in intervals]}
     assert _interval_methods(metrics) == [
         "Clopper-Pearson at effective sample size (groups taken as independent)",
         "bootstrap of whole groups, 1000 draws, widened to Newcombe method 5 (groups taken as independent)",

@@ -150,7 +150,7 @@ def _upper_bound(wrong: BoolVector, groups: list[str] | None, sure: Fraction) ->
     """Return the one-sided bound of a share, and its method."""
     two_sided = float(2 * sure - 1)  # each side has 1 - sure
     found = rate(wrong, groups, confidence=two_sided)[1][0]
-    return found.high, found.method
+    return found.high, found.said
 
 
 def _shown(gate: _Gate, wrong: float, bounded: bool = False) -> str:

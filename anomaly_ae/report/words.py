@@ -8,6 +8,7 @@ from dataclasses import fields
 from itertools import takewhile
 from typing import Any
 
+from anomaly_ae.records import Interval
 from anomaly_ae.regions import RegionRules
 from anomaly_ae.report.run import Run
 from anomaly_ae.results import regions_note
@@ -124,7 +125,7 @@ def interval_notes(metric: Metric) -> str:
     """Return how every interval of a metric was computed, in one line."""
     known = [one for one in metric.get("intervals") or () if one["low"] is not None and one["high"] is not None]
     return "; ".join(
-        f"{_limit(one['low'])} to {_limit(one['high'])}: {one['method']}, {one['unit']}s taken as independent"
+        f"{_limit(one['low'])} to {_limit(one['high'])}: {Interval(**one).said}, {one['unit']}s taken as independent"
         for one in known
     )
 
