@@ -17,6 +17,7 @@ from anomaly_ae.errors import IncompatibleImageError
 from anomaly_ae.placement import Placement
 from anomaly_ae.prepare import Prepared, resample, working_shape
 from anomaly_ae.records import FloatArray
+from anomaly_ae.words import times
 
 SIDE_PX = 256
 """Longer side at which images are compared; the reference is kept so large."""
@@ -82,7 +83,7 @@ class Aligner:
                 "score images of the same size, or fit with geometry.align=off",
             )
         middle = Placement(self.image_shape, self._canvas_shape)
-        match = self.match(shrunk(prepared))
+        match = self.match(comparable(prepared))
         found = self._at_working_scale(match)
         if match.correlation >= MIN_CORRELATION and found.fits:
             return self._placed(prepared, found)
@@ -136,7 +137,7 @@ class Aligner:
         return grey, weight
 
     def _sizes(self, shape: Sequence[int]) -> str:
-        here, there = (" x ".join(map(str, s)) for s in (shape, self.image_shape))
+        here, there = (times(s) for s in (shape, self.image_shape))
         return f"this one is {here} px, that one {there} px"
 
 
@@ -145,7 +146,7 @@ def compared_shape(shape: Sequence[int]) -> tuple[int, ...]:
     return working_shape(shape, min(1.0, SIDE_PX / max(shape)))
 
 
-def shrunk(prepared: Prepared) -> Grey:
+def comparable(prepared: Prepared) -> Grey:
     """Return the mean of the channels as it is compared with the reference."""
     inner = tuple(slice(0, side) for side in prepared.inner_shape)
     valid = prepared.valid[inner]
@@ -157,7 +158,7 @@ def shrunk(prepared: Prepared) -> Grey:
 
 def reference_from(prepared: Prepared) -> FloatArray:
     """Return what is kept of the reference: pixels, and how much of each is valid: float32 (2, SIDE_PX, SIDE_PX)."""
-    kept = np.stack(shrunk(prepared))
+    kept = np.stack(comparable(prepared))
     missing = [(0, 0), *((0, SIDE_PX - side) for side in kept.shape[1:])]
     return np.pad(kept, missing).astype(np.float32)
 
@@ -166,7 +167,7 @@ def best_shift(image: Grey, reference: Grey, reach: float) -> Match:
     """Return the shift at which the overlap of both correlates best, to a fraction of a pixel."""
     shape = reference[0].shape
     n_px = math.ceil(reach * max(shape))
-    table = _correlations(image, reference, n_px)  # (2 n + 1, 2 n + 1), no shift in the middle
+    table = _correlation_table(image, reference, n_px)  # (2 n + 1, 2 n + 1), no shift in the middle
     row, column = (int(i) for i in np.unravel_index(table.argmax(), table.shape))
     shift = (row - n_px + _vertex(table[:, column], row), column - n_px + _vertex(table[row], column))
     return Match(float(table[row, column]), shift)
@@ -194,7 +195,7 @@ def _turned_match(image: Grey, reference: Grey, reach: float, degrees: float) ->
     return Match(match.correlation, (row, column), degrees)
 
 
-def _correlations(image: Grey, reference: Grey, n_px: int) -> FloatArray:
+def _correlation_table(image: Grey, reference: Grey, n_px: int) -> FloatArray:
     """Return the correlation over the overlap for all shifts of up to ``n_px`` along both axes.
 
     ``table[n_px + dy, n_px + dx]`` compares ``image[y + dy, x + dx]`` with ``reference[y, x]``.

@@ -23,9 +23,9 @@ from anomaly_ae.planting import plant_copies, refuse_unplantable
 from anomaly_ae.records import NORMAL_LABEL, Failure, Image, Sample, Score
 from anomaly_ae.report.panels import DetailPanels, detail_panels
 from anomaly_ae.report.pictures import DETAIL_SIDE_PX, Detail, picture, thumbnail_map
-from anomaly_ae.report.words import count
 from anomaly_ae.results import write_csv
 from anomaly_ae.survey import readable_forms
+from anomaly_ae.words import n_of
 
 COLUMNS = ("rank", "id", "path", "frame", "group", "fold", "score", "strangeness", "p_value", "planted")
 PLANTED_CONTRAST = 0.4
@@ -83,7 +83,7 @@ class Audit:
         """The finding in one sentence."""
         first = self.suspects[0]
         where = f"{first.strangeness:.1f} robust deviations above the middle of its fold"
-        return f"{count(len(self.suspects), 'normal image')} ranked; the strangest is {first.sample.id}, {where}"
+        return f"{n_of(len(self.suspects), 'normal image')} ranked; the strangest is {first.sample.id}, {where}"
 
     def lines(self) -> list[str]:
         """Say in words what was found, and how."""
@@ -95,7 +95,7 @@ class Audit:
             )
         lines.append(f"every image was scored by a model trained on the other folds ({self.n_folds} folds, by group)")
         if self.n_left_out:
-            lines.append(f"left out, unreadable or of another kind: {count(self.n_left_out, 'image')}, named above")
+            lines.append(f"left out, unreadable or of another kind: {n_of(self.n_left_out, 'image')}, named above")
         return [*lines, "look at the top, down to where nothing strange is left; an image is no fault by its rank"]
 
 
@@ -181,7 +181,7 @@ def write_audit(found: Audit, folder: Path, n_shown: int = 30) -> Path:
     cards = Markup("\n").join(_card(rank, s, p) for (rank, s), p in zip(shown, panels, strict=True))
     page = folder / "audit.html"
     body = [Markup('<div class="cards">\n{}\n</div>').format(cards)]
-    write_page(page, "suspicious normal images", f"{found.sentence}.", found.lines()[1:], body)
+    write_page(page, "suspicious normal images", found.sentence, found.lines()[1:], body)
     return page
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from anomaly_ae.config import Config, with_values
 from anomaly_ae.errors import ConfigError, ModelFileError
+from anomaly_ae.files import parse_tensors, read_at_most
 
 IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """What the published weights expect of images in [0, 1]: torchvision's documentation, "Models and pre-trained weights";
@@ -290,20 +291,13 @@ def _read_bytes(path: Path) -> bytes:
             '"FILE.safetensors")',
         )
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ConfigError(f"model.embed = {path}", f"it has {size} bytes, at most {MAX_BYTES} are read")
-        return path.read_bytes()
+        return read_at_most(path, MAX_BYTES)
     except OSError as error:
         raise ConfigError(f"model.embed: cannot read {path}", error.strerror or str(error), "check the path") from error
 
 
 def _parse(path: Path, content: bytes) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     try:
-        tensors: dict[str, Tensor] = load(content)
-        return tensors
-    except (SafetensorError, KeyError) as error:
+        return parse_tensors(content)
+    except ValueError as error:
         raise ConfigError(f"model.embed: {path} is no safetensors file", str(error), "give one") from error

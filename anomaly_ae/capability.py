@@ -13,18 +13,19 @@ from markupsafe import Markup
 
 from anomaly_ae.detector import Detector
 from anomaly_ae.errors import DataError, UsageError
+from anomaly_ae.keeping import regions_of
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest
 from anomaly_ae.manifest.slices import is_suspect
 from anomaly_ae.metrics import rate
 from anomaly_ae.page import figure, heat_map, picture_grid, write_page
-from anomaly_ae.planting import plant_into
+from anomaly_ae.planting import plant_into, refuse_volumes
 from anomaly_ae.records import BoolArray, Failure, FloatArray, Image, Sample, Score
-from anomaly_ae.regions import in_regions
-from anomaly_ae.report.words import count, percent
+from anomaly_ae.report.words import percent
 from anomaly_ae.results import FORMAT, write_csv, write_json
 from anomaly_ae.survey import pixel_hash
 from anomaly_ae.synthetic.defects import MIN_SIZE_PX
+from anomaly_ae.words import n_of
 
 CONTRASTS = (0.03, 0.06, 0.12, 0.25, 0.5)
 N_SIZES = 6
@@ -125,11 +126,11 @@ class Capability:
         n = max(cell.n for cell in self.cells)
         low = Cell(0, 0, n, n, n).interval[0]
         few = "more defects than images: they are not independent, and the truth may lie outside of the intervals"
-        before = f"{count(self.n_flagged_before, 'image')} left out: flagged before anything was planted"
-        failed = f"left out, unreadable or of another kind: {count(self.n_left_out, 'image')}, named above"
+        before = f"{n_of(self.n_flagged_before, 'image')} left out: flagged before anything was planted"
+        failed = f"left out, unreadable or of another kind: {n_of(self.n_left_out, 'image')}, named above"
         return [
             self.sentence,
-            f"{n} defects of each grade in {count(self.n_images, 'held-out normal image')}; found: the image is "
+            f"{n} defects of each grade in {n_of(self.n_images, 'held-out normal image')}; found: the image is "
             "flagged, and a region lies on the defect",
             f"judged by the share found; even {n} of {n} prove no more than {percent(low)} % (95 % confidence)",
             *([few] if self.n_images < n else []),
@@ -204,14 +205,14 @@ def measure_capability(
     Raises
     ------
     DataError
-        More than half of the images were used in `fit`, none can be scored, all are flagged as they are, or are
-        volumes; or no defect leaves a trace.
+        More than half of the images were used in `fit`, none can be scored, or all are flagged as they are; or no
+        defect leaves a trace.
     UsageError
-        Unknown kind; a size or contrast out of range.
+        Unknown kind; a size or contrast out of range; a model for volumes.
     """
     listener = listener or Listener()
     _refuse_sizes(sizes_px)
-    _refuse_volumes(detector, samples)
+    refuse_volumes(detector.config, "capability")
     images, n_flagged, n_failed = _bases(detector, samples, n_per_grade, seed, listener)
     sizes = sorted(sizes_px) or default_sizes(min(min(image.spatial_shape) for image in images))
     limits = [detector.limits_of(detector.prepare(image)) for image in images]
@@ -262,8 +263,7 @@ def write_capability(
         ),
         figure(_sheet(found, examples, detector), "One defect of each grade, in the same order, at one scale."),
     ]
-    sentence = f"{found.sentence}."
-    write_page(page, "what the model can see", sentence, found.lines()[1:], body)
+    write_page(page, "what the model can see", found.sentence, found.lines()[1:], body)
     return page
 
 
@@ -290,7 +290,7 @@ def _bases(
             break
     _refuse_useless(len(calm), n_flagged, n_known, reasons)
     if n_known:
-        listener.say(f"left out, used in fit: {count(n_known, 'image')}")
+        listener.say(f"left out, used in fit: {n_of(n_known, 'image')}")
     return calm, n_flagged, len(reasons)
 
 
@@ -298,7 +298,7 @@ def _refuse_useless(n_calm: int, n_flagged: int, n_known: int, reasons: Sequence
     n_scored = n_calm + n_flagged + n_known
     if not n_scored:
         raise DataError(
-            f"none of {count(len(reasons), 'normal image')} could be read and scored",
+            f"none of {n_of(len(reasons), 'normal image')} could be read and scored",
             "; ".join(reasons[:1]),
             "give images of the kind that the model was fitted on",
         )
@@ -321,13 +321,6 @@ def _refuse_sizes(sizes_px: Sequence[float]) -> None:
     wrong = [f"{size:g} px" for size in sizes_px if not MIN_SIZE_PX <= size < math.inf]
     if wrong:
         raise UsageError(f"a defect of {wrong[0]}", "it cannot be drawn", f"choose sizes from {MIN_SIZE_PX:g} px on")
-
-
-def _refuse_volumes(detector: Detector, samples: Sequence[Sample]) -> None:
-    is_for_volumes = detector.config.model.spatial_dims == 3
-    if is_for_volumes or any(sample.is_volume for sample in samples):
-        what = "a model for volumes" if is_for_volumes else "volumes among the images"
-        raise DataError(what, "defects are drawn into flat images", "give slices, and a model for slices")
 
 
 Planted = tuple[Image, BoolArray]
@@ -363,9 +356,7 @@ def _touches(detector: Detector, result: Score, image: Image, mask: BoolArray) -
     """Say whether a region that counts lies on the defect, at least in part."""
     if result.anomaly_map is None:
         return False
-    limit = detector.calibrated[1].pixel.value
-    regions = in_regions(result.anomaly_map, limit, image.valid, image.spacing_mm, detector.rules)
-    return bool(regions[mask].any())
+    return bool(regions_of(detector, result.anomaly_map, image)[mask].any())
 
 
 def _row(cell: Cell) -> dict[str, Any]:

@@ -18,16 +18,17 @@ from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import FIT_SPLITS, MIN_NORMALS, Manifest, make_folds, roles
 from anomaly_ae.manifest.splits import by_group
 from anomaly_ae.metrics import roc_auc
-from anomaly_ae.metrics.checks import BoolVector, FloatVector, LabelledScores
+from anomaly_ae.metrics.checks import BoolVector, FloatVector, LabelledScores, groups_if_any
 from anomaly_ae.metrics.curves import area_under_roc
 from anomaly_ae.metrics.intervals import N_FEW, group_bootstrap
 from anomaly_ae.metrics.paired import Difference, bootstrap_difference, delong_difference, placements
 from anomaly_ae.page import figure, line_plot, table, write_page
 from anomaly_ae.planting import plant_copies, refuse_unplantable
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Metric, Sample
-from anomaly_ae.report.words import count, ratio
-from anomaly_ae.results import groups_if_any, write_csv
+from anomaly_ae.report.words import ratio
+from anomaly_ae.results import write_csv
 from anomaly_ae.survey import readable_forms
+from anomaly_ae.words import n_of
 
 COLUMNS = ("n_normals", "roc_auc", "low", "high")
 SHARES = (0.1, 0.25, 0.5, 1.0)
@@ -91,8 +92,8 @@ class Curve:
     def lines(self) -> list[str]:
         """Say in words what was found, and on what."""
         metric = self.points[-1].roc_auc
-        of = f"{count(metric.n_normal, 'normal image')} and {metric.n_anomalous} anomalous"
-        failed = f"left out, unreadable or of another kind: {count(self.n_left_out, 'image')}, named above"
+        of = f"{n_of(metric.n_normal, 'normal image')} and {metric.n_anomalous} anomalous"
+        failed = f"left out, unreadable or of another kind: {n_of(self.n_left_out, 'image')}, named above"
         kind = "normal ones with synthetic defects, as there is no labelled test set" if self.is_planted else "labelled"
         interval = self.gain.interval
         independent = f"; that of the gain takes {interval.unit}s as independent" if interval else ""
@@ -144,7 +145,7 @@ def learning_curve(
             scores.append(_scores(rows, config, device, listener.named(f"model {step} of {len(parts)}")))
     kept = np.flatnonzero(np.isfinite(np.stack(scores)).all(axis=0))
     labels, scores = labels[kept], [one[kept] for one in scores]
-    groups = groups_if_any([{"group": test[i].group} for i in kept])
+    groups = groups_if_any(test[i].group for i in kept)
     points = tuple(Point(len(p), roc_auc(labels, one, groups)) for p, one in zip(parts, scores, strict=True))
     gain, n_independent = _gain(labels, scores[-2], scores[-1], groups, config.seed)
     n_left_out = len(used) - len(forms) + len(test) - len(kept)
@@ -161,9 +162,8 @@ def write_curve(found: Curve, folder: Path) -> Path:
     plot = line_plot("ROC-AUC by number of normal images", ("normal images to fit on", "ROC-AUC"), curves, None)
     lines = [(str(p.n_normals), _with_interval(p.roc_auc)) for p in found.points]
     page = folder / "curve.html"
-    sentence = f"{found.sentence[0].upper()}{found.sentence[1:]}."
     body = [figure(plot, "Fitted on parts that hold each other."), table(("normal images", "ROC-AUC"), lines)]
-    write_page(page, "learning curve", sentence, found.lines()[1 + len(found.points) :], body)
+    write_page(page, "learning curve", found.sentence, found.lines()[1 + len(found.points) :], body)
     return page
 
 
@@ -208,7 +208,7 @@ def _parts(train: Sequence[Sample], shares: Sequence[float], seed: int) -> list[
     parts = [part for part in parts if len(part) >= MIN_NORMALS]
     if len(parts) < 2:
         raise DataError(
-            f"{len(train)} normal images in {count(len(names), 'group')} are too few for a curve",
+            f"{len(train)} normal images in {n_of(len(names), 'group')} are too few for a curve",
             f"two of its parts must have {MIN_NORMALS} images in {MIN_GROUPS} groups",
             "add normal images, or give larger shares",
         )

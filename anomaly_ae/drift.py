@@ -18,9 +18,10 @@ from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.manifest.slices import is_suspect
 from anomaly_ae.martingale import Floats, log10_evidence, online_p_values
 from anomaly_ae.page import figure, line_plot, table, write_page
-from anomaly_ae.report.words import count, number
+from anomaly_ae.report.words import number
 from anomaly_ae.results import FORMAT, NO_GROUPS, Row, read_scores, write_json
 from anomaly_ae.threshold import DEFAULT_RATE, Share, parse_rate, percent_text
+from anomaly_ae.words import n_of
 
 SCORE = "score"
 MAX_DRAWN = 2000
@@ -90,7 +91,7 @@ class Drift:
     @property
     def sentence(self) -> str:
         """The finding in one sentence."""
-        tested = f"{count(len(self.rows), 'image')} against {self.n_calibration} calibration images"
+        tested = f"{n_of(len(self.rows), 'image')} against {self.n_calibration} calibration images"
         if not self.alarms:
             strongest = max(self.series, key=lambda s: s.evidence.max())
             evidence = f"{strongest.name}, {_gain(strongest.evidence.max())} of {self.needed}"
@@ -115,7 +116,7 @@ class Drift:
         """What an alarm means."""
         return (
             f"chance of an alarm while nothing changes: at most {self.rate}, however long the run; alarm where a bet "
-            f"on change has multiplied its stake by {self.needed}, for one of {count(len(self.series), 'number')}"
+            f"on change has multiplied its stake by {self.needed}, for one of {n_of(len(self.series), 'number')}"
         )
 
     @property
@@ -210,8 +211,7 @@ def write_drift(drift: Drift, folder: Path) -> Path:
     ]
     write_json(folder / "drift.json", drift.as_json())
     page = folder / "drift.html"
-    sentence = f"{drift.sentence[0].upper()}{drift.sentence[1:]}."
-    write_page(page, "drift", sentence, drift.lines()[1:], [figure(plot, caption), table(header, lines)])
+    write_page(page, "drift", drift.sentence, drift.lines()[1:], [figure(plot, caption), table(header, lines)])
     return page
 
 

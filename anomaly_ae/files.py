@@ -1,4 +1,7 @@
-"""Writing files so that a crash, a full disk or a power cut never leaves half of one under the final name."""
+"""Files, written so that a crash, a full disk or a power cut never leaves half of one under the final name.
+
+And read without trust in their size or kind.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,15 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from anomaly_ae.errors import OutputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -81,6 +87,57 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, content: str) -> None:
     """Write a whole UTF-8 file atomically, with ``\\n`` line ends on every system."""
     write_bytes(path, content.encode("utf-8"))
+
+
+def write_together(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write several UTF-8 files of a folder: all stand under temporary names before the first one is replaced.
+
+    The first named is replaced last.
+
+    Raises
+    ------
+    OutputError
+        One of them cannot be written. All are untouched then.
+    """
+    with ExitStack() as stack:
+        for name, text in texts.items():
+            temporary = stack.enter_context(replacing(folder / name))
+            temporary.write_bytes(text.encode("utf-8"))
+            _sync(temporary)
+
+
+def read_at_most(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a file.
+
+    Raises
+    ------
+    OSError
+        It cannot be read, or is larger.
+    """
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise OSError(errno.EFBIG, f"it has {size} bytes, at most {max_bytes} are read")
+    return path.read_bytes()
+
+
+def parse_tensors(content: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Raises
+    ------
+    ValueError
+        It is none, or holds a type of numbers that torch does not know.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        tensors: dict[str, Tensor] = load(content)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    except KeyError as error:
+        raise ValueError(f"numbers of type {error}") from error
+    return tensors
 
 
 def refuse_existing_file(path: Path, overwrite: bool) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from anomaly_ae.calibration import Thresholds
 from anomaly_ae.errors import DataError
@@ -82,10 +82,10 @@ def journal(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
         The file cannot be opened or written.
     """
     try:
-        with path.open("ab") as file:
+        with path.open("a+b") as file:
 
             def append(line: Mapping[str, Any]) -> None:
-                file.write(_line_end(path) + json.dumps(line, allow_nan=False).encode() + b"\n")
+                file.write(_line_end(file) + json.dumps(line, allow_nan=False).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
 
@@ -118,10 +118,12 @@ def _without_words(limit: Mapping[str, Any]) -> dict[str, Any]:
     return short if "review" not in short else {**short, "review": _without_words(short["review"])}
 
 
-def _line_end(path: Path) -> bytes:
+def _line_end(file: BinaryIO) -> bytes:
     """Return a line end where the last line has none, because a crash cut it: the new line stays whole."""
-    content = path.read_bytes()
-    return b"\n" if content and not content.endswith(b"\n") else b""
+    if not file.seek(0, os.SEEK_END):
+        return b""
+    file.seek(-1, os.SEEK_END)
+    return b"" if file.read(1) == b"\n" else b"\n"
 
 
 def _user_name() -> str:

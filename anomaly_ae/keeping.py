@@ -43,7 +43,7 @@ def keep_pictures(
     if result.anomaly_map is None:
         return
     wants_detail = pictures.wants_detail(sample.label, result.score)
-    regions = _regions(detector, result.anomaly_map, image)
+    regions = regions_of(detector, result.anomaly_map, image)
     shown, display_map, mask, regions, rebuilt = _seen(detector, image, result.anomaly_map, mask, regions, wants_detail)
     kept = None if detector.rules == ALL_REGIONS else regions  # else the map tells them, at any threshold
     pictures.add(sample.id, sample.label, result.score, shown, display_map, rebuilt, mask, kept)
@@ -88,7 +88,7 @@ def keep_dicom(
     if result.anomaly_map is None:
         return
     pixels, display_map = detector.in_unit_range(image), detector.display(result.anomaly_map)
-    regions = _regions(detector, result.anomaly_map, image)
+    regions = regions_of(detector, result.anomaly_map, image)
     if not sample.is_volume:
         shown = overlay(pixels, display_map, regions=regions)
         writer.add(number, sample.id, sample.files[0], sample.frame, shown, regions)
@@ -98,8 +98,8 @@ def keep_dicom(
         writer.add(10_000 * number + place + 1, sample.id, one.files[0], one.frame, shown, regions[place])
 
 
-def _regions(detector: Detector, anomaly_map: FloatArray, image: Image) -> BoolArray:
-    """Return the pixels of the regions that count."""
+def regions_of(detector: Detector, anomaly_map: FloatArray, image: Image) -> BoolArray:
+    """Return the pixels of the regions that count: bool, as the map."""
     limit = detector.calibrated[1].pixel.value
     return in_regions(anomaly_map, limit, image.valid, image.spacing_mm, detector.rules)
 

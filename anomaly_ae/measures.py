@@ -12,6 +12,7 @@ from anomaly_ae.config import ScoringConfig
 from anomaly_ae.model import DamageHead
 
 MEASURES = ("l1", "l2", "ssim", "gms", "head")
+GRADIENT_SCALES = 3  # of measure "gms"
 
 
 class ErrorMeasures(nn.Module):
@@ -79,7 +80,7 @@ def structural_similarity(x: Tensor, y: Tensor, window: GaussianSmoothing) -> Te
     return luminance * (2 * covariance + c2) / (var_x + var_y + c2)
 
 
-def gradient_dissimilarity(x: Tensor, y: Tensor, n_scales: int = 3) -> Tensor:
+def gradient_dissimilarity(x: Tensor, y: Tensor) -> Tensor:
     """Return 1 - gradient-magnitude similarity, mean over scales (Xue et al., IEEE TIP 23 (2014)): ``(B, C, *S)``.
 
     The constant keeps sensor noise (a gradient of about 0.02 of the range) from counting as structure.
@@ -88,12 +89,12 @@ def gradient_dissimilarity(x: Tensor, y: Tensor, n_scales: int = 3) -> Tensor:
     pool = functional.avg_pool2d if x.ndim == 4 else functional.avg_pool3d
     mode = "bilinear" if x.ndim == 4 else "trilinear"
     total = torch.zeros_like(x)
-    for scale in range(n_scales):
+    for scale in range(GRADIENT_SCALES):
         small_x, small_y = (pool(image, 2**scale) for image in (x, y))
         g_x, g_y = gradient_magnitude(small_x), gradient_magnitude(small_y)
         error = 1 - (2 * g_x * g_y + constant) / (g_x**2 + g_y**2 + constant)
         total = total + functional.interpolate(error, size=x.shape[2:], mode=mode, align_corners=False)
-    return total / n_scales
+    return total / GRADIENT_SCALES
 
 
 def gradient_magnitude(x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from anomaly_ae.errors import ModelFileError
-from anomaly_ae.files import write_bytes
+from anomaly_ae.files import parse_tensors, read_at_most, write_bytes
 
 FORMAT = 2
 """2: several members, and settings that versions for format 1 do not know. Files of format 1 are still read."""
@@ -59,10 +59,10 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     ModelFileError
         Missing, damaged, foreign, too large, or of another format or kind.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    content = _read_bytes(path)
+    try:
+        content = read_at_most(path, MAX_BYTES)
+    except OSError as error:
+        raise ModelFileError(f"cannot read {path}", error.strerror or str(error), "check the path") from error
     header = _header(path, content)
     if "anomaly_ae" not in header:
         raise ModelFileError(
@@ -82,8 +82,8 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     if header.get("kind") != kind:
         raise ModelFileError(f"{path} is a {header.get('kind')}", f"a {kind} is needed", "give the other file")
     try:
-        return load(content), json.loads(header["anomaly_ae"]), digest
-    except (SafetensorError, ValueError) as error:
+        return parse_tensors(content), json.loads(header["anomaly_ae"]), digest
+    except ValueError as error:
         raise ModelFileError(f"{path} cannot be read", str(error), "fit again") from error
 
 
@@ -100,16 +100,6 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 def tensors_below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors whose names begin with the prefix, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ModelFileError(f"{path} has {size} bytes", f"a model has at most {MAX_BYTES}", "give another file")
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelFileError(f"cannot read {path}", error.strerror or str(error), "check the path") from error
 
 
 def _header(path: Path, content: bytes) -> dict[str, str]:

@@ -36,7 +36,11 @@ _LOW_RGB, _HIGH_RGB = np.array([246, 240, 226]), np.array([38, 96, 152])
 
 
 def write_page(path: Path, title: str, sentence: str, notes: Sequence[str], body: Iterable[Markup]) -> None:
-    """Write a page: title, the sentence that it is about, notes, then plots and tables."""
+    """Write a page: title, the sentence that it is about, notes, then plots and tables.
+
+    The sentence comes as a phrase, and gets its capital and full stop here.
+    """
+    headline = f"{sentence[:1].upper()}{sentence[1:]}."
     css = (Path(report.__file__).parent / "report.css").read_text(encoding="utf-8") + _OWN_CSS
     style = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; base-uri 'none'; form-action 'none'"
@@ -47,7 +51,7 @@ def write_page(path: Path, title: str, sentence: str, notes: Sequence[str], body
         '<meta name="generator" content="anomaly_ae {}">\n<title>{}</title>\n<link rel="icon" href="data:,">\n'
     ).format(policy, __version__, title)
     style_element = Markup("<style>{}</style>\n</head>\n").format(Markup(css))  # noqa: S704  # our own
-    top = Markup('<body>\n<main>\n<header><p class="kicker">{}</p>\n<h1>{}</h1></header>\n').format(title, sentence)
+    top = Markup('<body>\n<main>\n<header><p class="kicker">{}</p>\n<h1>{}</h1></header>\n').format(title, headline)
     paragraphs = Markup("").join(Markup('<p class="note">{}</p>\n').format(note) for note in notes)
     content = Markup("\n").join(body)
     foot = Markup("<footer><p>anomaly_ae {}. Research use; not a medical device.</p></footer>").format(__version__)

@@ -26,13 +26,18 @@ def refuse_unplantable(config: Config, command: str) -> None:
     ------
     UsageError
     """
-    if config.model.spatial_dims == 3:
-        why, fix = "it plants and shows flat defects", "use a preset for slices"
-        raise UsageError(f"{command} with model.spatial_dims=3", why, fix)
+    refuse_volumes(config, command)
     intensity, geometry = config.intensity, config.geometry
     if geometry.spacing_mm or geometry.slice_spacing_mm or intensity.policy == "file_window":
         why, fix = "planted copies of images have neither spacing nor window", "leave it out"
         raise UsageError(f"{command} with a stated spacing or intensity.policy=file_window", why, fix)
+
+
+def refuse_volumes(config: Config, command: str) -> None:
+    """Raise `UsageError` for a model that takes whole volumes."""
+    if config.model.spatial_dims == 3:
+        why, fix = "it plants and shows flat defects", "use a model, or a preset, for slices"
+        raise UsageError(f"{command} with model.spatial_dims=3", why, fix)
 
 
 def plant_into(

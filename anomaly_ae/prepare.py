@@ -19,6 +19,7 @@ from anomaly_ae.errors import IncompatibleImageError
 from anomaly_ae.placement import Placement
 from anomaly_ae.readers import MAX_PIXELS
 from anomaly_ae.records import BoolArray, FloatArray, Image, PixelArray, Slice
+from anomaly_ae.words import times
 
 SMALLEST_DEFECT_PX = 3.0
 """What survives at working scale: narrower structures are averaged into their surroundings."""
@@ -70,12 +71,10 @@ class Geometry:
         >>> Geometry(0.5, 16).describe((1000, 800))
         '1000 x 800 px are mapped at 500 x 400 (factor 0.5): defects from about 6 px on survive'
         """
-        work = _times(working_shape(shape, self.factor))
+        work = times(working_shape(shape, self.factor))
         how = "as they are" if self.factor == 1 else f"at {work} (factor {self.factor:.3g})"
         at = f" of {' x '.join(f'{mm:.3g}' for mm in self.spacing_mm)} mm" if self.spacing_mm else ""
-        return (
-            f"{_times(shape)} px{at} are mapped {how}: defects from about {self.smallest_defect_px:.3g} px on survive"
-        )
+        return f"{times(shape)} px{at} are mapped {how}: defects from about {self.smallest_defect_px:.3g} px on survive"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -232,11 +231,11 @@ def check_size(
     ranges = zip(shape, geometry.smallest_px, geometry.largest_px, strict=False)
     if all(smallest / 2 <= side <= largest * 2 for side, smallest, largest in ranges):
         return
-    learned = f"{_times(geometry.smallest_px)} px"
+    learned = f"{times(geometry.smallest_px)} px"
     if geometry.largest_px != geometry.smallest_px:
-        learned = f"sides of {learned} to {_times(geometry.largest_px)} px"
+        learned = f"sides of {learned} to {times(geometry.largest_px)} px"
     raise IncompatibleImageError(
-        f"{name} has {_times(shape)} px",
+        f"{name} has {times(shape)} px",
         f"the model was trained on {learned} and takes sides from half of the smallest to twice the largest",
         "score images of the size that the model was trained on, or fit on images of this size",
     )
@@ -301,10 +300,6 @@ def resample(pixels: PixelArray, shape: Sequence[int]) -> FloatArray:
     return np.ascontiguousarray(result)
 
 
-def _times(shape: Sequence[int]) -> str:
-    return " x ".join(str(side) for side in shape)
-
-
 def _resample_valid(
     pixels: PixelArray, valid: BoolArray | None, shape: tuple[int, ...]
 ) -> tuple[FloatArray, BoolArray | None]:
@@ -320,7 +315,7 @@ def _refuse_too_large(image: Image, inner: Sequence[int]) -> None:
     """Refuse, before memory is taken, what a stated spacing would blow up."""
     if image.n_channels * math.prod(inner) > MAX_PIXELS:
         raise IncompatibleImageError(
-            f"{image.source} would have {_times(inner)} px at working scale",
+            f"{image.source} would have {times(inner)} px at working scale",
             f"more than {MAX_PIXELS:,} samples in all",
             "cut it into parts, or fit with a larger geometry.spacing_mm or a smaller geometry.max_side_px",
         )

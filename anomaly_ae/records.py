@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from enum import IntEnum
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +23,11 @@ PixelArray = npt.NDArray[Any]
 
 NORMAL_LABEL = "normal"
 ANOMALOUS_LABEL = "anomalous"
+
+
+def now_utc() -> str:
+    """Return the time in UTC, as the tables of a run have it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 class Decision(IntEnum):
@@ -216,7 +222,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Failure:
-    """An image that was not inspected, and why. Travels where a `Score` would."""
+    """An image that was not inspected, why, and when that was seen. Travels where a `Score` would."""
 
     id: str
     path: str
@@ -225,16 +231,33 @@ class Failure:
     group: str
     reason: str
     decision: Decision = Decision.NOT_INSPECTED
+    time_utc: str = field(default_factory=now_utc)
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A confidence interval of a metric; ``unit`` says what was taken as independent ("image", "group")."""
+    """A confidence interval of a metric.
+
+    Attributes
+    ----------
+    method : str
+        How it was computed.
+    unit : str
+        What was taken as independent ("image", "group").
+    detail : str
+        What differs from interval to interval of one method: an effective sample size, draws that were dropped.
+    """
 
     low: float
     high: float
     method: str
     unit: str = "image"
+    detail: str = ""
+
+    @property
+    def said(self) -> str:
+        """Method and detail."""
+        return f"{self.method}, {self.detail}" if self.detail else self.method
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,10 +280,7 @@ class Metric:
             "value": _finite(self.value),
             "n_normal": self.n_normal,
             "n_anomalous": self.n_anomalous,
-            "intervals": [
-                {"low": _finite(i.low), "high": _finite(i.high), "method": i.method, "unit": i.unit}
-                for i in self.intervals
-            ],
+            "intervals": [{**asdict(i), "low": _finite(i.low), "high": _finite(i.high)} for i in self.intervals],
             "reason": self.reason,
         }
 

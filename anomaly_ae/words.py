@@ -2,7 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 
-def n_of(n: int, noun: str) -> str:
-    """Return "1 image" or "2 images"."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+N_NAMED = 3
+"""So many names are said before the others are counted."""
+
+
+def n_of(n: int | None, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> n_of(1, "normal image"), n_of(2000, "image"), n_of(None, "image")
+    ('1 normal image', '2,000 images', '– images')
+    """
+    return f"{'–' if n is None else f'{n:,}'} {noun}{'' if n == 1 else 's'}"
+
+
+def some_names(names: Iterable[object]) -> str:
+    """Return the first few names, and how many more there are.
+
+    >>> some_names(["a", "b", "c", "d"]), some_names(["a", "b"])
+    ('a, b, c and 1 more', 'a, b')
+    """
+    texts = [str(name) for name in names]
+    more = f" and {len(texts) - N_NAMED} more" if len(texts) > N_NAMED else ""
+    return ", ".join(texts[:N_NAMED]) + more
+
+
+def times(shape: Iterable[int]) -> str:
+    """Return the sides of an array.
+
+    >>> times((512, 512, 30))
+    '512 x 512 x 30'
+    """
+    return " x ".join(map(str, shape))

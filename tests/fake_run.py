@@ -133,7 +133,7 @@ def _threshold(noun: str) -> dict[str, Any]:
 
 
 def _info(calibration: np.ndarray, labelled: bool, evil: bool, with_units: bool) -> dict[str, Any]:
-    warnings = ["sharpness alone separates the classes with a ROC-AUC of 0.83: look at how the images were taken"]
+    warnings = ["sharpness alone separates the classes: 0.83 (anomalous is higher)"]
     return {
         "format": 1, "tool": "anomaly_ae", "version": "0.1.0", "created_utc": "2025-11-22T14:05:40Z",
         "command": "evaluate" if labelled else "score", "seconds": 48.21, "device": "cpu", "seed": 0,

@@ -170,7 +170,7 @@ def test_what_cannot_be_scored_is_named_and_not_counted_as_flagged(
 def test_a_model_for_volumes_is_refused(smoke_detector: Detector, normals: Path) -> None:
     of_volumes = without_threshold(smoke_detector)
     of_volumes.config = with_values(of_volumes.config, model={"spatial_dims": 3})
-    with pytest.raises(DataError, match=r"a model for volumes.*give slices"):
+    with pytest.raises(UsageError, match=r"capability with model\.spatial_dims=3"):
         measure_capability(of_volumes, load_manifest(normals).samples)
 
 

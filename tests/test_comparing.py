@@ -253,12 +253,12 @@ def test_which_images_changed_sides(tmp_path: Path) -> None:
 
 def test_what_makes_figures_untrue_is_said(tmp_path: Path) -> None:
     write_run(tmp_path / "a", images(NORMAL, ANOMALOUS), what_if=True)
-    seen = "3 of these images were used in fit: figures are too good"
-    write_run(tmp_path / "b", images(NORMAL, ANOMALOUS), data={"name": "p", "warnings": [seen]}, aborted=True)
+    data = {"name": "p", "warnings": [], "n_seen_in_fit": 3}
+    write_run(tmp_path / "b", images(NORMAL, ANOMALOUS), data=data, aborted=True)
     notes = "\n".join(compare_runs([load_run(tmp_path / name) for name in "ab"]).notes)
     assert "a (" in notes
     assert "(what-if)" in notes
-    assert seen in notes
+    assert "3 of its images were used in fit or to set a threshold: its figures are too good" in notes
     assert "stopped before all images" in notes
 
 

@@ -412,7 +412,9 @@ def test_images_of_the_fit_are_warned_about(part_manifest: Manifest, smoke_detec
     fresh = [replace(sample, split="") for sample in part_manifest.select(split="test", label="normal")[:6]]
     result = evaluate(smoke_detector, replace(part_manifest, samples=(*known, *fresh)), tmp_path / "run", RunOptions())
     text = "5 of these images were used in fit: figures are too good"
-    assert text in one_json(tmp_path / "run" / "run.json")["data"]["warnings"]
+    data = one_json(tmp_path / "run" / "run.json")["data"]
+    assert text in data["warnings"]
+    assert (data["n_learned"], data["n_seen_in_fit"]) == (5, 5)
     assert f"warning: {text}" in result.lines()
     assert one_json(tmp_path / "run" / "metrics.json")["counts"]["seen_in_fit"] == 5
     assert text in (tmp_path / "run" / "report.html").read_text("utf-8")

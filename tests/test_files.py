@@ -18,6 +18,7 @@ from anomaly_ae.files import (
     retried,
     write_bytes,
     write_text,
+    write_together,
 )
 from anomaly_ae.journal import journal_of
 
@@ -49,6 +50,42 @@ def test_temporary_lies_in_the_same_folder_until_the_end(tmp_path: Path) -> None
         assert temporary.parent == path.parent
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
+
+
+def test_files_written_together_are_replaced_in_turn_the_first_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced: list[str] = []
+
+    def replace(temporary: Path, path: Path) -> None:
+        assert all((tmp_path / f".{name}.{os.getpid()}.tmp").exists() for name in {"a", "b", "c"} - {*replaced})
+        temporary.rename(path)
+        replaced.append(path.name)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    write_together(tmp_path, {"a": "1", "b": "2", "c": "ß\n"})
+    assert replaced == ["c", "b", "a"]
+    assert (tmp_path / "c").read_bytes() == "ß\n".encode()
+    assert names(tmp_path) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("n_synced", range(3))
+def test_where_one_of_several_files_cannot_be_written_none_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_synced: int
+) -> None:
+    write_together(tmp_path, dict.fromkeys("abc", "old"))
+    synced: list[int] = []
+
+    def fsync(handle: int) -> None:
+        if len(synced) == n_synced:
+            raise FULL
+        synced.append(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OutputError, match=f"cannot write .*{'abc'[n_synced]}"):
+        write_together(tmp_path, dict.fromkeys("abc", "new"))
+    assert {path.read_text("utf-8") for path in tmp_path.iterdir()} == {"old"}
+    assert names(tmp_path) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("error", [FULL, RuntimeError("a bug"), KeyboardInterrupt()])

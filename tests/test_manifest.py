@@ -149,7 +149,7 @@ def test_labelled_folders(picture: Write, tmp_path: Path, good: str, bad: str) -
     assert rows[f"{bad}/crack/c.png"].mask == tmp_path / "ground_truth/crack/c_mask.png"
     assert {s.split for s in manifest.samples} == {""}
     assert "unclear/x.png" not in rows
-    assert any("unclear/" in note for note in manifest.notes)
+    assert any("unclear/" in note for note in manifest.all_notes)
 
 
 @pytest.mark.parametrize("good", ["good", "Normal"])
@@ -170,7 +170,7 @@ def test_folders_beside_the_normal_one_are_defects(picture: Write, tmp_path: Pat
     }
     assert (rows["Blur/0.png"].mask, rows["burr/0.png"].mask) == (None, tmp_path / "ground_truth/burr/0_mask.png")
     assert Counter(roles(manifest.samples)) == {"train": 8, "": 3}, "no defect is learned"
-    assert any("the top folder" in note for note in manifest.notes)
+    assert any("the top folder" in note for note in manifest.all_notes)
 
 
 def test_data_sets_beside_a_normal_folder_are_refused(picture: Write, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_flat_folder_ignores_other_files_hidden_names_and_masks(picture: Write, 
     assert manifest.layout == "flat"
     assert list(by_path(manifest)) == ["a.png", "b.png", "lone_mask.png", "lot7/c.png"]
     assert {(s.label, s.split) for s in manifest.samples} == {("", "")}
-    assert "ignored files that are no images: 2" in manifest.notes
+    assert "ignored files that are no images: 2" in manifest.all_notes
 
 
 def write_run_info(folder: Path, tool: str = "anomaly_ae") -> None:
@@ -209,7 +209,7 @@ def test_runs_among_the_images_are_no_data(picture: Write, tmp_path: Path) -> No
     for manifest in (load_manifest(tmp_path), manifest_from_paths([tmp_path])):
         files = [s.files[0].relative_to(tmp_path).as_posix() for s in manifest.samples]
         assert files == ["a.png", "foreign/maps/a.tif", "lot/b.png"]
-        assert manifest.notes == ("ignored files that are no images: 1", "ignored folders of finished runs: 2")
+        assert manifest.all_notes == ("ignored files that are no images: 1", "ignored folders of finished runs: 2")
 
 
 def test_a_run_that_is_itself_given_is_read(picture: Write, tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_folder_of_several_data_sets_is_refused(picture: Write, tmp_path: Path) 
 def test_masks_without_an_image_are_counted(picture: Write, tmp_path: Path) -> None:
     mvtec(picture)
     picture("ground_truth/crack/999_mask.png", mask_of())
-    assert load_manifest(tmp_path).notes == ("ignored masks without an image: 1",)
+    assert load_manifest(tmp_path).all_notes == ("ignored masks without an image: 1",)
 
 
 def test_name_of_the_mask_folder_in_any_case(picture: Write, tmp_path: Path) -> None:
@@ -395,7 +395,7 @@ def test_manifest_from_paths(picture: Write, tmp_path: Path) -> None:
     (tmp_path / "lot/readme.txt").write_text("x")
     manifest = manifest_from_paths([tmp_path / "lot", a, b, broken])
     assert [s.files[0] for s in manifest.samples] == sorted([a, b, broken], key=lambda p: p.as_posix())
-    assert manifest.notes == ("ignored files that are no images: 1", "ignored masks: 1")
+    assert manifest.all_notes == ("ignored files that are no images: 1", "ignored masks: 1")
 
 
 def test_manifest_from_paths_keeps_paths_as_written(

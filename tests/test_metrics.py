@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -337,7 +338,9 @@ def test_draws_without_both_classes_are_dropped_and_counted():
     data = labelled_scores(labels, np.abs(scores - 3.3), groups)
     areas = group_bootstrap(data, data.groups, area_under_roc, 300, seed=0)
     assert 0 < 300 - len(areas) < 100  # four draws from two and two: all of one class in 2 / 16
-    assert f"300 draws, {300 - len(areas)} draws with one class only dropped" in interval.method
+    assert "300 draws" in interval.method
+    assert interval.detail == f"{300 - len(areas)} draws with one class only dropped"
+    assert interval.said.endswith(f", {interval.detail}")
 
 
 def test_the_same_seed_gives_the_same_interval():
@@ -486,6 +489,7 @@ def test_one_hit_shows_nothing_of_how_alike_the_images_of_a_group_are():
     (mirrored, _) = rate(~one, groups)[1]
     assert mirrored.low == pytest.approx(1 - found.high)
     assert "widened to that of groups that are all alike" in found.method
+    assert re.fullmatch(r"as of [0-9.]+ independent ones", found.detail)
     many = rate(np.arange(200) % 3 == 0, groups)[1][0]
     assert "widened" not in many.method
 

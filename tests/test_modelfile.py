@@ -211,6 +211,16 @@ def test_header_that_is_no_json_inside(tmp_path: Path) -> None:
     refusal(path)
 
 
+def test_numbers_of_a_type_that_torch_does_not_know(tmp_path: Path) -> None:
+    metadata = {"format": str(FORMAT), "kind": "model", "anomaly_ae": "{}", "sha256": ZEROS.decode()}
+    tensor = {"dtype": "F8_E8M0", "shape": [1], "data_offsets": [0, 1]}
+    header = json.dumps({"__metadata__": metadata, "weights": tensor}, separators=(",", ":")).encode()
+    content = len(header).to_bytes(8, "little") + header + b"\0"
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(content.replace(ZEROS, hashlib.sha256(content).hexdigest().encode()))
+    assert "F8_E8M0" in refusal(path)
+
+
 # --- sizes are checked before memory is taken ---
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 import fake_run
 from anomaly_ae.errors import DataError, OutputError
+from anomaly_ae.records import Interval, Metric
 from anomaly_ae.report import (
     MAX_GALLERY_IMAGES,
     PictureWriter,
@@ -39,6 +40,7 @@ from anomaly_ae.report.pictures import Detail, read_pictures, rescaled
 from anomaly_ae.report.run import Run, read_run
 from anomaly_ae.report.sheets import N_COLUMNS, address, map_sheets, thumbnail_sheets
 from anomaly_ae.report.words import headline, percent, shortcuts, warnings
+from anomaly_ae.shortcuts import shortcut_warnings
 from browser import Browser, find_chromium
 from fake_run import EVIL, EVIL_ATTRIBUTE, MEDIAN, THRESHOLD
 
@@ -349,13 +351,11 @@ def test_headline_is_about_units_where_they_are_decided(tmp_path: Path) -> None:
 
 
 def test_a_method_of_intervals_is_named_once_whatever_its_numbers() -> None:
-    methods = [
-        "Clopper-Pearson at effective sample size 10.4",
-        "Clopper-Pearson at effective sample size 61.0",
-        "bootstrap of whole groups, 1000 draws, 16 draws with one class only dropped, widened to Newcombe method 5",
-        "bootstrap of whole groups, 1000 draws, widened to Newcombe method 5",
-    ]
-    metrics = {"a": [{"intervals": [{"method": method, "unit": "group"}]} for method in methods]}
+    sample_size, drawn = "Clopper-Pearson at effective sample size", "bootstrap of whole groups, 1000 draws"
+    widened = f"{drawn}, widened to Newcombe method 5"
+    found = [(sample_size, "10.4"), (sample_size, "61.0"), (widened, "16 draws dropped"), (widened, "")]
+    intervals = [Interval(0.1, 0.9, method, "group", detail) for method, detail in found]
+    metrics = {"a": [Metric(0.5, 9, 9, (one,)).as_json() for one in intervals]}
     assert _interval_methods(metrics) == [
         "Clopper-Pearson at effective sample size (groups taken as independent)",
         "bootstrap of whole groups, 1000 draws, widened to Newcombe method 5 (groups taken as independent)",
@@ -381,12 +381,28 @@ def test_shortcuts_are_warned_of_once_and_in_both_directions(tmp_path: Path) -> 
     _change(folder / "run.json", lambda info: info["data"]["shortcuts"].update(size=0.11, deviation=0.79))
     texts = shortcuts(read_run(folder))
     assert sum("sharpness" in text for text in texts) == 1
-    assert any("size alone" in text and "0.890" in text for text in texts)
+    assert any("size alone" in text and "0.89" in text for text in texts)
     assert not any("deviation" in text for text in texts)
     assert not any("alone separates" in text for text in warnings(read_run(folder))), "they stand first, and once"
     page = _page_text(folder)
     assert page.index("Shortcut: sharpness alone") < page.index("At the threshold"), "above all else"
     assert page.count("sharpness alone") == 1
+
+
+def test_of_two_columns_with_one_beginning_both_are_warned_of(tmp_path: Path) -> None:
+    folder = fake_run.build(tmp_path, n_images=10, pictures=False)
+    areas = {"column scanner": 0.95, "column scanner id": 0.9}
+
+    def change(info: dict[str, Any]) -> None:
+        info["data"] |= {
+            "shortcuts": areas,
+            "warnings": [*shortcut_warnings(areas)[1:], "a column alone is no station"],
+        }
+
+    _change(folder / "run.json", change)
+    texts = shortcuts(read_run(folder))
+    assert [sum(f"{name} alone" in text for text in texts) for name in areas] == [1, 1]
+    assert [text for text in warnings(read_run(folder)) if "alone" in text] == ["a column alone is no station"]
 
 
 def test_too_many_false_alarms_and_a_better_baseline_are_warned_of(tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import re
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +15,20 @@ import numpy as np
 import pytest
 
 from anomaly_ae.calibration import Asked, CalibrationScores, Thresholds, calibration_scores, thresholds_from
-from anomaly_ae.errors import CalibrationError, DataError
+from anomaly_ae.errors import CalibrationError, DataError, OutputError
 from anomaly_ae.listener import Listener
 from anomaly_ae.metrics import found_rate_band
+from anomaly_ae.metrics.checks import groups_if_any
+from anomaly_ae.records import Failure
 from anomaly_ae.report.run import read_run
 from anomaly_ae.results import (
+    FAILURE_COLUMNS,
     FORMAT,
     SCORE_COLUMNS,
     UNIT_COLUMNS,
     decide_rows,
+    failure_row,
     figures,
-    groups_if_any,
     read_json,
     read_rows,
     redecide,
@@ -160,6 +166,19 @@ def test_label_of_a_unit(labels: list[str], label: str) -> None:
     assert found["label"] == label
 
 
+def test_units_without_thresholds_have_scores_and_no_decision() -> None:
+    rows = [row(0, 1.0, unit="a"), row(1, 3.0, unit="a"), row(2, 5.0, unit="b")]
+    one, other = unit_rows(rows, {"b": "g"})
+    assert (one["score"], one["decision"], one["threshold"], one["p_value"]) == (3.0, "", "", "")
+    assert (other["score"], other["decision"]) == (None, 9)
+
+
+def test_a_failure_has_its_own_time() -> None:
+    line = failure_row(Failure("a", "a.png", 0, "a", "a", "truncated"))
+    assert set(line) == set(FAILURE_COLUMNS)
+    assert datetime.fromisoformat(line["time_utc"]).utcoffset() == timedelta(0)
+
+
 # --- figures ------------------------------------------------------------
 
 
@@ -197,9 +216,8 @@ def test_the_band_is_for_independent_images_only() -> None:
 
 
 def test_groups_count_only_where_two_rows_share_one() -> None:
-    rows = [row(0, 1.0, group="a"), row(1, 1.0, group="b")]
-    assert groups_if_any(rows) is None
-    assert groups_if_any([*rows, row(2, 1.0, group="a")]) == ["a", "b", "a"]
+    assert groups_if_any(["a", "b"]) is None
+    assert groups_if_any(["a", "b", "a"]) == ["a", "b", "a"]
 
 
 def test_breakdowns_by_defect_and_by_column() -> None:
@@ -422,6 +440,23 @@ def test_a_run_that_lost_a_line_is_not_decided_again(run: Path) -> None:
     (run / "scores.jsonl").write_text("".join(lines[1:]), "utf-8")
     before = contents(run)
     with pytest.raises(DataError, match="name other images"):
+        redecide(run, Asked(rate="5%"))
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("n_written", [0, 1, 5])
+def test_where_the_disk_is_full_the_run_stays_as_it_was(
+    run: Path, monkeypatch: pytest.MonkeyPatch, n_written: int
+) -> None:
+    before, synced = contents(run), list[int]()
+
+    def fsync(handle: int) -> None:
+        if len(synced) == n_written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        synced.append(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OutputError, match="cannot write"):
         redecide(run, Asked(rate="5%"))
     assert contents(run) == before
 

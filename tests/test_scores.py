@@ -18,7 +18,7 @@ from anomaly_ae.calibration import Asked, thresholds_from
 from anomaly_ae.detector import Detector
 from anomaly_ae.errors import CalibrationError, DataError, OutputError, UsageError
 from anomaly_ae.evaluation import RunOptions, RunResult, evaluate, evaluate_scores
-from anomaly_ae.evaluation.theirs import TheirMaps, read_scores
+from anomaly_ae.evaluation.theirs import TheirMaps, read_their_scores
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, load_manifest
 from anomaly_ae.metrics import roc_auc
@@ -224,11 +224,11 @@ def test_an_image_is_known_by_path_by_id_and_by_file(tool: Tool, tmp_path: Path)
              "windows": [name.replace("/", "\\") for name in ids]}  # fmt: skip
     for names in forms.values():
         rows = [{"path": name, "score": i} for i, name in enumerate(names)]
-        found = read_scores(write_csv(elsewhere / "s.csv", rows), tool.manifest.samples)
+        found = read_their_scores(write_csv(elsewhere / "s.csv", rows), tool.manifest.samples)
         assert found.scores == {name: float(i) for i, name in enumerate(ids)}
         assert (found.missing, found.n_unknown) == ({}, 0)
     rows = [{"id": name, "path": "one file", "Score": 1} for name in ids]
-    assert len(read_scores(write_csv(elsewhere / "s.csv", rows), tool.manifest.samples).scores) == len(ids)
+    assert len(read_their_scores(write_csv(elsewhere / "s.csv", rows), tool.manifest.samples).scores) == len(ids)
 
 
 def test_images_without_a_usable_score_are_failures_and_cost_nothing_else(tool: Tool) -> None:
@@ -248,12 +248,12 @@ def test_images_without_a_usable_score_are_failures_and_cost_nothing_else(tool: 
 def test_tables_that_say_nothing_certain_are_refused(tool: Tool) -> None:
     samples = tool.manifest.samples
     with pytest.raises(DataError, match="no column 'score'"):
-        read_scores(write_csv(tool.folder / "a.csv", [{"path": "good/0.png", "value": 1}]), samples)
+        read_their_scores(write_csv(tool.folder / "a.csv", [{"path": "good/0.png", "value": 1}]), samples)
     twice = [{"path": "good/0.png", "score": 1}, {"path": str(tool.folder / "good/0.png"), "score": 2}]
     with pytest.raises(DataError, match=r"row 3: a second score of good/0\.png"):
-        read_scores(write_csv(tool.folder / "b.csv", twice), samples)
+        read_their_scores(write_csv(tool.folder / "b.csv", twice), samples)
     with pytest.raises(DataError, match=r"no row of this data.*'other\.png'"):
-        read_scores(write_csv(tool.folder / "c.csv", [{"path": "other.png", "score": 1}]), samples)
+        read_their_scores(write_csv(tool.folder / "c.csv", [{"path": "other.png", "score": 1}]), samples)
     with pytest.raises(UsageError, match="no column 'camera'"):
         tool.evaluate("run", by=("camera",))
     with pytest.raises(DataError, match="is no folder"):
@@ -354,11 +354,11 @@ def test_thresholds_follow_the_rule_of_models(tool: Tool) -> None:
 
 def test_the_column_of_scores_is_the_exact_one(tool: Tool) -> None:
     rows = [{"path": path, "Score": 0.0, "score": score} for path, score in tool.scores.items()]
-    found = read_scores(write_csv(tool.folder / "both.csv", rows), tool.manifest.samples)
+    found = read_their_scores(write_csv(tool.folder / "both.csv", rows), tool.manifest.samples)
     assert found.scores == pytest.approx(tool.scores)
     rows = [{"path": path, "Score": 0.0, "SCORE": score} for path, score in tool.scores.items()]
     with pytest.raises(DataError, match="Score and SCORE"):
-        read_scores(write_csv(tool.folder / "two.csv", rows), tool.manifest.samples)
+        read_their_scores(write_csv(tool.folder / "two.csv", rows), tool.manifest.samples)
 
 
 def test_scores_with_a_decimal_comma_are_named(tool: Tool) -> None:

@@ -138,7 +138,7 @@ def warn_identified(identified: bool) -> None:
 
 def say_notes(manifest: Manifest) -> None:
     """Say what is ignored, and all notes where there are DICOM or NIfTI files: `scan` says the rest."""
-    for note in manifest.notes if manifest.is_private else manifest.ignored:
+    for note in manifest.all_notes if manifest.is_private else manifest.ignored:
         typer.echo(f"note: {note}", err=True)
 
 

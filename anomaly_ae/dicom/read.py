@@ -28,6 +28,7 @@ from anomaly_ae.dicom.shared import (
 from anomaly_ae.dicom.values import colour_image, grey_image, n_frames_of
 from anomaly_ae.errors import UnreadableImageError
 from anomaly_ae.records import Image, PixelArray
+from anomaly_ae.words import n_of
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -223,7 +224,7 @@ def _layout(header: Dataset, name: str, frame: int) -> _Layout:
     if (photometric, n_samples) not in _SUPPORTED:
         raise UnreadableImageError(
             f"{name}: unsupported DICOM colours",
-            f"{_colours(photometric)} with {n_samples} sample{'s' if n_samples != 1 else ''} per pixel",
+            f"{_colours(photometric)} with {n_of(n_samples, 'sample')} per pixel",
             "convert it to MONOCHROME2 or RGB",
         )
     check_size(name, (int(rows), int(columns), n_samples))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from anomaly_ae.errors import AnomalyAEError, UnreadableImageError
 from anomaly_ae.records import PixelArray
+from anomaly_ae.words import n_of, times
 
 MAX_FRAMES = 100_000
 """A damaged header may claim thousands of millions of frames, and each becomes a row."""
@@ -23,6 +24,8 @@ MAX_FRAMES = 100_000
 MAX_PIXELS = 2**28
 """Most samples (height x width x channels) of one image: 268 million, 512 MiB at 16 bits."""
 
+_HEAD_BYTES = 512  # tell what kind of file it is
+_LINE_CHARACTERS = 200  # of what a library says of a file
 _MOST_BYTES = 4 * MAX_PIXELS  # that deflated data may become: an image of so many samples of 32 bits
 _LZMA_PIECE, _MOST_PIECE = 2**16, 2**24  # bytes of xz, of which one becomes 7,000; and unpacked at once
 _PIECE = 2**18  # deflated bytes, which become 258 MiB at most (zlib, technical details: 1032 to 1)
@@ -47,7 +50,7 @@ def check_size(name: str, shape: Sequence[int]) -> None:
     UnreadableImageError
         An axis shorter than 1, or more than `MAX_PIXELS` samples.
     """
-    text = " x ".join(str(length) for length in shape)
+    text = times(shape)
     if min(shape) < 1:
         raise UnreadableImageError(f"{name}: declares {text} samples", "an axis is empty", COPY_AGAIN)
     if math.prod(shape) > MAX_PIXELS:
@@ -122,12 +125,12 @@ def check_frame(name: str, frame: int, n_frames: int) -> None:
     if not 0 <= frame < n_frames:
         raise UnreadableImageError(
             f"{name}: has no frame {frame}",
-            f"the file holds {n_frames} frame{'s' if n_frames != 1 else ''}",
+            f"the file holds {n_of(n_frames, 'frame')}",
             f"ask for 0 to {n_frames - 1}" if n_frames > 0 else COPY_AGAIN,
         )
 
 
-def file_head(path: Path, name: str, n_bytes: int = 512) -> bytes:
+def file_head(path: Path, name: str) -> bytes:
     """Return the first bytes of a file; a file that cannot be opened or is empty is one clear error.
 
     Raises
@@ -139,7 +142,7 @@ def file_head(path: Path, name: str, n_bytes: int = 512) -> bytes:
         if path.is_dir():
             raise UnreadableImageError(f"{name}: is a folder", "one image file was expected", "name a file in it")
         with path.open("rb") as file:
-            head = file.read(n_bytes)
+            head = file.read(_HEAD_BYTES)
     except FileNotFoundError as error:
         raise UnreadableImageError(
             f"{name}: no such file", "", "check the path; paths in a CSV are relative to it"
@@ -196,7 +199,7 @@ def native(pixels: PixelArray) -> PixelArray:
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
-def one_line(error: BaseException, n_characters: int = 200, without: str = "") -> str:
+def one_line(error: BaseException, without: str = "") -> str:
     """Return an exception's message on one line of limited length, the same in every run, `without` a file's path.
 
     >>> one_line(OSError("cannot\\n  identify <_io.BytesIO object at 0x7f0a12>"))
@@ -204,7 +207,7 @@ def one_line(error: BaseException, n_characters: int = 200, without: str = "") -
     """
     said = str(error).replace(without, "the file") if without else str(error)
     text = " ".join(re.sub(r" at 0x[0-9a-fA-F]+", "", said).split()) or type(error).__name__
-    return text if len(text) <= n_characters else text[: n_characters - 3] + "..."
+    return text if len(text) <= _LINE_CHARACTERS else text[: _LINE_CHARACTERS - 3] + "..."
 
 
 _silence_lock = threading.Lock()

@@ -9,8 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from anomaly_ae.results import (
     DEFECT_RATES,
     FORMAT,
     chosen_on_these,
+    failure_row,
     run_metrics,
     score_row,
     shortcut_figures,
@@ -114,7 +114,6 @@ class _Collected:
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
-    failed_utc: list[str] = field(default_factory=list)
     not_reached: Sequence[Sample] = ()
     seen_in_fit: Counter[str] = field(default_factory=Counter)  # by label
     n_learned: int = 0  # of those: trained or validated on, and not only calibrated
@@ -177,9 +176,9 @@ def _run(job: _Job, out: Path) -> RunResult:
         write_report(folder)
     for line in archive.lines():
         job.listener.say(line)
-    n_of, n_rows = Counter(row["decision"] for row in collected.rows), len(collected.rows)
-    n_review = n_of[Decision.REVIEW] if job.detector.calibrated[1].image.review else None
-    n_anomalous = n_of[Decision.ANOMALOUS]
+    decided, n_rows = Counter(row["decision"] for row in collected.rows), len(collected.rows)
+    n_review = decided[Decision.REVIEW] if job.detector.calibrated[1].image.review else None
+    n_anomalous = decided[Decision.ANOMALOUS]
     return RunResult(out, n_rows, collected.failures, n_anomalous, metrics, warnings, collected.aborted, n_review)
 
 
@@ -199,6 +198,7 @@ def _score_all(job: _Job, folder: Path, keeper: MapKeeper | None, archive: Dicom
     """Take every image through the detector; a first Ctrl-C ends the run with what there is."""
     detector, samples, options = job.detector, job.samples, job.options
     collected = _Collected()
+    n_normal = sum(sample.label == NORMAL_LABEL for sample in samples)
     pictures = PictureWriter(len(samples))
     hashes = detector.provenance.get("image_hashes", {})
     known, learned = {h for part in hashes.values() for h in part}, _learned_hashes(hashes)
@@ -208,7 +208,6 @@ def _score_all(job: _Job, folder: Path, keeper: MapKeeper | None, archive: Dicom
             job.listener.progress("scoring", done, len(samples), "")
             if isinstance(result, Failure) or image is None:
                 collected.failures.append(result)  # type: ignore[arg-type]
-                collected.failed_utc.append(datetime.now(UTC).isoformat(timespec="milliseconds"))
                 continue
             mask = mask_of(sample, image)
             collected.rows.append(_row(detector, sample, result, image, mask, counts))
@@ -216,7 +215,7 @@ def _score_all(job: _Job, folder: Path, keeper: MapKeeper | None, archive: Dicom
             collected.seen_in_fit[sample.label] += not known.isdisjoint(own)
             collected.n_learned += not learned.isdisjoint(own)
             if keeper:
-                _refuse_known(collected.seen_in_fit[NORMAL_LABEL], samples)
+                _refuse_known(collected.seen_in_fit[NORMAL_LABEL], n_normal)
             keep_pictures(detector, sample, result, image, folder, options.heatmaps, options.maps, pictures, mask)
             if keeper:
                 keeper.keep(sample, result, image, mask)
@@ -253,9 +252,8 @@ def _row(
     }
 
 
-def _refuse_known(n_known: int, samples: Sequence[Sample]) -> None:
+def _refuse_known(n_known: int, n_normal: int) -> None:
     """Refuse to measure what was learned, as soon as that is more than half of the normal images."""
-    n_normal = sum(sample.label == NORMAL_LABEL for sample in samples)
     if 2 * n_known > n_normal:
         raise DataError(
             f"more than half of the {n_normal} normal test images were used in fit, or to set a threshold",
@@ -267,9 +265,7 @@ def _refuse_known(n_known: int, samples: Sequence[Sample]) -> None:
 def _write_tables(detector: Detector, collected: _Collected, folder: Path) -> list[dict[str, Any]]:
     """Decide the units, write all tables, and return the rows of the units."""
     units = unit_rows(collected.rows, collected.incomplete, *detector.calibrated)
-    timed = zip(collected.failures, collected.failed_utc, strict=True)
-    failures = [{"format": FORMAT, **asdict(failure), "time_utc": at} for failure, at in timed]
-    write_tables(folder, collected.rows, units, failures)
+    write_tables(folder, collected.rows, units, [failure_row(failure) for failure in collected.failures])
     return units
 
 
@@ -320,6 +316,7 @@ def _run_info(
         "data": {
             **facts_of_data(job.data_name, job.manifest, shortcuts, warnings),
             "n_learned": collected.n_learned,
+            "n_seen_in_fit": collected.seen_in_fit.total(),
         },
     }
 

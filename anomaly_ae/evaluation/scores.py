@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +15,24 @@ from anomaly_ae.evaluation.folder import new_folder, refuse_existing, say_left_b
 from anomaly_ae.evaluation.result import RunResult
 from anomaly_ae.evaluation.run import RunOptions
 from anomaly_ae.evaluation.samples import refuse_unknown_columns, test_samples
-from anomaly_ae.evaluation.theirs import TheirMaps, TheirScores, read_scores
+from anomaly_ae.evaluation.theirs import TheirMaps, TheirScores, read_their_scores
 from anomaly_ae.keeping import left_out_text
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, check_groups
 from anomaly_ae.manifest.facts import inspect_all
 from anomaly_ae.manifest.slices import is_suspect
 from anomaly_ae.readers import image_sha256, read_mask
-from anomaly_ae.records import Decision, Failure, Sample
+from anomaly_ae.records import Decision, Failure, Sample, now_utc
 from anomaly_ae.report import write_report
 from anomaly_ae.results import (
     FORMAT,
     SCORE_COLUMNS,
     decide_rows,
+    failure_row,
     no_pixel_figures,
     pixel_figures,
     run_metrics,
     shortcut_figures,
-    unit_label,
     unit_rows,
     write_json,
     write_pixels,
@@ -50,7 +48,6 @@ _NO_CALIBRATION = (
     "No threshold: there are no scores of calibration images. Give scores of normal images that nothing was learned "
     "from, as rows of split calibration, and there is one with a stated false-alarm rate."
 )
-_UNKNOWN = {"threshold": "", "decision": "", "display": "", "p_value": ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +87,7 @@ def evaluate_scores(
     Parameters
     ----------
     table : str or Path
-        CSV with the columns ``path`` and ``score``; see `read_scores`.
+        CSV with the columns ``path`` and ``score``; see `read_their_scores`.
     maps : str, Path or None
         Folder of anomaly maps, for the pixel figures; see `TheirMaps`.
     rate : Share or None
@@ -112,7 +109,7 @@ def evaluate_scores(
     check_groups(manifest.samples)
     samples = test_samples(manifest)
     refuse_unknown_columns(samples, options.by)
-    theirs = read_scores(table, manifest.samples)
+    theirs = read_their_scores(table, manifest.samples)
     folder_of_maps = None if maps is None else TheirMaps(_existing(Path(maps)))
     limits = _limits(theirs, manifest, folder_of_maps, rate, listener)
     measured = _measure(samples, theirs, limits, listener)
@@ -180,9 +177,7 @@ def _measure(samples: Sequence[Sample], theirs: TheirScores, limits: _Limits, li
     if limits.thresholds and limits.scores:
         rows = decide_rows(rows, limits.scores, limits.thresholds)
         rows = [{**row, "pixel_threshold": limits.thresholds.pixel.value, "thresholds_sha256": ""} for row in rows]
-        units = unit_rows(rows, incomplete, limits.scores, limits.thresholds)
-    else:
-        units = _undecided_units(rows, incomplete)
+    units = unit_rows(rows, incomplete, limits.scores, limits.thresholds)
     n_unread = sum(one.facts is None for one in facts)
     notes = [f"{n_of(theirs.n_unknown, 'score')} of images that are not in the data"] if theirs.n_unknown else []
     notes += [f"{n_of(n_unread, 'image')} cannot be read: left out of the check on shortcuts"] if n_unread else []
@@ -193,7 +188,7 @@ def _row(sample: Sample, score: float) -> dict[str, Any]:
     known = {
         "format": FORMAT,
         **{name: getattr(sample, name) for name in ("id", "path", "frame", "label", "defect", "unit", "group")},
-        "time_utc": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "time_utc": now_utc(),
         "score": score,
         "version": __version__,
     }
@@ -208,23 +203,6 @@ def _mask_px(sample: Sample) -> int | None:
         return int(read_mask(sample.mask, frame=sample.frame, image_file=sample.files[0]).sum())
     except AnomalyAEError:
         return None
-
-
-def _undecided_units(rows: Sequence[Mapping[str, Any]], incomplete: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return the units with their largest score; without a threshold nothing is decided."""
-    images: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in rows:
-        images[row["unit"]].append(row)
-    found: list[dict[str, Any]] = []
-    for unit in sorted({*images, *incomplete}):
-        own, is_whole = images.get(unit, []), unit not in incomplete
-        decision = "" if is_whole else int(Decision.NOT_INSPECTED)
-        found.append({
-            **_UNKNOWN, "format": FORMAT, "unit": unit, "group": own[0]["group"] if own else incomplete[unit],
-            "label": unit_label(own), "decision": decision,
-            "score": max(row["score"] for row in own) if is_whole else None, "n_images": len(own), "baselines": {},
-        })  # fmt: skip
-    return found
 
 
 def _metrics(
@@ -256,9 +234,7 @@ def _metrics(
 
 
 def _write(folder: Path, manifest: Manifest, measured: _Measured, limits: _Limits, metrics: Mapping[str, Any]) -> None:
-    at = datetime.now(UTC).isoformat(timespec="milliseconds")
-    failures = [{"format": FORMAT, **asdict(failure), "time_utc": at} for failure in measured.failures]
-    write_tables(folder, measured.rows, measured.units, failures)
+    write_tables(folder, measured.rows, measured.units, [failure_row(failure) for failure in measured.failures])
     write_json(folder / "metrics.json", metrics)
     none = {"image": None, "unit": None, "pixel": None, "reason": limits.reason}
     data = facts_of_data(name_of(manifest), manifest, shortcut_figures(measured.rows), measured.warnings)

@@ -40,7 +40,7 @@ class TheirScores:
     n_unknown: int
 
 
-def read_scores(path: Path, samples: Sequence[Sample]) -> TheirScores:
+def read_their_scores(path: Path, samples: Sequence[Sample]) -> TheirScores:
     """Read a table with the columns ``path`` and ``score``, and find the samples that it speaks of.
 
     A path is the one in the manifest, its ``id``, or any path that leads to the same file, from the folder of the

@@ -216,5 +216,5 @@ def _record(figure: Figure) -> dict[str, Any]:
 
 
 def _limits(prefix: str, interval: Any) -> dict[str, Any]:
-    names = ("low", "high", "method", "unit")
+    names = ("low", "high", "method", "unit", "detail")
     return {prefix + name: getattr(interval, name) if interval else None for name in names}

@@ -10,14 +10,12 @@ import numpy as np
 
 from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.judging.runs import Item, SavedRun, refuse_no_forecast
-from anomaly_ae.judging.tables import some_names
 from anomaly_ae.metrics import rate
-from anomaly_ae.metrics.checks import BoolVector
+from anomaly_ae.metrics.checks import BoolVector, groups_if_any
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
-from anomaly_ae.results import groups_if_any
 from anomaly_ae.threshold import Share, normals_needed, parse_confidence, percent_text
 from anomaly_ae.threshold.rates import exact_number
-from anomaly_ae.words import n_of
+from anomaly_ae.words import n_of, some_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +138,7 @@ def _outcome(gate: _Gate, items: list[Item], noun: str, sure: Fraction | None) -
     text = f"{errors} in {n_of(len(items), f'{gate.label} {noun}')}"
     if sure is None:
         return Outcome(gate.name, Fraction(n_wrong, len(items)) <= gate.limit, f"{text}, {_shown(gate, wrong.mean())}")
-    groups = groups_if_any([{"group": item.group} for item in items])
+    groups = groups_if_any(item.group for item in items)
     high, method = _upper_bound(wrong, groups, sure)
     text += f", {_shown(gate, high, bounded=True)} with {percent_text(sure)} confidence ({method})"
     n = len(items) if groups is None else len(set(groups))
@@ -152,7 +150,7 @@ def _upper_bound(wrong: BoolVector, groups: list[str] | None, sure: Fraction) ->
     """Return the one-sided bound of a share, and its method."""
     two_sided = float(2 * sure - 1)  # each side has 1 - sure
     found = rate(wrong, groups, confidence=two_sided)[1][0]
-    return found.high, found.method
+    return found.high, found.said
 
 
 def _shown(gate: _Gate, wrong: float, bounded: bool = False) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,8 +65,8 @@ def read_golden(path: Path) -> list[Golden]:
         _golden({names.get(name, name): text for name, text in row.cells.items()}, f"{path}, row {row.number}")
         for row in rows
     ]
-    named = [(one.key, one.name) for one in found]
-    twice = next((name for name in named if named.count(name) > 1), None)
+    named = Counter((one.key, one.name) for one in found)
+    twice = next((name for name, n in named.items() if n > 1), None)
     if twice:
         raise DataError(f"{path} names {twice[1]} twice", "each image has one expectation", "remove one of the lines")
     return found

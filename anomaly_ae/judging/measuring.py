@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -138,7 +137,7 @@ def mean_interval(per_run: Sequence[tuple[Interval, ...]]) -> Interval | None:
     first = [intervals[0] for intervals in per_run]
     if len(first) == 1:
         return first[0]
-    method = f"mean of the limits of {len(first)} runs, {re.sub(r' [0-9.]+$', '', first[0].method)}"
+    method = f"mean of the limits of {len(first)} runs, {first[0].method}"
     low, high = (float(np.mean([getattr(one, end) for one in first])) for end in ("low", "high"))
     return Interval(low, high, method, first[0].unit)
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.judging.runs import SavedRun
-from anomaly_ae.judging.tables import Sheet, Table, limits, number, p_text, some_names
+from anomaly_ae.judging.tables import Sheet, Table, limits, number, p_text
 from anomaly_ae.metrics import rate
 from anomaly_ae.metrics.agreement import answer_counts, cohen_kappa, fleiss_kappa, part_draws
 from anomaly_ae.metrics.checks import BoolVector, FloatVector
@@ -27,7 +27,7 @@ from anomaly_ae.metrics.gauge import POOLING_RISK, GaugeStudy, gauge_study, vari
 from anomaly_ae.metrics.paired import expanded_percentiles
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
 from anomaly_ae.results import Row
-from anomaly_ae.words import n_of
+from anomaly_ae.words import n_of, some_names
 
 CONFIDENCE = 0.95
 N_DRAWS, SEED = 1000, 0
@@ -221,7 +221,7 @@ def _alike(flagged: BoolVector) -> BoolVector:
 def _agreement(section: str, who: str, figure: str, hits: BoolVector) -> Line:
     """Share of parts, with the exact interval."""
     value, (interval,) = rate(hits, confidence=CONFIDENCE, unit="part")
-    return Line(section, who, figure, value, interval.low, interval.high, len(hits), interval.method)
+    return Line(section, who, figure, value, interval.low, interval.high, len(hits), interval.said)
 
 
 def _against(truth: BoolVector, who: str, flagged: BoolVector) -> Iterator[Line]:
@@ -243,7 +243,7 @@ def _decision_rate(section: str, who: str, figure: str, wrong: BoolVector) -> Li
     parts = np.repeat(np.arange(len(wrong)), wrong.shape[1])
     value, intervals = rate(wrong.ravel(), parts.tolist(), confidence=CONFIDENCE, unit="decision")
     first = intervals[0]
-    return Line(section, who, figure, value, first.low, first.high, wrong.size, first.method)
+    return Line(section, who, figure, value, first.low, first.high, wrong.size, first.said)
 
 
 def _fleiss(section: str, who: str, flagged: BoolVector) -> Line:
@@ -277,7 +277,7 @@ def _kappa(
     interval = expanded_percentiles(draws, n_parts, CONFIDENCE, "part") if enough else None
     if interval is None:
         return Line(section, who, figure, value, n=n_parts, method="no interval: too few parts differ from the others")
-    return Line(section, who, figure, value, interval.low, interval.high, n_parts, interval.method)
+    return Line(section, who, figure, value, interval.low, interval.high, n_parts, interval.said)
 
 
 def _score_lines(study: GaugeStudy, n_appraisers: int) -> Iterator[Line]:

@@ -12,10 +12,9 @@ import numpy as np
 
 from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.judging.runs import Item, SavedRun
-from anomaly_ae.judging.tables import some_names
-from anomaly_ae.metrics.checks import BoolVector, FloatVector, IntVector, group_numbers
+from anomaly_ae.metrics.checks import BoolVector, FloatVector, IntVector, group_numbers, groups_if_any
 from anomaly_ae.records import ANOMALOUS_LABEL, Decision
-from anomaly_ae.words import n_of
+from anomaly_ae.words import n_of, some_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,12 +181,12 @@ def share_items(runs: Sequence[SavedRun]) -> Shared:
     items = tuple(item for name, item in own[0].items() if name in common)
     for run, others in zip(runs[1:], own[1:], strict=True):
         _refuse_other_facts(items, others, runs[0], run)
-    groups = [item.group for item in items]
+    groups = groups_if_any(item.group for item in items)
     return Shared(
         noun=noun,
         items=items,
         labels=np.array([item.label == ANOMALOUS_LABEL for item in items], bool),
-        groups=group_numbers(groups, len(groups)) if len(set(groups)) < len(groups) else None,
+        groups=group_numbers(groups, len(items)),
         notes=tuple(_left_out(runs, own, common, noun)),
     )
 

@@ -56,8 +56,8 @@ class SavedRun:
         The decisions follow other thresholds than those of the model.
     chosen_here : bool
         The thresholds were chosen on the images of the run.
-    used_in_fit : str
-        The warning that some of the images were learned from, or "".
+    n_seen_in_fit : int
+        How many of the images were used in `fit`, or to set a threshold.
     """
 
     folder: Path
@@ -71,7 +71,15 @@ class SavedRun:
     has_threshold: bool
     what_if: bool
     chosen_here: bool
-    used_in_fit: str
+    n_seen_in_fit: int
+
+    @property
+    def used_in_fit(self) -> str:
+        """Say that the model knows some of the images; "" where it knows none."""
+        if not self.n_seen_in_fit:
+            return ""
+        verb = "was" if self.n_seen_in_fit == 1 else "were"
+        return f"{self.n_seen_in_fit} of its images {verb} used in fit or to set a threshold: its figures are too good"
 
     def images_of_units(self) -> dict[str, frozenset[str]]:
         """Return the ids of the scored images of every unit."""
@@ -93,7 +101,7 @@ class SavedRun:
             found.append("it was stopped before all images were scored")
         if any(item.decision == Decision.REVIEW for item in (*self.units, *self.images)):
             found.append("images for review count as not flagged")
-        return found + [text for text in (self.used_in_fit,) if text]
+        return [*found, self.used_in_fit] if self.used_in_fit else found
 
 
 def load_run(folder: Path) -> SavedRun:
@@ -122,7 +130,7 @@ def load_run(folder: Path) -> SavedRun:
             has_threshold=has_threshold,
             what_if=bool(info.get("what_if")),
             chosen_here=has_threshold and chosen_on_these(Thresholds.from_json(info["threshold"]), rows),
-            used_in_fit=next((text for text in info["data"]["warnings"] if "figures are too good" in text), ""),
+            n_seen_in_fit=info["data"].get("n_seen_in_fit", metrics.get("counts", {}).get("seen_in_fit", 0)),
         )
 
 

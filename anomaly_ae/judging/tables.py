@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,13 +167,3 @@ def p_text(p: float | None) -> str:
     ('0.043', '<0.001', '-')
     """
     return "<0.001" if p is not None and p < 0.001 else number(p)
-
-
-def some_names(items: Sequence[str], limit: int = 3) -> str:
-    """Return some names, and how many more there are.
-
-    >>> some_names(["a", "b", "c", "d"])
-    'a, b, c and 1 more'
-    """
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more

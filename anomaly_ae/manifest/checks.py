@@ -15,9 +15,8 @@ from anomaly_ae.manifest.splits import MIN_NORMALS, lesion_free, roles, split_no
 from anomaly_ae.manifest.table import FIT_SPLITS, SPLITS
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Sample
 from anomaly_ae.shortcuts import separations
-from anomaly_ae.words import n_of
+from anomaly_ae.words import n_of, some_names
 
-_N_EXAMPLES = 3
 _MORE_PATIENTS = "add volumes of other patients; slices of one patient are not independent, and stay together"
 _FRAMES_APART = (
     "the frames of a file are one group; if they are independent, give each its own `group` and `unit` in the CSV "
@@ -43,17 +42,6 @@ class Row(NamedTuple):
 def with_roles(inspected: Sequence[Inspected]) -> list[Row]:
     """Pair each row with its use."""
     return [Row(*pair) for pair in zip(roles([one.sample for one in inspected]), inspected, strict=True)]
-
-
-def examples(names: Iterable[object], n_total: int) -> str:
-    """Return the first few names and how many more there are.
-
-    >>> examples(["a", "b", "c", "d"], 4)
-    'a, b, c and 1 more'
-    """
-    shown = [str(name) for name, _ in zip(names, range(_N_EXAMPLES), strict=False)]
-    rest = n_total - len(shown)
-    return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")
 
 
 # --- duplicates ------------------------------------------------------------
@@ -143,7 +131,7 @@ def _crossing_groups(rows: Sequence[Row]) -> list[Refusal]:
     where = " and ".join(sorted(used, key=SPLITS.index))
     return [
         Refusal(
-            f"{n_of(len(crossing), 'group')} in more than one split: {examples(crossing, len(crossing))}",
+            f"{n_of(len(crossing), 'group')} in more than one split: {some_names(crossing)}",
             f"{first!r} is in {where}; images of one group are alike, so the figures would be too good",
             "give all rows of a group the same split in the CSV that `scan --out` writes, or let --folds split them",
         )
@@ -157,7 +145,7 @@ def _units_in_two_groups(rows: Sequence[Row]) -> list[Refusal]:
     torn = [unit for unit, names in groups.items() if len(names) > 1]
     if not torn:
         return []
-    what = f"{n_of(len(torn), 'unit')} in more than one group: {examples(torn, len(torn))}"
+    what = f"{n_of(len(torn), 'unit')} in more than one group: {some_names(torn)}"
     why = "a unit is decided as a whole, so its images must stay in one split"
     return [Refusal(what, why, "give all rows of a unit the same group")]
 
@@ -165,7 +153,7 @@ def _units_in_two_groups(rows: Sequence[Row]) -> list[Refusal]:
 def _same_pixels_in_two_splits(pairs: Sequence[tuple[str, str]]) -> list[Refusal]:
     if not pairs:
         return []
-    named = examples((f"{first} = {second}" for first, second in pairs), len(pairs))
+    named = some_names(f"{first} = {second}" for first, second in pairs)
     what = f"{n_of(len(pairs), 'image')} with the same pixels in two splits: {named}"
     return [Refusal(what, "what was learned would be tested again", "delete one copy of each from the data")]
 
@@ -174,7 +162,7 @@ def _anomalous_in_fit(rows: Sequence[Row]) -> list[Refusal]:
     wrong = [row.one.sample.path for row in rows if row.role in FIT_SPLITS and _is_anomalous(row)]
     if not wrong:
         return []
-    named = examples(wrong, len(wrong))
+    named = some_names(wrong)
     what = f"{n_of(len(wrong), 'anomalous image')} in train, validation or calibration: {named}"
     fix = "move them to `test`, or correct their label; normal images of a folder belong in train/good"
     return [Refusal(what, "only normal images may be learned or set a threshold", fix)]
@@ -184,7 +172,7 @@ def _bad_masks(rows: Sequence[Row]) -> list[Refusal]:
     problems = mask_problems(rows)
     if not problems:
         return []
-    named = examples((f"{path} {problem}" for path, problem in problems), len(problems))
+    named = some_names(f"{path} {problem}" for path, problem in problems)
     what = f"{n_of(len(problems), 'mask')} of no use: {named}"
     fix = "give masks the size of their images, or leave the cell empty"
     return [Refusal(what, "figures per pixel would be false", fix)]
@@ -215,7 +203,7 @@ def _marked_normals(rows: Sequence[Row]) -> list[Refusal]:
     marked = [row.one.sample.path for row in rows if row.one.sample.label == NORMAL_LABEL and _is_marked(row)]
     if not marked:
         return []
-    named = examples(marked, len(marked))
+    named = some_names(marked)
     what = f"{n_of(len(marked), 'normal image')} with a mask that marks a defect: {named}"
     return [Refusal(what, "label and mask contradict each other", "correct the label, or remove the mask")]
 

@@ -19,6 +19,7 @@ from anomaly_ae.manifest.slices import slices_of, spacing_notes, with_slices
 from anomaly_ae.manifest.table import (
     CHANNEL_SEPARATOR,
     TABLE_SUFFIXES,
+    Ignored,
     Manifest,
     make_sample,
     read_manifest_csv,
@@ -154,10 +155,10 @@ def _from_paths(paths: Sequence[Path], identified: bool) -> Manifest:
     if not names:
         raise _no_images(", ".join(str(path) for path in paths) or "an empty list", others)
     samples = tuple(sample for name in sorted(names) for sample in _samples(Path(), name, _Place(), None))
-    notes = _ignored_notes(others + Counter({"masks": n_masks}))
+    ignored = _ignored(others + Counter({"masks": n_masks}))
     root = paths[0].resolve() if len(paths) == 1 and paths[0].is_dir() else Path()
     listed = {path.as_posix() for path in paths if not path.is_dir()}
-    manifest = _volumes(Manifest(root, samples, notes, "flat"), identified, listed)
+    manifest = _volumes(Manifest(root, samples, (), "flat", ignored=ignored), identified, listed)
     for folder in _folders(paths):
         manifest = with_group_file(manifest, Path(folder), str(folder))
     return manifest
@@ -189,11 +190,12 @@ def _from_folder(root: Path, identified: bool) -> Manifest:
     if not samples:
         raise _no_images(f"the folders of {root} that the layout {layout} knows", listing.others)
     n_masks = len(listing.masks) - len({s.mask for s in samples if s.mask})
-    notes = _ignored_notes(listing.others + Counter({"masks without an image": n_masks}))
+    ignored = _ignored(listing.others + Counter({"masks without an image": n_masks}))
     outside = [image for image, place in places.items() if place is None]
     is_private = bool(outside) and not identified and any(is_medical(root / image) for image in places)
-    notes += _outside_notes(outside, is_private)
-    return with_group_file(_volumes(Manifest(root, tuple(samples), notes, layout), identified), root)
+    ignored += _ignored_folders(outside, is_private)
+    manifest = Manifest(root, tuple(samples), (), layout, ignored=ignored)
+    return with_group_file(_volumes(manifest, identified), root)
 
 
 def _volumes(manifest: Manifest, identified: bool, named: Collection[str] = ()) -> Manifest:
@@ -382,14 +384,13 @@ def _no_images(where: str, others: Counter[str]) -> DataError:
     )
 
 
-def _ignored_notes(others: Counter[str]) -> tuple[str, ...]:
-    return tuple(f"ignored {what}: {n}" for what, n in sorted(others.items()))
+def _ignored(others: Counter[str]) -> tuple[Ignored, ...]:
+    return tuple(Ignored(what, n, are_images=what == PICTURES) for what, n in sorted(others.items()))
 
 
-def _outside_notes(outside: Sequence[PurePosixPath], is_private: bool) -> tuple[str, ...]:
+def _ignored_folders(outside: Sequence[PurePosixPath], is_private: bool) -> tuple[Ignored, ...]:
     if not outside:
         return ()
-    if is_private:
-        return (f"ignored images in folders whose names say neither split nor label: {len(outside)}",)
     folders = sorted({f"{image.parts[0]}/" if len(image.parts) > 1 else "the top folder" for image in outside})
-    return (f"ignored images in {', '.join(folders)}, names that say neither split nor label: {len(outside)}",)
+    where = "folders whose names" if is_private else f"{', '.join(folders)}, names that"
+    return (Ignored(f"images in {where} say neither split nor label", len(outside), are_images=True),)

@@ -13,6 +13,7 @@ from anomaly_ae.manifest.naming import renamed, shown
 from anomaly_ae.readers import pixel_sha256, read_channels, read_mask
 from anomaly_ae.records import Image, Sample
 from anomaly_ae.shortcuts import Properties, properties
+from anomaly_ae.words import times
 
 _MAX_WORKERS = 8
 
@@ -126,7 +127,7 @@ def _inspect_mask(path: Path | None, sample: Sample, shape: tuple[int, ...]) -> 
     except (AnomalyAEError, OSError) as error:
         return MaskFacts(f"cannot be read: {_reason(error, sample, path)}")
     if mask.shape != shape:
-        return MaskFacts(f"is {_text(mask.shape)} px, its image {_text(shape)} px")
+        return MaskFacts(f"is {times(mask.shape)} px, its image {times(shape)} px")
     return MaskFacts(is_empty=not mask.any())
 
 
@@ -139,7 +140,3 @@ def _reason(error: AnomalyAEError | OSError, sample: Sample, file: Path) -> str:
     for name in (str(file), sample.id, shown(sample, file)):
         text = text.removeprefix(f"{name}: ")
     return " ".join(text.removesuffix(": ").split())
-
-
-def _text(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(n) for n in shape)

@@ -27,7 +27,7 @@ from anomaly_ae.manifest.facts import Inspected, inspect_all
 from anomaly_ae.manifest.table import SPLITS, Manifest
 from anomaly_ae.records import ANOMALOUS_LABEL
 from anomaly_ae.shortcuts import shortcut_warnings
-from anomaly_ae.words import n_of
+from anomaly_ae.words import n_of, times
 
 _N_LISTED = 10
 _N_SIZES = 4
@@ -187,7 +187,7 @@ def scan(
         depths=Counter(one.depth for one in facts),
         n_grey_rgb=sum(one.was_grey_rgb for one in facts),
         shortcuts=areas,
-        notes=manifest.notes,
+        notes=manifest.all_notes,
         warnings=(*warnings(rows), *shortcut_warnings(areas)),
         refusals=_all_refusals(uses),
     )
@@ -284,7 +284,7 @@ def _sizes(sizes: Counter[tuple[int, ...]]) -> str:
 
 
 def _px(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(length) for length in shape) + " px"
+    return f"{times(shape)} px"
 
 
 def _kinds(counts: Counter[str] | Counter[int]) -> str:

@@ -29,6 +29,17 @@ TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
 _DELIMITERS = (",", ";", "\t")
 
 
+class Ignored(NamedTuple):
+    """So many things of one kind that lie there and are used for nothing."""
+
+    what: str
+    n: int
+    are_images: bool = False
+
+    def __str__(self) -> str:
+        return f"ignored {self.what}: {self.n}"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Manifest:
     """What images there are, and what is known about each.
@@ -40,11 +51,13 @@ class Manifest:
     samples : tuple of Sample
         Folders are sorted by path; a CSV keeps its order.
     notes : tuple of str
-        What was ignored or assumed on the way, for people.
+        What was assumed on the way, for people.
     layout : str
         "mvtec", "normal/anomalous", "normal/<defect>", "bids", "flat" or "csv".
     is_private : bool
         There are DICOM or NIfTI files, and the samples have public names: see `naming`.
+    ignored : tuple of Ignored
+        What lies there and is used for nothing.
     """
 
     root: Path
@@ -52,6 +65,7 @@ class Manifest:
     notes: tuple[str, ...] = ()
     layout: str = "csv"
     is_private: bool = False
+    ignored: tuple[Ignored, ...] = ()
 
     @property
     def place(self) -> str:
@@ -59,14 +73,14 @@ class Manifest:
         return "this data" if self.is_private else str(self.root)
 
     @property
-    def ignored(self) -> tuple[str, ...]:
-        """The notes on what lies there and is used for nothing."""
-        return tuple(note for note in self.notes if note.startswith("ignored "))
+    def all_notes(self) -> tuple[str, ...]:
+        """What was ignored, and what was assumed."""
+        return *map(str, self.ignored), *self.notes
 
     @property
     def not_inspected(self) -> tuple[str, ...]:
-        """Those notes that speak of images: nobody looks at these, and a report has to say so."""
-        return tuple(note for note in self.ignored if note.startswith(("ignored images", "ignored pictures")))
+        """Which images are ignored: nobody looks at these, and a report has to say so."""
+        return tuple(str(one) for one in self.ignored if one.are_images)
 
     def select(self, split: str | None = None, label: str | None = None) -> tuple[Sample, ...]:
         """Return the samples of one split, of one label, or of both; None means any."""

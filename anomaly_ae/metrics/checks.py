@@ -72,6 +72,16 @@ def bool_vector(values: npt.ArrayLike, name: str) -> BoolVector:
     return array.astype(np.bool_)
 
 
+def groups_if_any(groups: Iterable[object]) -> list[str] | None:
+    """Return the groups where at least two members share one, else None: then each is taken as independent.
+
+    >>> groups_if_any(["a", "b", "a"]), groups_if_any(["a", "b"])
+    (['a', 'b', 'a'], None)
+    """
+    names = [str(group) for group in groups]
+    return names if len(set(names)) < len(names) else None
+
+
 def group_numbers(groups: Iterable[Hashable] | None, n: int) -> IntVector | None:
     """Number the groups from 0 in order of appearance; (n,) or None."""
     if groups is None:

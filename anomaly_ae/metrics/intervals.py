@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -174,15 +175,15 @@ def percentile_interval(areas: FloatVector, n_draws: int, confidence: float, uni
         return None
     low, high = np.quantile(areas, [(1 - confidence) / 2, (1 + confidence) / 2])
     n_dropped = n_draws - len(areas)
-    note = f", {n_dropped} draws with one class only dropped" if n_dropped else ""
+    detail = f"{n_dropped} draws with one class only dropped" if n_dropped else ""
     of = "whole groups" if unit == "group" else f"{unit}s"
-    return Interval(float(low), float(high), f"bootstrap of {of}, {n_draws} draws{note}", unit)
+    return Interval(float(low), float(high), f"bootstrap of {of}, {n_draws} draws", unit, detail)
 
 
 def hull(first: Interval, second: Interval) -> Interval:
     """Return the smallest interval that holds both."""
     method = f"{first.method}, widened to {second.method}"
-    return Interval(min(first.low, second.low), max(first.high, second.high), method, first.unit)
+    return replace(first, low=min(first.low, second.low), high=max(first.high, second.high), method=method)
 
 
 def widened(estimated: Interval | None, few: Interval, n_smaller_class: int, value: float) -> Interval:

@@ -181,9 +181,7 @@ def _weights(rates: FloatVector) -> FloatVector:
     return weights
 
 
-def mean_metric(
-    values: Sequence[float], n_normal: int, groups: Iterable[Hashable] | None, reason: str = "", unit: str = "image"
-) -> Metric:
+def mean_metric(values: Sequence[float], n_normal: int, groups: Iterable[Hashable] | None, reason: str = "") -> Metric:
     """Return the mean of one number per anomalous image, with its 95 % intervals.
 
     Student's t on the mean, by images; with groups first from the sums of deviations per group (linearised variance
@@ -194,7 +192,7 @@ def mean_metric(
     if not values:
         return Metric(None, n_normal, 0, reason=reason or "no masked pixels")
     array = np.asarray(values, np.float64)
-    levels = [(unit, np.arange(len(array)))]
+    levels = [("image", np.arange(len(array)))]
     codes = group_numbers(groups, len(array))
     levels = levels if codes is None else [("group", codes), *levels]
     intervals, mean = [], float(array.mean())

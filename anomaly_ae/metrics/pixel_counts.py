@@ -8,7 +8,7 @@ much a figure moves when images are drawn anew.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -184,7 +184,7 @@ def figure_intervals(
 def _inside(drawn: Interval, value: float) -> Interval:
     """Cut an interval to [0, 1], and let it hold the value."""
     low, high = max(0.0, min(drawn.low, value)), min(1.0, max(drawn.high, value))
-    return Interval(low, high, drawn.method, drawn.unit)
+    return replace(drawn, low=low, high=high)
 
 
 def _best_dice(counts: ScoreCounts) -> float:

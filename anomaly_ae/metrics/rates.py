@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -179,8 +180,9 @@ def _by_groups(hits: BoolVector, codes: IntVector, confidence: float) -> Interva
     out as large as if they were not: a hit more would make the interval shorter.
     """
     n_effective, n_groups = effective_sample_size(hits, codes, confidence), int(codes.max()) + 1
-    method = f"Clopper-Pearson at effective sample size {n_effective:.1f}"
+    method = "Clopper-Pearson at effective sample size"
     found = clopper_pearson(float(hits.mean()), n_effective, confidence, method, "group")
+    found = replace(found, detail=f"as of {n_effective:.1f} independent ones")
     none, every = (clopper_pearson(share, n_groups, confidence, "", "group") for share in (0.0, 1.0))
     alike = Interval(every.low, none.high, "that of groups that are all alike", "group")
     return found if found.low <= alike.low and alike.high <= found.high else hull(found, alike)

@@ -24,6 +24,7 @@ from anomaly_ae.dicom.shared import COPY_AGAIN, check_frame, check_size, decodin
 from anomaly_ae.errors import UnreadableImageError
 from anomaly_ae.files import file_state
 from anomaly_ae.records import FloatArray, Image, PixelArray
+from anomaly_ae.words import times
 
 SAME_SPACING = 0.99
 """Voxel spacings that differ by less than 1 % are one: rounding must not choose the slice axis."""
@@ -190,16 +191,12 @@ def grid_problem(first: str | Path, other: str | Path) -> str:
     """
     one, two = read_grid(first), read_grid(other)
     if one.shape != two.shape:
-        return f"{_times(two.shape)} voxels, not {_times(one.shape)} (right, front, top)"
+        return f"{times(two.shape)} voxels, not {times(one.shape)} (right, front, top)"
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(one.shape) - 1)  # (8, 3)
     apart = np.abs((one.affine - two.affine)[:3] @ np.c_[corners, np.ones(8)].T).max()
     if apart > SAME_PLACE * min(one.spacing_mm):
         return f"its affine puts voxels up to {apart:.3g} mm elsewhere"
     return ""
-
-
-def _times(lengths: tuple[int, ...]) -> str:
-    return " x ".join(str(length) for length in lengths)
 
 
 # --- headers ------------------------------------------------------------
@@ -246,7 +243,7 @@ def _shape(header: Any, name: str) -> tuple[int, int, int, int]:
             f"{name}: unsupported NIfTI file", f"{len(shape)} axes", "save one volume per component, with 3 or 4 axes"
         )
     if any(length < 1 for length in shape):
-        raise UnreadableImageError(f"{name}: declares {_times(tuple(shape))} voxels", "an axis is empty", COPY_AGAIN)
+        raise UnreadableImageError(f"{name}: declares {times(tuple(shape))} voxels", "an axis is empty", COPY_AGAIN)
     a, b, c, d, *_ = (*shape, 1, 1, 1, 1)
     return a, b, c, d
 

@@ -13,6 +13,7 @@ import numpy as np
 from anomaly_ae.dicom.shared import COPY_AGAIN, check_size, decoding, native
 from anomaly_ae.errors import UnreadableImageError, UsageError
 from anomaly_ae.records import Image, PixelArray
+from anomaly_ae.words import times
 
 Axes = Literal["HW", "HWC", "CHW"]
 
@@ -49,8 +50,9 @@ def channels_first(pixels: PixelArray, axes: Axes | None, name: str) -> PixelArr
     if axes not in ("HW", "HWC", "CHW"):
         raise UsageError(f"{name}: unknown axes {axes!r}", "", 'use "HW", "HWC" or "CHW"')
     if pixels.ndim != len(axes):
-        text = " x ".join(str(length) for length in pixels.shape)
-        raise UsageError(f"{name}: axes {axes!r} do not fit an array of {text}", f"it has {pixels.ndim} axes")
+        raise UsageError(
+            f"{name}: axes {axes!r} do not fit an array of {times(pixels.shape)}", f"it has {pixels.ndim} axes"
+        )
     match axes:
         case "HW":
             return pixels[np.newaxis]

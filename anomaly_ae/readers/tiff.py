@@ -17,7 +17,7 @@ from anomaly_ae.readers.pillow import from_pillow
 from anomaly_ae.records import BoolArray, Image, PixelArray
 
 # Numbers of the TIFF 6.0 specification: tags 262 (photometric interpretation), 338, 259, 274.
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE = 0, 1, 2, 3
 _PHOTOMETRIC = {_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE}
 _ALPHA = {1, 2}  # associated, unassociated
 _JPEG = {6, 7}

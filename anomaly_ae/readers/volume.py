@@ -16,6 +16,7 @@ from anomaly_ae.files import file_state
 from anomaly_ae.readers.arrays import check_dtype, only_finite
 from anomaly_ae.readers.read import read_channels, read_mask, read_plane
 from anomaly_ae.records import BoolArray, FloatArray, Image, PixelArray, Slice
+from anomaly_ae.words import times
 
 _MAX_VALUES = 4_000_000
 """Of larger volumes every n-th voxel is taken: 0.1 % of so many are 4,000 voxels."""
@@ -103,7 +104,7 @@ def read_volume_mask(slices: Sequence[Slice], shape: tuple[int, ...]) -> BoolArr
 
 def _check_plane(plane: Image, first: Image, source: str, number: int) -> None:
     if plane.pixels.shape != first.pixels.shape:
-        found, wanted = (" x ".join(map(str, image.pixels.shape)) for image in (plane, first))
+        found, wanted = (times(image.pixels.shape) for image in (plane, first))
         raise UnreadableImageError(
             f"{source}: slice {number} is {found}, the first is {wanted} (channels, rows, columns)",
             "slices of one volume have one size",

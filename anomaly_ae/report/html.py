@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from anomaly_ae.report.methods import METHODS_NAME, methods_text
 from anomaly_ae.report.panels import DetailPanels, detail_panels
 from anomaly_ae.report.pictures import MAX_GALLERY_IMAGES
 from anomaly_ae.report.run import Line, Row, Run, read_run
+from anomaly_ae.words import n_of
 
 REPORT_NAME = "report.html"
 _HERE = Path(__file__).parent
@@ -71,7 +71,7 @@ def render(run: Run) -> str:
         number=words.number,
         percent=words.percent,
         ratio=words.ratio,
-        count=words.count,
+        n_of=n_of,
         whole=words.whole,
         lesion_free=words.lesion_free,
         overlap_place=words.overlap_place,
@@ -230,16 +230,12 @@ def _histogram(run: Run) -> Markup:
     )
 
 
-_UNLIKE = re.compile(r"(?<=sample size) [\d.]+|, \d+ draws with one class only dropped")
-"""What differs from interval to interval of one method: its effective sample size, and draws that were dropped."""
-
-
 def _interval_methods(node: object) -> list[str]:
     """Return the distinct methods of all intervals below ``node``, in order of appearance."""
     found: dict[str, None] = {}
     match node:
         case {"intervals": list() as intervals}:
-            found = {f"{_UNLIKE.sub('', i['method'])} ({i['unit']}s taken as independent)": None for i in intervals}
+            found = {f"{i['method']} ({i['unit']}s taken as independent)": None for i in intervals}
         case dict():
             found = {method: None for child in node.values() for method in _interval_methods(child)}
         case list():

@@ -7,6 +7,7 @@ from typing import Any
 
 from anomaly_ae.report import words
 from anomaly_ae.report.run import Run
+from anomaly_ae.words import n_of
 
 METHODS_NAME = "methods.md"
 _BOOTSTRAP = "Bootstrap intervals draw 1,000 times from seed 0."
@@ -35,15 +36,15 @@ def _data(run: Run) -> Iterator[str]:
         return
     n = run.metrics["counts"]
     independent = "every image is a group of its own: images are taken as independent"
-    grouped = f"{words.count(n.get('groups'), 'group')}; intervals over groups come first"
+    grouped = f"{n_of(n.get('groups'), 'group')}; intervals over groups come first"
     n_unlabelled = n.get("unlabelled", 0)
     one_each = n.get("groups") == n["normal"] + n["anomalous"] + n_unlabelled
     yield (
-        f"\nMeasured: {words.count(n['normal'], 'normal image')} and {words.whole(n['anomalous'])} anomalous, "
+        f"\nMeasured: {n_of(n['normal'], 'normal image')} and {words.whole(n['anomalous'])} anomalous, "
         f"{independent if one_each else grouped}. Not inspected: {n.get('failed', 0)}."
     )
     if n_unlabelled:
-        yield f"Further {words.count(n_unlabelled, 'slice')} of anomalous volumes have no label; their units have one."
+        yield f"Further {n_of(n_unlabelled, 'slice')} of anomalous volumes have no label; their units have one."
     defects = {name: part["roc_auc"]["n_anomalous"] for name, part in run.metrics.get("per_defect", {}).items()}
     if defects:
         yield "Kinds of defect: " + ", ".join(f"{name or '(empty)'} {n}" for name, n in defects.items()) + "."
@@ -62,7 +63,7 @@ def _detector(run: Run) -> Iterator[str]:
         + (f" Training was stopped early: {model['stopped']}." if model.get("stopped") else "")
     )
     yield (
-        f"Learned from {words.count(model['n_train'], 'normal image')}, with {words.whole(model['n_validation'])} for "
+        f"Learned from {n_of(model['n_train'], 'normal image')}, with {words.whole(model['n_validation'])} for "
         f"validation and {words.whole(model['n_calibration'])} for calibration. "
         f"Working scale: {model['working_scale']}."
     )

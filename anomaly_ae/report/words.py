@@ -8,11 +8,13 @@ from dataclasses import fields
 from itertools import takewhile
 from typing import Any
 
+from anomaly_ae.records import Interval
 from anomaly_ae.regions import RegionRules
 from anomaly_ae.report.run import Run
 from anomaly_ae.results import regions_note
-from anomaly_ae.shortcuts import SHORTCUT_LIMIT
+from anomaly_ae.shortcuts import shortcut_warnings
 from anomaly_ae.threshold import parse_confidence, parse_rate, parse_sensitivity, percent_text
+from anomaly_ae.words import n_of
 
 Metric = Mapping[str, Any]
 
@@ -102,15 +104,6 @@ def per_thousand(share: float | None) -> str:
     return rounded(None if share is None else 1000 * share)
 
 
-def count(n: int | None, noun: str) -> str:
-    """Return a number with its noun.
-
-    >>> count(1, "normal image"), count(2000, "image")
-    ('1 normal image', '2,000 images')
-    """
-    return f"{whole(n)} {noun}" if n == 1 else f"{whole(n)} {noun}s"
-
-
 def lesion_free(n: int) -> str:
     """Say that slices of patients were taken as normal images.
 
@@ -132,7 +125,7 @@ def interval_notes(metric: Metric) -> str:
     """Return how every interval of a metric was computed, in one line."""
     known = [one for one in metric.get("intervals") or () if one["low"] is not None and one["high"] is not None]
     return "; ".join(
-        f"{_limit(one['low'])} to {_limit(one['high'])}: {one['method']}, {one['unit']}s taken as independent"
+        f"{_limit(one['low'])} to {_limit(one['high'])}: {Interval(**one).said}, {one['unit']}s taken as independent"
         for one in known
     )
 
@@ -160,7 +153,7 @@ def headline(run: Run) -> str:
         n_flagged = sum(row.decision == "anomalous" for row in run.rows)
         verb = "was" if 1 in (len(run.rows), n_flagged) else "were"
         return (
-            f"At the {threshold_words(run, 'image')}, {n_flagged:,} of {count(len(run.rows), 'image')} {verb} flagged"
+            f"At the {threshold_words(run, 'image')}, {n_flagged:,} of {n_of(len(run.rows), 'image')} {verb} flagged"
             f"{_for_review(run, 'image')}."
         )
     at = run.metrics[noun]["at_threshold"][0]
@@ -204,10 +197,10 @@ def _for_review(run: Run, noun: str) -> str:
 def _ranking(run: Run, noun: str) -> str:
     """Return what can be said without a threshold."""
     if run.metrics is None or run.metrics[noun]["roc_auc"]["value"] is None:
-        return f"{count(len(run.rows), 'score')}, and no threshold."
+        return f"{n_of(len(run.rows), 'score')}, and no threshold."
     area = run.metrics[noun]["roc_auc"]
     return (
-        f"Without a threshold: {count(area['n_anomalous'], f'anomalous {noun}')} and {whole(area['n_normal'])} normal, "
+        f"Without a threshold: {n_of(area['n_anomalous'], f'anomalous {noun}')} and {whole(area['n_normal'])} normal, "
         f"ranked with a ROC-AUC of {ratio(area['value'], 2)} {interval(area, _two_digits)}."
     )
 
@@ -224,11 +217,11 @@ def origin(run: Run) -> str:
         return str(limit["promise"])
     text = f"Threshold {number(limit['value'])} for {noun}s. {limit['promise']}"
     if limit.get("rule", "false_alarm_rate") == "false_alarm_rate" and limit.get("n"):
-        groups = f" in {count(limit['n_groups'], 'group')}" if limit.get("n_groups") else ""
+        groups = f" in {n_of(limit['n_groups'], 'group')}" if limit.get("n_groups") else ""
         place = (
             f"just above score {whole(limit['rank'])} of {whole(limit['n'])}, in rising order, of the normal {noun}s"
             if limit.get("rank")
-            else f"at the weighted quantile of {count(limit['n'], f'normal {noun}')}{groups}"
+            else f"at the weighted quantile of {n_of(limit['n'], f'normal {noun}')}{groups}"
         )
         text += f" It lies {place} kept for calibration alone."
     if limit.get("review"):
@@ -279,8 +272,8 @@ def _found(sensitivity: Metric, noun: str) -> str:
         n_found = round(sensitivity["value"] * n)
         verb = "was" if 1 in (n, n_found) else "were"
         rate = f"{ratio(sensitivity['value'], 2)} {interval(sensitivity, _two_digits)}".strip()
-        return f"{n_found} of {count(n, f'anomalous {noun}')} {verb} found (sensitivity {rate})"
-    return f"{rate_with_interval(sensitivity)} of {count(n, f'anomalous {noun}')} {verb} found"
+        return f"{n_found} of {n_of(n, f'anomalous {noun}')} {verb} found (sensitivity {rate})"
+    return f"{rate_with_interval(sensitivity)} of {n_of(n, f'anomalous {noun}')} {verb} found"
 
 
 def _flagged(false_alarm_rate: Metric, noun: str) -> str:
@@ -291,21 +284,14 @@ def _flagged(false_alarm_rate: Metric, noun: str) -> str:
         )
     n_flagged = round(false_alarm_rate["value"] * n)
     verb = "was" if 1 in (n, n_flagged) else "were"
-    return f"{n_flagged:,} of {count(n, f'normal {noun}')} ({rate_with_interval(false_alarm_rate)}) {verb} flagged"
+    return f"{n_flagged:,} of {n_of(n, f'normal {noun}')} ({rate_with_interval(false_alarm_rate)}) {verb} flagged"
 
 
 def shortcuts(run: Run) -> list[str]:
     """Return a warning for each property that is not the defect and separates the classes by itself."""
-    data = run.info.get("data") or {}
-    found = [text for text in _stated(run) if _SEPARATES in text]
-    for name, auc in (data.get("shortcuts") or {}).items():
-        if auc is None or max(auc, 1 - auc) <= SHORTCUT_LIMIT or any(text.startswith(f"{name} ") for text in found):
-            continue
-        found.append(f"{name} {_SEPARATES}: {ratio(max(auc, 1 - auc))}")
-    return [f"Shortcut: {text}. {_OF_A_SHORTCUT}" for text in found]
+    return [f"Shortcut: {text}. {_OF_A_SHORTCUT}" for text in _shortcuts(run)]
 
 
-_SEPARATES = "alone separates the classes"
 _OF_A_SHORTCUT = "It can be the defect itself; if it is not, the figures may measure how the images were taken."
 
 
@@ -321,19 +307,25 @@ def strongest_shortcut(areas: Mapping[str, float]) -> str:
     return f"{name} {ratio(max(areas[name], 1 - areas[name]), 2)}"
 
 
-def _stated(run: Run) -> list[str]:
-    return [str(text) for text in (run.info.get("data") or {}).get("warnings") or ()]
+def _shortcuts(run: Run) -> list[str]:
+    return shortcut_warnings((run.info.get("data") or {}).get("shortcuts") or {})
+
+
+def _other_warnings(run: Run) -> Iterator[str]:
+    """Yield the warnings of the run itself; it states those of shortcuts among them, in the same words."""
+    known = set(_shortcuts(run))
+    yield from (str(text) for text in (run.info.get("data") or {}).get("warnings") or () if text not in known)
 
 
 def warnings(run: Run) -> Iterator[str]:
     """Yield what makes the figures less than they seem, besides `shortcuts`."""
-    yield from (text for text in _stated(run) if _SEPARATES not in text)
+    yield from _other_warnings(run)
     if run.metrics and run.metrics.get("chosen_on_these_images"):
         yield "The threshold was chosen on these very images: the rates at it are no forecast. Measure on other images."
     yield from _threshold_warnings(run)
     yield from _metric_warnings(run)
     if run.failures:
-        yield f"{count(len(run.failures), 'image')} could not be inspected."
+        yield f"{n_of(len(run.failures), 'image')} could not be inspected."
 
 
 def _threshold_warnings(run: Run) -> Iterator[str]:

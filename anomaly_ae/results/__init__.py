@@ -5,7 +5,7 @@ The format of every file: docs/reference/results.md.
 
 from anomaly_ae.results.beside import DEFECT_RATES, shortcut_figures
 from anomaly_ae.results.deciding import Redecided, redecide, regions_note
-from anomaly_ae.results.figures import figures, groups_if_any, run_metrics
+from anomaly_ae.results.figures import figures, run_metrics
 from anomaly_ae.results.finished import NO_GROUPS, FinishedScores, anomalous_scores, finished_scores
 from anomaly_ae.results.pixels import (
     PixelFigures,
@@ -15,7 +15,7 @@ from anomaly_ae.results.pixels import (
     write_pixels,
 )
 from anomaly_ae.results.review import chosen_on_these, figure_line, images_sha256, limit_lines, review_lines
-from anomaly_ae.results.rows import decide_rows, score_row, unit_label, unit_rows
+from anomaly_ae.results.rows import decide_rows, failure_row, score_row, unit_label, unit_rows
 from anomaly_ae.results.tables import (
     FAILURE_COLUMNS,
     FORMAT,
@@ -44,10 +44,10 @@ __all__ = [
     "anomalous_scores",
     "chosen_on_these",
     "decide_rows",
+    "failure_row",
     "figure_line",
     "figures",
     "finished_scores",
-    "groups_if_any",
     "images_sha256",
     "limit_lines",
     "no_pixel_figures",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from anomaly_ae.metrics import at_defect_rate, rate, rates_at_threshold, sorting_figures
+from anomaly_ae.metrics.checks import groups_if_any
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Metric
 from anomaly_ae.results.tables import Row
 from anomaly_ae.shortcuts import separations
@@ -91,9 +92,8 @@ def size_figures(rows: Sequence[Row], threshold: Threshold | None) -> list[dict[
 
 
 def _size_class(rows: Sequence[Row], threshold: Threshold, n_normal: int) -> dict[str, Any]:
-    groups = [str(row["group"]) for row in rows]
-    grouped = groups if len(set(groups)) < len(groups) else None
-    value, intervals = rate([row["score"] >= threshold.value for row in rows], grouped)
+    groups = groups_if_any(row["group"] for row in rows)
+    value, intervals = rate([row["score"] >= threshold.value for row in rows], groups)
     metric = Metric(value, n_normal, len(rows), intervals)
     return {"from_px": rows[0]["mask_px"], "to_px": rows[-1]["mask_px"], "sensitivity": metric.as_json()}
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from anomaly_ae.calibration import Asked, CalibrationScores, Thresholds, thresholds_by
 from anomaly_ae.errors import DataError
+from anomaly_ae.files import write_together
 from anomaly_ae.listener import Listener
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
 from anomaly_ae.results.beside import DEFECT_RATES
@@ -21,12 +22,13 @@ from anomaly_ae.results.tables import (
     NOT_INSPECTED,
     UNIT_COLUMNS,
     Row,
+    json_text,
     read_csv,
     read_json,
     read_scores,
     reading,
-    write_json,
-    write_tables,
+    score_lines,
+    table_texts,
 )
 from anomaly_ae.threshold import best_f1
 from anomaly_ae.words import n_of
@@ -54,9 +56,9 @@ class Redecided:
 def redecide(run: Path, asked: Asked, listener: Listener | None = None) -> Redecided:
     """Set new thresholds in a finished run from its own scores; no image, no model is needed.
 
-    Tables, ``metrics.json`` and ``run.json`` are written again. Scores, maps, pictures and regions stay; the listener
-    is told where regions and decisions follow different thresholds then. Where nothing is asked, the thresholds of the
-    model come back; a review band alone is put below these.
+    Tables, ``metrics.json`` and ``run.json`` are written again, all or none. Scores, maps, pictures and regions stay;
+    the listener is told where regions and decisions follow different thresholds then. Where nothing is asked, the
+    thresholds of the model come back; a review band alone is put below these.
 
     Raises
     ------
@@ -90,9 +92,10 @@ def redecide(run: Path, asked: Asked, listener: Listener | None = None) -> Redec
         metrics = read_json(run / "metrics.json")
         shares = [at["defect_rate"] for at in metrics["image"].get("at_defect_rate", ())] or DEFECT_RATES
         metrics |= run_metrics(rows, units, thresholds, list(metrics.get("by", {})), shares, metrics) | marks
-        write_json(run / "metrics.json", metrics)
-    lines = write_tables(run, rows, units, failures)
-    write_json(run / "run.json", {**info, "threshold": now, "model_threshold": of_model, **marks})
+    lines = score_lines(rows)
+    texts = {"run.json": json_text({**info, "threshold": now, "model_threshold": of_model, **marks})}
+    texts |= table_texts(lines, rows, units, failures) | ({"metrics.json": json_text(metrics)} if metrics else {})
+    write_together(run, texts)
     # The scores of another tool come without regions, and without pictures.
     note = regions_note((row["pixel_threshold"] for row in rows if row["n_regions"] != ""), thresholds.pixel.value)
     if note and listener:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from anomaly_ae.calibration import Thresholds
 from anomaly_ae.metrics import average_precision, found_rate_band, rates_at_threshold, roc_auc
+from anomaly_ae.metrics.checks import groups_if_any
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, BoolArray, FloatArray, Metric
 from anomaly_ae.results.beside import DEFECT_RATES, level_figures, shortcut_figures, size_figures
 from anomaly_ae.results.review import review_figures
@@ -50,7 +51,7 @@ def run_metrics(
 
     def level(members: Sequence[Row], limit: Threshold | None, noun: str) -> dict[str, Any]:
         own = known.get(noun)
-        beside = level_figures(members, limit, groups_if_any(members), defect_rates, noun, own)
+        beside = level_figures(members, limit, groups_if_any(row["group"] for row in members), defect_rates, noun, own)
         return {**figures(members, limit, noun, own), **beside}
 
     def parts(cut: Iterable[tuple[str, Sequence[Row]]], known_parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def figures(
     """
     labels = np.array([row["label"] == ANOMALOUS_LABEL for row in rows], bool)
     scores = np.array([row["score"] for row in rows], np.float64)
-    groups = groups_if_any(rows)
+    groups = groups_if_any(row["group"] for row in rows)
     same = {name: known[name] for name in _RANKING if name in known} if known else {}
     ranking = same if len(same) == len(_RANKING) else _ranking(rows, labels, scores, groups, noun)
     at_threshold = [] if threshold is None else [_at_threshold(labels, scores, threshold, groups, noun)]
@@ -128,12 +129,6 @@ def _areas(labels: BoolArray, scores: npt.ArrayLike, groups: list[str] | None, n
         "roc_auc": roc_auc(labels, scores, groups, unit=noun).as_json(),
         "average_precision": average_precision(labels, scores, groups, unit=noun).as_json(),
     }
-
-
-def groups_if_any(rows: Sequence[Row]) -> list[str] | None:
-    """Return the groups where at least two rows share one, else None: then images are taken as independent."""
-    groups = [str(row["group"]) for row in rows]
-    return groups if len(set(groups)) < len(groups) else None
 
 
 def _false_alarm_band(

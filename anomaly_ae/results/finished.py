@@ -11,9 +11,9 @@ from anomaly_ae.errors import DataError
 from anomaly_ae.manifest.slices import is_suspect
 from anomaly_ae.manifest.table import read_table
 from anomaly_ae.metrics import rate
+from anomaly_ae.metrics.checks import groups_if_any
 from anomaly_ae.metrics.intervals import clopper_pearson
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Decision
-from anomaly_ae.results.figures import groups_if_any
 from anomaly_ae.results.review import images_sha256
 from anomaly_ae.results.rows import counted_rows
 from anomaly_ae.results.tables import (
@@ -229,7 +229,7 @@ def _too_many_rejects(normal: Sequence[Row], info: Path) -> str:
     if threshold is None or threshold.rule != "false_alarm_rate" or not normal:
         return ""
     asked, rejected = parse_rate(threshold.rate), [row["decision"] == Decision.ANOMALOUS for row in normal]
-    _, intervals = rate(rejected, groups_if_any(normal), confidence=SURE)
+    _, intervals = rate(rejected, groups_if_any(row["group"] for row in normal), confidence=SURE)
     n_calibration = threshold.n if threshold.n_groups is None else threshold.n_groups
     if intervals[0].low <= clopper_pearson(float(asked), n_calibration, SURE, "", "").high:
         return ""

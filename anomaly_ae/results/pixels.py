@@ -21,6 +21,7 @@ from anomaly_ae.metrics import (
     mean_metric,
     pixel_metrics_and_table,
 )
+from anomaly_ae.metrics.checks import groups_if_any
 from anomaly_ae.records import BoolArray, Metric, Sample
 from anomaly_ae.regions import ALL_REGIONS, RegionRules, in_regions
 from anomaly_ae.results.tables import FORMAT, write_csv
@@ -74,7 +75,7 @@ def pixel_figures(
     rules : RegionRules
         Which regions count: Dice and IoU are those of the regions that are drawn.
     """
-    figures, table = pixel_metrics_and_table(maps, groups=_groups_of(samples))
+    figures, table = pixel_metrics_and_table(maps, groups=groups_if_any(sample.group for sample in samples))
     overlaps = image_overlaps(maps, _marks(threshold, rules))
     oracle = figures["oracle_dice"]
     if oracle.value is not None:
@@ -171,13 +172,7 @@ def _at_threshold(overlaps: Overlaps, samples: Sequence[Sample], threshold: floa
 
 
 def _groups(overlaps: Overlaps, samples: Sequence[Sample]) -> list[str] | None:
-    return _groups_of([samples[one.index] for one in overlaps.images])
-
-
-def _groups_of(samples: Sequence[Sample]) -> list[str] | None:
-    """Return the group of each; None where no two share one."""
-    groups = [sample.group for sample in samples]
-    return groups if len(set(groups)) < len(groups) else None
+    return groups_if_any(samples[one.index].group for one in overlaps.images)
 
 
 def _row(one: ImageOverlap, sample: Sample, threshold: float | None) -> dict[str, Any]:

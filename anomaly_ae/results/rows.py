@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from anomaly_ae.calibration import CalibrationScores, Thresholds, unit_scores
 from anomaly_ae.manifest.slices import is_suspect
-from anomaly_ae.records import ANOMALOUS_LABEL, Decision, Sample, Score
+from anomaly_ae.records import ANOMALOUS_LABEL, Decision, Failure, Sample, Score
 from anomaly_ae.results.tables import BASELINES, COUNTED, FORMAT, Row
-from anomaly_ae.threshold import Threshold, decide, display_values, p_values
+from anomaly_ae.threshold import decide, display_values, p_values
 
 N_REGIONS_IN_ROW = 50
+_UNDECIDED = {"decision": "", "display": "", "p_value": ""}
 
 
 def score_row(sample: Sample, result: Score, pixel_threshold: float, counts: bool | None = None) -> dict[str, Any]:
@@ -52,6 +54,11 @@ def score_row(sample: Sample, result: Score, pixel_threshold: float, counts: boo
     }
 
 
+def failure_row(failure: Failure) -> dict[str, Any]:
+    """Return one line of ``failures.csv``."""
+    return {"format": FORMAT, **asdict(failure)}
+
+
 def decide_rows(rows: Sequence[Row], scores: CalibrationScores, thresholds: Thresholds) -> list[dict[str, Any]]:
     """Return the rows with decisions, display values and p-values for these thresholds.
 
@@ -75,7 +82,10 @@ def decide_rows(rows: Sequence[Row], scores: CalibrationScores, thresholds: Thre
 
 
 def unit_rows(
-    rows: Sequence[Row], incomplete: Mapping[str, str], scores: CalibrationScores, thresholds: Thresholds
+    rows: Sequence[Row],
+    incomplete: Mapping[str, str],
+    scores: CalibrationScores | None = None,
+    thresholds: Thresholds | None = None,
 ) -> list[dict[str, Any]]:
     """Decide every unit by the largest score of its images that count: see `calibration.unit_scores`.
 
@@ -83,21 +93,22 @@ def unit_rows(
     ----------
     incomplete : mapping of str to str
         Units with an unreadable image, and their groups: these are not inspected, never normal.
+    scores, thresholds : CalibrationScores and Thresholds, or None
+        Without them the units have their scores, and nothing is decided.
     """
     images: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         images[row["unit"]].append(row)
     whole = {unit: score for unit, score in _scores(images).items() if unit not in incomplete}
-    values = np.array(list(whole.values()), np.float64)
-    p = p_values(values, scores.unit, scores.unit_group)  # of all at once: one alone takes as long
-    shown = display_values(values, thresholds.unit.value, float(np.median(scores.unit)))
-    of_unit = dict(zip(whole, zip(values.tolist(), shown.tolist(), p.tolist(), strict=True), strict=True))
+    decided = _decided(whole, scores, thresholds) if scores and thresholds else {}
+    limit = thresholds.unit.value if thresholds else ""
     found = []
     for unit in sorted({*images, *incomplete}):
         own = images.get(unit, [])
-        row = _not_inspected(unit, own[0]["group"] if own else incomplete[unit], own, thresholds.unit)
-        decided = _decided(*of_unit[unit], own, thresholds.unit) if unit in whole else {}
-        found.append(row | decided)
+        row = _not_inspected(unit, own[0]["group"] if own else incomplete[unit], own, limit)
+        if unit in whole:
+            row |= {"score": whole[unit], "baselines": _baselines(own), **decided.get(unit, _UNDECIDED)}
+        found.append(row)
     return found
 
 
@@ -128,7 +139,7 @@ def unit_label(own: Sequence[Row]) -> str:
     return str(labels.pop()) if len(labels) == 1 else ""
 
 
-def _not_inspected(unit: str, group: str, own: Sequence[Row], limit: Threshold) -> dict[str, Any]:
+def _not_inspected(unit: str, group: str, own: Sequence[Row], limit: float | str) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "unit": unit,
@@ -136,7 +147,7 @@ def _not_inspected(unit: str, group: str, own: Sequence[Row], limit: Threshold) 
         "label": unit_label(own),
         "decision": int(Decision.NOT_INSPECTED),
         "score": None,
-        "threshold": limit.value,
+        "threshold": limit,
         "display": None,
         "p_value": None,
         "n_images": len(own),
@@ -144,13 +155,18 @@ def _not_inspected(unit: str, group: str, own: Sequence[Row], limit: Threshold) 
     }
 
 
-def _decided(value: float, display: float, p_value: float, own: Sequence[Row], limit: Threshold) -> dict[str, Any]:
+def _decided(
+    whole: Mapping[str, float], scores: CalibrationScores, thresholds: Thresholds
+) -> dict[str, dict[str, Any]]:
+    """Return what is decided of each unit, from its score."""
+    values, limit = np.array(list(whole.values()), np.float64), thresholds.unit
+    p = p_values(values, scores.unit, scores.unit_group).tolist()  # of all at once: one alone takes as long
+    shown = display_values(values, limit.value, float(np.median(scores.unit))).tolist()
     return {
-        "decision": int(decide(value, limit)),
-        "score": value,
-        "display": display,
-        "p_value": p_value,
-        "baselines": {
-            name: max(image["baselines"][name] for image in own) for name in BASELINES if name in own[0]["baselines"]
-        },
+        unit: {"decision": int(decide(score, limit)), "display": display, "p_value": p_value}
+        for (unit, score), display, p_value in zip(whole.items(), shown, p, strict=True)
     }
+
+
+def _baselines(own: Sequence[Row]) -> dict[str, float]:
+    return {name: max(image["baselines"][name] for image in own) for name in BASELINES if name in own[0]["baselines"]}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_ae.errors import DataError
-from anomaly_ae.files import write_text
+from anomaly_ae.files import write_text, write_together
 from anomaly_ae.records import Decision
 from anomaly_ae.words import n_of
 
@@ -34,27 +34,44 @@ Row = Mapping[str, Any]
 """One line of ``scores.jsonl``, or of ``units.csv``."""
 
 
-def write_tables(folder: Path, rows: Sequence[Row], units: Sequence[Row], failures: Iterable[Row]) -> list[Row]:
-    """Write ``scores.csv``, ``scores.jsonl``, ``units.csv`` and ``failures.csv``; return the lines of the first."""
+def write_tables(folder: Path, rows: Sequence[Row], units: Sequence[Row], failures: Iterable[Row]) -> None:
+    """Write ``scores.csv``, ``scores.jsonl``, ``units.csv`` and ``failures.csv``."""
+    write_together(folder, table_texts(score_lines(rows), rows, units, failures))
+
+
+def score_lines(rows: Sequence[Row]) -> list[Row]:
+    """Return the lines of ``scores.csv``."""
     known = [*SCORE_COLUMNS, *([COUNTED] if any(COUNTED in row for row in rows) else [])]
     extra = sorted({name for row in rows for name in row["extra"]})
     own = {f"manifest.{name}" if name in known else name: name for name in extra}
-    lines: list[Row] = [
+    return [
         {name: row.get(name, "") for name in known}
         | {column: row["extra"].get(name, "") for column, name in own.items()}
         for row in rows
     ]
-    write_csv(folder / "scores.csv", [*known, *own], lines)
+
+
+def table_texts(
+    lines: Sequence[Row], rows: Sequence[Row], units: Sequence[Row], failures: Iterable[Row]
+) -> dict[str, str]:
+    """Return the tables of a run by the names of their files."""
     encode = json.JSONEncoder(allow_nan=False).encode  # `dumps` would make an encoder for every row
-    write_text(folder / "scores.jsonl", "".join(encode(row) + "\n" for row in rows))
-    write_csv(folder / "units.csv", UNIT_COLUMNS, units)
-    write_csv(folder / "failures.csv", FAILURE_COLUMNS, failures)
-    return lines
+    return {
+        "scores.csv": csv_text(list(lines[0]) if lines else SCORE_COLUMNS, lines),
+        "scores.jsonl": "".join(encode(row) + "\n" for row in rows),
+        "units.csv": csv_text(UNIT_COLUMNS, units),
+        "failures.csv": csv_text(FAILURE_COLUMNS, failures),
+    }
 
 
 def write_json(path: Path, values: Row) -> None:
     """Write a JSON file atomically; NaN is refused."""
-    write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
+    write_text(path, json_text(values))
+
+
+def json_text(values: Row) -> str:
+    """Return the text of a JSON file; NaN is refused."""
+    return json.dumps(values, indent=1, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -128,9 +145,14 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
-    """Write a CSV atomically: one header line, floats with all their digits, missing values empty."""
+    """Write a CSV atomically."""
+    write_text(path, csv_text(columns, rows))
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Row]) -> str:
+    """Return the text of a CSV: one header line, floats with all their digits, missing values empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows([row.get(name, "") for name in columns] for row in rows)
-    write_text(path, text.getvalue())
+    return text.getvalue()

@@ -123,8 +123,8 @@ def sensitivity_threshold(
     )
 
 
-def sensitivity_bound(n: int, rank: int, confidence: float = BOUND_CONFIDENCE) -> float:
-    """Return what the sensitivity is at least, with this confidence, for a threshold just below the rank-th of n.
+def sensitivity_bound(n: int, rank: int) -> float:
+    """Return what the sensitivity is at least, with 95 % confidence, for a threshold just below the rank-th of n.
 
     The share of anomalous images below the rank-th smallest of n independent scores has the law Beta(rank, n + 1 -
     rank): the one-sided bound of Clopper & Pearson for rank - 1 misses among n.
@@ -134,7 +134,7 @@ def sensitivity_bound(n: int, rank: int, confidence: float = BOUND_CONFIDENCE) -
     """
     from scipy.special import betaincinv
 
-    return 1.0 - float(betaincinv(rank, n + 1 - rank, confidence))
+    return 1.0 - float(betaincinv(rank, n + 1 - rank, BOUND_CONFIDENCE))
 
 
 def cost_threshold(

@@ -17,8 +17,9 @@ from anomaly_ae.keeping import file_stem, mask_of
 from anomaly_ae.loading import read_sample
 from anomaly_ae.manifest import Manifest
 from anomaly_ae.metrics import PixelMap, pixel_metrics, roc_auc
+from anomaly_ae.metrics.checks import groups_if_any
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, BoolArray, Decision, Metric, Sample
-from anomaly_ae.results import Row, groups_if_any, read_rows
+from anomaly_ae.results import Row, read_rows
 from anomaly_ae.threshold import conformal_threshold, normals_needed
 
 N_SPLITS = 200
@@ -109,7 +110,9 @@ def pixel_average_precision(images: Sequence[Inspected]) -> dict[str, Any]:
         for image in known:
             yield PixelMap(tifffile.imread(image.map_path), image.mask, image.valid)
 
-    figure: Metric = pixel_metrics(maps, groups=groups_if_any([image.row for image in known]))["average_precision"]
+    figure: Metric = pixel_metrics(maps, groups=groups_if_any(image.row["group"] for image in known))[
+        "average_precision"
+    ]
     return figure.as_json()
 
 
@@ -148,7 +151,7 @@ def size_limits(areas_px: Sequence[int]) -> list[int]:
 
 def _image_roc_auc(rows: Sequence[Row]) -> dict[str, Any]:
     labels = np.array([row["label"] == ANOMALOUS_LABEL for row in rows], bool)
-    return roc_auc(labels, [row["score"] for row in rows], groups_if_any(rows)).as_json()
+    return roc_auc(labels, [row["score"] for row in rows], groups_if_any(row["group"] for row in rows)).as_json()
 
 
 def smallest_found_px(rows: Sequence[Row], areas_px: Sequence[int]) -> int | None:
