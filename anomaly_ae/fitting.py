@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -146,6 +147,7 @@ def fit(
     finished = learn(detector, parts, checkpoint, resume, fingerprint, listener, should_stop)
     detector.provenance = {**_provenance(detector, survey, finished, reason), **_described(parts, forms)}
     detector = _set_thresholds(detector, parts["calibration"], forms, asked, listener)
+    detector.say = warnings.warn  # the listener is of the fit; from now on it is the user of the model who is told
     n_not_calibrated = len(offered) - len(detector.calibrated[0].image)
     detector.provenance["n_lesion_free"] = n_lesion_free
     detector.provenance["n_unusable"] = _n_images(given) - _n_images(readable) + n_not_calibrated

@@ -78,8 +78,8 @@ class Survey:
     extremes : float64 array, (n, C, 2)
         Smallest and largest valid value of each.
     pixels : tuple of array, (C, k)
-        A random sample of the valid pixels of each, to pool percentiles from, in the type of the file: thousands of
-        images have few bytes left for each.
+        A random sample of the valid pixels of each, to pool percentiles from; in the type of the file, because float64
+        takes up to eight times the memory.
     thumbnails : tuple of float32 array, (C, 64, 64), of volumes (C, 16, 16, 16)
         For alignment and baseline, in the file's numbers.
     n_channels : int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -678,6 +679,7 @@ def test_without_normal_rows_or_with_anomalous_ones_there_is_no_calibration(kind
 
 def test_provenance_counts_and_names_no_file(noise_manifest: Manifest) -> None:
     detector = fit(noise_manifest, config_of(), device="cpu")
+    assert detector.say is warnings.warn, "the listener of the fit, here a silent one, is not told of later images"
     made = detector.provenance
     assert made["n_images"] == made["n_groups"] == {"train": 21, "validation": 3, "calibration": 6}
     assert made["steps"] == 4
