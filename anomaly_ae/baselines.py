@@ -66,8 +66,8 @@ def _leading_components(centred: FloatArray, n_components: int) -> FloatArray:
     """
     _, shares = np.linalg.eigh(centred @ centred.T)  # by increasing variance
     leading = centred.T @ shares[:, ::-1][:, :n_components]  # (pixels, n_components), orthogonal
-    orthonormal: FloatArray = np.linalg.qr(leading).Q  # not divided by their lengths: copies have components of none
-    return orthonormal.T
+    orthonormal = np.linalg.qr(leading).Q  # not divided by their lengths: copies have components of none
+    return np.ascontiguousarray(orthonormal.T)  # as a model file gives it back: sums depend on the order in memory
 
 
 def shrunk(pixels: PixelArray) -> FloatArray:
