@@ -13,12 +13,16 @@ import numpy as np
 
 from anomaly_ae.prepare import resample
 from anomaly_ae.records import FloatArray, PixelArray
+from anomaly_ae.sampling import spread_evenly
 from anomaly_ae.shortcuts import deviation_and_sharpness
 
 SIDES_PX = {2: 64, 3: 16}
 """Sides of the small grey images: as many pixels for a volume as for a flat image."""
 
 N_COMPONENTS = 30
+MAX_IMAGES = 500
+"""More images would hardly move so few components, and the time grows with the square of their number."""
+
 FARTHEST = 1e6
 """Values so far outside the intensity limits say no more, and their squares would not be finite."""
 
@@ -48,12 +52,22 @@ class PcaBaseline:
 
 
 def fit_pca(greys: Sequence[FloatArray]) -> PcaBaseline:
-    """Fit the baseline on small grey images of the training normals: at most `N_COMPONENTS` components."""
-    images = np.stack(greys).astype(np.float64)  # (n, pixels)
+    """Fit the baseline on small grey images of at most `MAX_IMAGES` normals: at most `N_COMPONENTS` components."""
+    images = np.stack([greys[i] for i in spread_evenly(len(greys), MAX_IMAGES)]).astype(np.float64)  # (n, pixels)
     mean = images.mean(axis=0)
-    n_components = min(N_COMPONENTS, len(images) - 1)
-    _, _, rows = np.linalg.svd(images - mean, full_matrices=False)
-    return PcaBaseline(mean.astype(np.float32), rows[:n_components].astype(np.float32))
+    components = _leading_components(images - mean, min(N_COMPONENTS, len(images) - 1))
+    return PcaBaseline(mean.astype(np.float32), components.astype(np.float32))
+
+
+def _leading_components(centred: FloatArray, n_components: int) -> FloatArray:
+    """Return the first principal components of (n, pixels) as orthonormal rows, (n_components, pixels).
+
+    From the products of images with each other, which are far fewer than those of pixels.
+    """
+    _, shares = np.linalg.eigh(centred @ centred.T)  # by increasing variance
+    leading = centred.T @ shares[:, ::-1][:, :n_components]  # (pixels, n_components), orthogonal
+    orthonormal = np.linalg.qr(leading).Q  # not divided by their lengths: copies have components of none
+    return np.ascontiguousarray(orthonormal.T)  # as a model file gives it back: sums depend on the order in memory
 
 
 def shrunk(pixels: PixelArray) -> FloatArray:

@@ -147,18 +147,16 @@ class Asked:
         rules = (self.rate, self.sensitivity, self.cost, self.value)
         if sum(rule is not None for rule in rules) > 1 or None not in (self.review_rate, self.review_sensitivity):
             raise UsageError("two rules for one threshold", "they contradict each other", "ask for one of them")
-        rates = [parse_rate(share) for share in (self.rate, self.review_rate) if share is not None]
+        for share in (self.rate, self.review_rate):
+            if share is not None:
+                parse_rate(share)
         for share in (self.sensitivity, self.review_sensitivity):
             if share is not None:
                 parse_sensitivity(share)
         if self.confidence is not None:
             parse_confidence(self.confidence)
-        if len(rates) == 2 and rates[1] <= rates[0]:
-            raise UsageError(
-                f"a review rate of {percent_text(rates[1])} beside a false-alarm rate of {percent_text(rates[0])}",
-                "more normal images have to reach the review limit than the threshold",
-                "ask for a larger review rate",
-            )
+        if self.rate is not None and self.review_rate is not None:
+            check_review_rate(self.review_rate, self.rate)
 
     @property
     def nothing(self) -> bool:
@@ -174,6 +172,22 @@ class Asked:
     def needs_anomalies(self) -> bool:
         """Whether labelled anomalies are needed."""
         return any(asked is not None for asked in (self.sensitivity, self.cost, self.review_sensitivity))
+
+
+def check_review_rate(review_rate: Share, rate: Share) -> None:
+    """Refuse a review rate that is not larger than the false-alarm rate: its limit would not lie below the threshold.
+
+    Raises
+    ------
+    UsageError
+    """
+    review, flagged = parse_rate(review_rate), parse_rate(rate)
+    if review <= flagged:
+        raise UsageError(
+            f"a review rate of {percent_text(review)} beside a false-alarm rate of {percent_text(flagged)}",
+            "more normal images have to reach the review limit than the threshold",
+            "ask for a larger review rate",
+        )
 
 
 def thresholds_from(

@@ -22,26 +22,24 @@ from anomaly_ae.calibration import CalibrationScores, Thresholds
 from anomaly_ae.config import OWN_LIMITS, Config, config_to_dict, deciding_settings, model_file_config
 from anomaly_ae.device import choose_device
 from anomaly_ae.ensemble import Ensemble
-from anomaly_ae.errors import AnomalyAEError, ModelFileError, UsageError
+from anomaly_ae.errors import AnomalyAEError, ModelFileError
 from anomaly_ae.loading import ImageStore, all_or_raise, in_order, read_sample, torch_pixels
-from anomaly_ae.manifest import manifest_from_paths, renamed, taken
+from anomaly_ae.manifest import renamed
 from anomaly_ae.modelfile import read_tensors, tensors_below, tensors_sha256, write_tensors
 from anomaly_ae.preparation import LEARNED, Preparation
 from anomaly_ae.prepare import Geometry, Prepared, check_size, to_image_grid, to_working_grid
-from anomaly_ae.readers import Axes, image_from, image_sha256, pixel_sha256, volume_from
+from anomaly_ae.readers import Axes
 from anomaly_ae.records import Failure, FloatArray, Image, PixelArray, Sample, Score
 from anomaly_ae.regions import RegionRules, find_regions, surviving_level
 from anomaly_ae.scoring import AnomalyMapper, image_score, own_limits, to_device
-from anomaly_ae.threshold import decide, display_value, display_values, p_values
+from anomaly_ae.sources import Source, failure_of, read_source
+from anomaly_ae.threshold import PValues, decide, display_value, display_values
 from anomaly_ae.version import __version__
 
 OF_THE_FILE = ("file", "file_sha256")
 """What `load` adds to the provenance: name and hash of a file cannot stand in the file."""
 
 CALIBRATION_ARRAYS = tuple(f.name for f in fields(CalibrationScores))
-
-Source = Any
-"""A path, numpy array, PIL image, pydicom dataset, `Image` or `Sample`."""
 
 Measured = tuple[float, float, dict[str, float]]
 
@@ -119,6 +117,15 @@ class Detector:
             raise ModelFileError("this model has no thresholds", "it was not calibrated", "run anomaly-ae calibrate")
         return self.scores, self.thresholds
 
+    @cached_property
+    def _p_values(self) -> PValues:
+        """Of images: the table takes far longer to make than to look up in."""
+        return PValues.beside(self.calibrated[0].image, self.calibrated[0].image_group)
+
+    @cached_property
+    def _thresholds_sha256(self) -> str:
+        return self.calibrated[1].sha256
+
     def score(self, source: Source, axes: Axes | None = None) -> Score:
         """Score one image.
 
@@ -160,13 +167,13 @@ class Detector:
 
         for source, result in in_order(sources, read, self._ahead):
             if isinstance(result, AnomalyAEError):
-                yield _failure(source, result), None
+                yield failure_of(source, result), None
                 continue
             parts, seconds = result
             try:
                 yield self._score(parts, time.perf_counter() - seconds), parts.image
             except AnomalyAEError as error:
-                yield _failure(source, error), None
+                yield failure_of(source, error), None
 
     def measure_many(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Measured | AnomalyAEError]]:
         """Yield image score, largest threshold at which a region counts, and plain numbers: no threshold is needed.
@@ -265,9 +272,19 @@ class Detector:
 
     def with_thresholds(self, scores: CalibrationScores, thresholds: Thresholds) -> Detector:
         """Return the same detector with another calibration: no score changes."""
-        return Detector(
-            self.ensemble, self.config, self.geometry, self.provenance, self.device, self.baseline, scores, thresholds
-        )
+        return self._copy(self.config, scores, thresholds)
+
+    def with_settings(self, config: Config) -> Detector:
+        """Return the same networks under other settings of what follows the map, without a calibration."""
+        return self._copy(config)
+
+    def _copy(
+        self, config: Config, scores: CalibrationScores | None = None, thresholds: Thresholds | None = None
+    ) -> Detector:
+        made = (self.geometry, self.provenance, self.device, self.baseline)
+        copy = Detector(self.ensemble, config, *made, scores, thresholds)
+        copy.say = self.say
+        return copy
 
     def save(self, path: str | Path) -> str:
         """Write the model file atomically; return its SHA-256."""
@@ -322,17 +339,8 @@ class Detector:
         return cls(ensemble, config, geometry, provenance, choose_device(device), baseline, scores, thresholds)
 
     def _read(self, source: Source, axes: Axes | None) -> _Input:
-        if isinstance(source, (str, Path)):
-            source = _only_image(Path(source), self.config.model.spatial_dims)
-        if isinstance(source, np.ndarray) and self.config.model.spatial_dims == 3:
-            source = volume_from(source)
-        if isinstance(source, Sample):
-            image = read_sample(source)
-            return _Input(source, image, self.prepare(image), image_sha256(source.files))
-        image = source if isinstance(source, Image) else image_from(source, axes=axes)
-        name = image.source
-        sample = Sample(id=name, path=name, files=(), unit=name, group=name)
-        return _Input(sample, image, self.prepare(image), pixel_sha256(image))
+        sample, image, sha256 = read_source(source, self.config.model.spatial_dims, axes)
+        return _Input(sample, image, self.prepare(image), sha256)
 
     def _score(self, source: _Input, started: float) -> Score:
         scores, thresholds = self.calibrated
@@ -350,19 +358,20 @@ class Detector:
             score=value,
             threshold=thresholds.image.value,
             display=display_value(value, thresholds.image.value, scores.median),
-            p_value=float(p_values([value], scores.image, scores.image_group)[0]),
+            p_value=float(self._p_values(value)),
             regions=found,
             milliseconds=(time.perf_counter() - started) * 1000,
             image_sha256=source.sha256,
             weights_sha256=self.weights_sha256,
-            thresholds_sha256=thresholds.sha256,
+            thresholds_sha256=self._thresholds_sha256,
             version=__version__,
             anomaly_map=anomaly_map,
         )
 
     def _measure(self, image: Image) -> Measured:
         anomaly_map, value = self._map_and_score(image, self.prepare(image))
-        level = surviving_level(anomaly_map, image.valid, image.spacing_mm, self.rules)
+        is_level = self.config.scoring.pooling == "max"  # see `image_score`
+        level = value if is_level else surviving_level(anomaly_map, image.valid, image.spacing_mm, self.rules)
         return value, level, self.baseline_scores(image)
 
     def _map_and_score(self, image: Image, prepared: Prepared) -> tuple[FloatArray, float]:
@@ -383,18 +392,3 @@ class Detector:
         valid = torch.from_numpy(prepared.valid)[None, None].to(self.device)
         limits = torch.from_numpy(self.limits_of(prepared))[None].to(self.device)
         return raw, valid, limits
-
-
-def _only_image(path: Path, spatial_dims: int) -> Sample:
-    samples = taken(manifest_from_paths([path]).samples, spatial_dims)
-    if len(samples) > 1:
-        fix = "pass anomaly_ae.manifest.manifest_from_paths([path]).samples to score_many"
-        raise UsageError(f"{path} holds {len(samples)} images or frames", "one score is for one image", fix)
-    return samples[0]
-
-
-def _failure(source: Source, error: AnomalyAEError) -> Failure:
-    if isinstance(source, Sample):
-        return Failure(source.id, source.path, source.frame, source.unit, source.group, str(renamed(error, source)))
-    name = str(source) if isinstance(source, (str, Path)) else getattr(source, "source", "array")
-    return Failure(name, name, 0, name, name, str(error))

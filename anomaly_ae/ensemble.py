@@ -92,9 +92,12 @@ class Ensemble(nn.Module):
         return reduce(torch.add, maps) / (sum(weights) * len(mirrorings))
 
     def reconstruct(self, raw: Tensor, valid: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the scaled input and the mean of what its finest members take for normal, for people to see."""
+        """Return the scaled input and the mean of what its finest members take for normal, for people to see.
+
+        Of any size, as the map: what is larger than a window goes window by window.
+        """
         finest = [member for member in self.members if member.shrink == 1]
-        scaled, reconstructions = zip(*(m.reconstruct(raw, valid, limits) for m in finest), strict=True)
+        scaled, reconstructions = zip(*(_reconstructed(m, raw, valid, limits) for m in finest), strict=True)
         return scaled[0], reduce(torch.add, reconstructions) / len(reconstructions)
 
 
@@ -121,6 +124,16 @@ def _map(mapper: AnomalyMapper, raw: Tensor, valid: Tensor, limits: Tensor, axes
         errors = map_in_windows(mapper.errors, raw, valid, limits, window, margin)
     anomaly_map: Tensor = mapper.standardise(errors.to(raw.device), valid)
     return anomaly_map
+
+
+def _reconstructed(mapper: AnomalyMapper, raw: Tensor, valid: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the scaled input and its reconstruction by a mapper that does not shrink, in windows: twice (B, C, *S)."""
+
+    def both(*window: Tensor) -> Tensor:
+        return torch.cat(mapper.reconstruct(*window), dim=1)  # (B, 2 C, *window)
+
+    x, x_hat = map_in_windows(both, raw, valid, limits, mapper.window_px, mapper.margin_px).chunk(2, dim=1)
+    return x, x_hat
 
 
 def _names(n_members: int) -> list[str]:

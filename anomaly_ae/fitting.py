@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from anomaly_ae.backbone import WITHOUT_MEANING, read_backbone
 from anomaly_ae.baselines import fit_pca, small_grey
-from anomaly_ae.calibration import Asked, calibration_scores, thresholds_by
+from anomaly_ae.calibration import Asked, calibration_scores, check_review_rate, thresholds_by
 from anomaly_ae.config import Config, config_to_dict, load_config, with_values
 from anomaly_ae.detector import Detector
 from anomaly_ae.device import choose_device, describe_device
@@ -138,7 +139,7 @@ def fit(
     listener.say(detector.geometry.describe(_typical_shape(_stated_shapes(survey, detector.config))))
     offered = parts["calibration"]
     that_fit = without_misfits(offered, forms, detector, listener)
-    parts["calibration"] = of_whole_units(that_fit, given["calibration"], listener)
+    parts["calibration"] = of_whole_units(that_fit, given["calibration"], listener, forms)
     _check_reachable(parts["calibration"], asked)
     listener.say(reachable_text(len(parts["calibration"]), _n_groups(parts["calibration"]), confidence))
     listener.say(f"training on {describe_device(place)}: {_steps_text(detector.config)}")
@@ -146,6 +147,7 @@ def fit(
     finished = learn(detector, parts, checkpoint, resume, fingerprint, listener, should_stop)
     detector.provenance = {**_provenance(detector, survey, finished, reason), **_described(parts, forms)}
     detector = _set_thresholds(detector, parts["calibration"], forms, asked, listener)
+    detector.say = warnings.warn  # the listener is of the fit; from now on it is the user of the model who is told
     n_not_calibrated = len(offered) - len(detector.calibrated[0].image)
     detector.provenance["n_lesion_free"] = n_lesion_free
     detector.provenance["n_unusable"] = _n_images(given) - _n_images(readable) + n_not_calibrated
@@ -158,12 +160,22 @@ def calibrate(
     rate: Share | None = None,
     confidence: Share | None = None,
     listener: Listener | None = None,
+    *,
+    review_rate: Share | None = None,
+    value: float | None = None,
 ) -> Detector:
     """Set new thresholds from normal images; no score of the detector changes.
 
     Images that cannot be read are left out and named; the promise counts those that were scored.
+
+    Parameters
+    ----------
+    rate, confidence, review_rate : see `fit`
+    value : float or None
+        Instead of a rate: this very threshold, for images and units; nothing is promised.
     """
-    listener, asked = listener or Listener(), Asked(rate, confidence)
+    listener = listener or Listener()
+    asked = Asked(rate, confidence, value=value, review_rate=review_rate)
     samples = taken(samples, detector.config.model.spatial_dims)
     n_suspect = sum(is_suspect(sample.label, sample.extra) for sample in samples)
     if n_suspect:
@@ -175,7 +187,7 @@ def calibrate(
     if readable:  # else it is said below that none is
         _check_reachable(readable, asked)
     refuse_known(detector, readable, forms)
-    return _set_thresholds(detector, of_whole_units(readable, samples, listener), forms, asked, listener)
+    return _set_thresholds(detector, of_whole_units(readable, samples, listener, forms), forms, asked, listener)
 
 
 def _set_thresholds(
@@ -203,6 +215,7 @@ def _set_thresholds(
     calibrated = detector.with_thresholds(scores, thresholds_by(asked, scores))
     for key, facts in _described({"calibration": kept}, forms).items():
         calibrated.provenance[key] = {**calibrated.provenance.get(key, {}), **facts}
+    calibrated.provenance["image_hashes"].pop("labelled", None)  # of a former rule: nothing labelled decides now
     calibrated.provenance["calibration_statistics"] = {name: [one[name] for one in plain] for name in plain[0]}
     return calibrated
 
@@ -266,13 +279,13 @@ def _described(parts: Mapping[str, Sequence[Sample]], forms: Mapping[str, Form])
 
 
 def _check_reachable(samples: Sequence[Sample], asked: Asked) -> None:
-    """Refuse asked-for rates that so many images, or groups, cannot support."""
+    """Refuse asked-for rates that so many images, or groups, cannot support, or that leave no room for a review."""
     n, n_groups = len(samples), _n_groups(samples)
     for rate in (asked.rate, asked.review_rate):
         if rate is not None:
             check_reachable(n, n_groups, rate, asked.confidence)
-    if asked.rate is None:  # beside the default a review rate has to be the larger one, too
-        replace(asked, rate=default_rate(n, n_groups, asked.confidence))
+    if asked.review_rate is not None and asked.rate is None and asked.value is None:
+        check_review_rate(asked.review_rate, default_rate(n, n_groups, asked.confidence))
 
 
 def _n_groups(samples: Sequence[Sample]) -> int | None:
@@ -312,8 +325,10 @@ def _stated_shapes(survey: Survey, config: Config) -> list[tuple[int, ...]]:
 
 
 def _fresh_mapper(config: Config, trunk: Mapping[str, Tensor], number: int) -> AnomalyMapper:
-    torch.manual_seed(member_config(config, number).seed)
-    return AnomalyMapper(config, trunk, shrink_of(config, number))
+    """Return a mapper whose random weights follow from its seed; the caller's random numbers stay as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(member_config(config, number).seed)  # weights are drawn on the CPU
+        return AnomalyMapper(config, trunk, shrink_of(config, number))
 
 
 def _steps_text(config: Config) -> str:

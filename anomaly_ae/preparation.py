@@ -74,7 +74,7 @@ class Preparation:
 
     def as_exposed(self, scaled: FloatArray, prepared: Prepared, limits: FloatArray) -> FloatArray:
         """Bring the exposure of an image back into a picture of it: (C, *working), 0 and 1 at ``limits`` (C, 2)."""
-        if prepared.exposure == 1.0:
+        if prepared.exposure == 1:  # nothing was divided out: not even by rounding is it another picture
             return scaled
         low, high = limits.astype(scaled.dtype).T.reshape(2, -1, *[1] * (scaled.ndim - 1))
         black = (self.config.intensity.black_level - low) / (high - low)

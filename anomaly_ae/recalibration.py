@@ -41,8 +41,7 @@ def rescored(detector: Detector, settings: Sequence[str]) -> Detector:
         if key not in AFTER_THE_MAP:
             why, fix = "the model was trained with it", f"fit again; free are {', '.join(AFTER_THE_MAP)}"
             raise UsageError(f"{key} of a finished model cannot be changed", why, fix)
-    made = (detector.geometry, detector.provenance, detector.device, detector.baseline)
-    return Detector(detector.ensemble, config, *made)
+    return detector.with_settings(config)
 
 
 def recalibrated(detector: Detector, asked: Asked, finished: FinishedScores | None = None) -> Detector:

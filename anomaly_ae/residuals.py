@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from anomaly_ae.config import Config
 from anomaly_ae.loading import ImageStore
+from anomaly_ae.sampling import spread_evenly
 from anomaly_ae.scoring import N_CONTEXT_BINS, AnomalyMapper, map_in_windows
 from anomaly_ae.training import TrainingData
 
@@ -79,15 +80,6 @@ class _Examples:
             raw, valid = store.image(index)
             limits = store.limits[index : index + 1]
             yield raw[None].to(self._device), valid[None].to(self._device), limits.to(self._device)
-
-
-def spread_evenly(n: int, n_most: int) -> list[int]:
-    """Return at most ``n_most`` of ``n`` places, from the first to the last: neighbours by name are often of one lot.
-
-    >>> spread_evenly(10, 4), spread_evenly(3, 4), spread_evenly(3, 0)
-    ([0, 3, 6, 9], [0, 1, 2], [])
-    """
-    return [int(i) for i in np.linspace(0, n - 1, min(n, n_most)).round()]
 
 
 def _set_units(mapper: AnomalyMapper, maps: Iterator[tuple[Tensor, Tensor]]) -> None:

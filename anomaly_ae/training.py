@@ -21,6 +21,7 @@ from anomaly_ae.config import Config, TrainingConfig
 from anomaly_ae.corruption import corrupt
 from anomaly_ae.errors import ConfigError, ModelFileError
 from anomaly_ae.loading import ImageStore
+from anomaly_ae.measures import GaussianSmoothing, structural_similarity
 from anomaly_ae.model import DamageHead
 from anomaly_ae.modelfile import read_tensors, tensors_below, write_tensors
 from anomaly_ae.scoring import AnomalyMapper, channels_last, to_device
@@ -33,6 +34,8 @@ VALIDATION_STEP = 2**31
 Not larger: torch's generator on the CPU takes the lower 32 bits of a seed, and for a higher power of 2 these would be
 the ones of step 0.
 """
+SSIM_SD_PX = 1.5
+"""Deviation of the Gaussian window of the SSIM loss, as in Wang et al., IEEE TIP 13 (2004), section III.B."""
 VISIBLE = 0.1
 """Opacity from which on a head is to call a pixel damaged."""
 
@@ -138,7 +141,7 @@ class _Loop:
         self.optimiser = torch.optim.AdamW(
             self.network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
         )
-        self.losses = _Losses(training, config.model.spatial_dims)
+        self.losses = _Losses(training)
         crop_px = training.crop_px * mapper.shrink  # as many pixels for every network to see
         self.crop_shape = data.train.crop_shape(crop_px, mapper.size_multiple)  # smaller images are padded
         if isinstance(mapper.embed, Backbone):
@@ -305,22 +308,20 @@ def focal_loss(log_odds: Tensor, damage: Tensor, weight: Tensor) -> Tensor:
 class _Losses:
     """Weighted sum of L1, L2 and SSIM losses; pixels of weight 0 take no part."""
 
-    def __init__(self, config: TrainingConfig, spatial_dims: int) -> None:
+    def __init__(self, config: TrainingConfig) -> None:
         self.config = config
-        self.ssim: Callable[[Tensor, Tensor], Tensor] | None = None
-        if config.ssim:
-            from monai.losses import SSIMLoss
-
-            self.ssim = SSIMLoss(spatial_dims, data_range=1.0, win_size=7)
+        self.window = GaussianSmoothing(SSIM_SD_PX)
 
     def __call__(self, x_hat: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         difference = x_hat - target
         l1, l2 = (weight * difference.abs()).mean(), (weight * difference.square()).mean()
         loss = self.config.l1 * l1 + self.config.l2 * l2
-        if self.ssim is not None:
-            inside = weight > 0
-            loss = loss + self.config.ssim * self.ssim(x_hat * inside, target * inside)
-        return loss
+        return loss + self.config.ssim * self._ssim(x_hat, target, weight) if self.config.ssim else loss
+
+    def _ssim(self, x_hat: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        inside = weight > 0  # elsewhere both hold the same, so that no window of a valid pixel sees a difference there
+        similarity = structural_similarity(x_hat * inside, target * inside, self.window)
+        return (weight * (1 - similarity)).mean()
 
 
 def step_generator(seed: int, step: int, device: torch.device) -> Generator:

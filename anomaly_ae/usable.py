@@ -72,14 +72,17 @@ def without_misfits(
     return tuple(kept)
 
 
-def of_whole_units(kept: Sequence[Sample], offered: Sequence[Sample], listener: Listener) -> tuple[Sample, ...]:
+def of_whole_units(
+    kept: Sequence[Sample], offered: Sequence[Sample], listener: Listener, forms: Mapping[str, Form] | None = None
+) -> tuple[Sample, ...]:
     """Leave out, and count, calibration images of units that lack another image.
 
     A unit scores as high as its highest image, so without one it may score too low; a new unit that lacks one is not
-    inspected. Where no unit is whole all stay, and the listener is told.
+    inspected. Where no unit is whole all stay, and the listener is told. With ``forms`` a copy that was left out is
+    missed by no unit that keeps its original: both score the same.
     """
-    present = {sample.id for sample in kept}
-    torn = {sample.unit for sample in offered if sample.id not in present}
+    present = {_picture(sample, forms) for sample in kept}
+    torn = {sample.unit for sample in offered if _picture(sample, forms) not in present}
     whole = tuple(sample for sample in kept if sample.unit not in torn)
     n_left_out = len(kept) - len(whole)
     if not whole:
@@ -88,6 +91,12 @@ def of_whole_units(kept: Sequence[Sample], offered: Sequence[Sample], listener: 
     if n_left_out:
         listener.say(f"left out of the calibration: {n_of(n_left_out, 'image')} of units that lack another image")
     return whole
+
+
+def _picture(sample: Sample, forms: Mapping[str, Form] | None) -> tuple[str, str]:
+    """Return the unit of an image and what it shows; its name where that is not known, as of an unreadable one."""
+    form = forms.get(sample.id) if forms else None
+    return sample.unit, form.pixel_hash if form else sample.id
 
 
 def _misfit(name: str, form: Form, detector: Detector) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from anomaly_ae import baselines
 from anomaly_ae.baselines import N_COMPONENTS, SIDES_PX, contrast_and_sharpness, fit_pca, small_grey
 from anomaly_ae.prepare import resample
 from anomaly_ae.records import FloatArray
@@ -38,6 +39,19 @@ def test_components_are_orthonormal_and_limited() -> None:
         assert model.components.shape == (min(N_COMPONENTS, n - 1), SIDE_PX**2)
         products = model.components @ model.components.T
         assert products == pytest.approx(np.eye(len(products)), abs=1e-5)
+
+
+def test_more_images_than_needed_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = greys(41, 20)
+    monkeypatch.setattr(baselines, "MAX_IMAGES", 21)
+    thinned, every_second = fit_pca(images), fit_pca(images[::2])
+    assert np.array_equal(thinned.mean, every_second.mean)
+    assert np.array_equal(thinned.components, every_second.components)
+
+
+def test_copies_leave_components_that_are_orthonormal_all_the_same() -> None:
+    model = fit_pca(greys(3, 2) * 4)
+    assert model.components @ model.components.T == pytest.approx(np.eye(11), abs=1e-5)
 
 
 def test_what_the_components_span_scores_nothing_and_what_is_new_does() -> None:

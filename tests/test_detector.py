@@ -8,25 +8,37 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image as Picture
 
-from anomaly_ae import training
+from anomaly_ae import detector as detector_module
+from anomaly_ae import scoring, training
+from anomaly_ae.calibration import Thresholds
 from anomaly_ae.config import load_config, with_values
 from anomaly_ae.detector import Detector
 from anomaly_ae.device import choose_device
-from anomaly_ae.errors import DataError, IncompatibleImageError, ModelFileError, UnreadableImageError, UsageError
+from anomaly_ae.errors import (
+    AnomalyAEError,
+    DataError,
+    IncompatibleImageError,
+    ModelFileError,
+    UnreadableImageError,
+    UsageError,
+)
 from anomaly_ae.fitting import fit
 from anomaly_ae.loading import read_sample
 from anomaly_ae.manifest import Manifest, load_manifest, manifest_from_paths
 from anomaly_ae.modelfile import read_tensors
 from anomaly_ae.prepare import prepare
 from anomaly_ae.readers import image_from, pixel_sha256, read_image
+from anomaly_ae.recalibration import rescored
 from anomaly_ae.records import Decision, Failure, FloatArray, Image, PixelArray, Sample, Score
-from anomaly_ae.threshold import manual_threshold
+from anomaly_ae.regions import surviving_level
+from anomaly_ae.threshold import PValues, manual_threshold
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +240,54 @@ def test_decision_p_value_display_and_regions_follow_from_the_stored_calibration
         assert result.display == pytest.approx((result.score - median) / (result.threshold - median))
         assert sum(region.area_px for region in result.regions) == int((anomaly_map >= thresholds.pixel.value).sum())
         assert bool(result.regions) == (result.score >= thresholds.pixel.value)
+
+
+def test_what_all_images_share_is_made_once(
+    smoke_detector: Detector, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments: (made.append(name), function(*arguments))[1]
+
+    monkeypatch.setattr(PValues, "beside", counted("p-values", PValues.beside))
+    monkeypatch.setattr(Thresholds, "as_json", counted("hash", Thresholds.as_json))
+    detector = smoke_detector.with_thresholds(*smoke_detector.calibrated)
+    results = [detector.score(path) for path in paths[:2]]
+    assert made == ["p-values", "hash"]
+    assert {result.thresholds_sha256 for result in results} == {smoke_detector.calibrated[1].sha256}
+
+
+@pytest.mark.parametrize("rules", [(), ("scoring.min_area_px=6",), ("scoring.pooling=quantile",)])
+def test_calibration_measures_score_and_surviving_level(
+    smoke_detector: Detector, part_manifest: Manifest, rules: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = rescored(smoke_detector, rules)
+    sample = part_manifest.samples[0]
+    image = read_sample(sample)
+    anomaly_map = detector.anomaly_map(detector.prepare(image))
+    looks: list[float] = []
+
+    def level_of(*arguments: Any) -> float:
+        looks.append(surviving_level(*arguments))
+        return looks[-1]
+
+    monkeypatch.setattr(scoring, "surviving_level", level_of)
+    monkeypatch.setattr(detector_module, "surviving_level", level_of)
+    ((_, measured),) = detector.measure_many([sample])
+    assert not isinstance(measured, AnomalyAEError)
+    assert measured[1] == looks[0] == surviving_level(anomaly_map, None, image.spacing_mm, detector.rules)
+    assert len(looks) == 1
+    assert (measured[0] == measured[1]) == (detector.config.scoring.pooling == "max")
+
+
+def test_a_detector_with_other_thresholds_or_rules_tells_whom_the_first_one_told(smoke_detector: Detector) -> None:
+    told: list[str] = []
+    first = smoke_detector.with_thresholds(*smoke_detector.calibrated)
+    first.say = told.append
+    for other in (first.with_thresholds(*first.calibrated), rescored(first, ["scoring.min_area_px=6"])):
+        other.say("a line")
+    assert told == ["a line", "a line"]
 
 
 def test_a_map_is_in_display_units_between_typical_and_threshold(smoke_detector: Detector) -> None:

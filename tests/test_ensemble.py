@@ -140,6 +140,19 @@ def test_in_windows_it_is_the_same_map(standardise: str, flips: bool) -> None:
     assert (tiled - expected).abs().max() < 1e-5 * scale
 
 
+@torch.inference_mode()
+def test_in_windows_it_is_the_same_reconstruction() -> None:
+    windowed, whole = (mappers(2, window_px=window_px) for window_px in (128, 1024))
+    sides_px: list[int] = []
+    windowed[0].autoencoder.register_forward_pre_hook(lambda _, given: sides_px.append(max(given[0].shape[2:])))
+    arguments = image(300, 180)
+    tiled, expected = (Ensemble(members, PLAIN).reconstruct(*arguments) for members in (windowed, whole))
+    for found, one in zip(tiled, expected, strict=True):
+        assert torch.allclose(found, one, atol=1e-5)
+    assert len(sides_px) > 1
+    assert max(sides_px) < 300
+
+
 # --- mirror images ---
 
 

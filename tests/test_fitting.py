@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image as Picture
+from torch import Tensor
 
 from anomaly_ae import fitting, learning, training
+from anomaly_ae.calibration import Asked, thresholds_by
 from anomaly_ae.config import Config, load_config
 from anomaly_ae.detector import Detector
 from anomaly_ae.errors import CalibrationError, ConfigError, DataError, ModelFileError, UsageError
@@ -25,6 +29,7 @@ from anomaly_ae.manifest import Manifest, load_manifest, scan, split_normals
 from anomaly_ae.model import size_multiple
 from anomaly_ae.readers import pixel_sha256
 from anomaly_ae.records import PixelArray, Sample
+from anomaly_ae.scoring import AnomalyMapper
 from anomaly_ae.threshold import parse_rate
 
 
@@ -311,6 +316,34 @@ def test_copies_of_one_image_set_no_threshold(noise_manifest: Manifest, tmp_path
         calibrate(detector, copies, rate=parse_rate("0.02"))
 
 
+def test_a_copy_whose_original_stays_in_its_unit_does_not_tear_it(noise_manifest: Manifest, tmp_path: Path) -> None:
+    detector = fit(noise_manifest, config_of(), device="cpu")
+    slices = noise(16, seed=7)
+    slices[3], slices[7] = slices[0], slices[4]  # the first and the last slice of two of the four patients
+    patients = [
+        replace(s, unit=f"p{i // 4}", group=f"p{i // 4}")
+        for i, s in enumerate(save_images(tmp_path / "slices", slices).samples)
+    ]
+    calibrated: list[Detector] = []
+    lines = said(lambda listener: calibrated.append(calibrate(detector, patients, "50%", listener=listener)))
+    assert [line for line in lines if "of units" in line] == []
+    assert (len(calibrated[0].calibrated[0].image), len(calibrated[0].calibrated[0].unit)) == (14, 4)
+    patients[3] = replace(patients[3], unit="p1", group="p1")  # its original belongs to another patient
+    lines = said(lambda listener: calibrate(detector, patients, "50%", listener=listener))
+    assert "left out of the calibration: 3 images of units that lack another image" in lines
+
+
+def test_a_fit_keeps_units_with_copies_within_them(tmp_path: Path) -> None:
+    slices = noise(80)
+    slices[3::4] = slices[0::4]
+    manifest = save_images(tmp_path / "slices", slices)
+    samples = tuple(replace(s, unit=f"p{i // 4}", group=f"p{i // 4}") for i, s in enumerate(manifest.samples))
+    detector = fit(replace(manifest, samples=samples), config_of(), device="cpu")
+    n_units = len({s.unit for s in part_of(replace(manifest, samples=samples), "calibration")})
+    assert len(detector.calibrated[0].unit) == n_units
+    assert len(detector.calibrated[0].image) == 3 * n_units
+
+
 def test_images_labelled_anomalous_set_no_threshold(noise_manifest: Manifest, tmp_path: Path) -> None:
     detector = fit(noise_manifest, config_of(), device="cpu")
     new = save_images(tmp_path / "new", noise(20, seed=6)).samples
@@ -332,6 +365,21 @@ def test_frames_of_one_file_are_not_copies_of_each_other(tmp_path: Path) -> None
     assert len(calibrate(detector, rest).calibrated[0].image) == 10
     with pytest.raises(DataError, match="1 of 11 calibration images were used in training"):
         calibrate(detector, [*rest, part_of(replace(manifest, samples=first), "train")[0]])
+
+
+def test_fresh_weights_follow_from_the_seed_and_leave_the_random_numbers_of_the_caller_alone() -> None:
+    def weights(seed: int) -> Tensor:
+        return torch.cat([w.ravel() for w in fitting._fresh_mapper(config_of(f"seed={seed}"), {}, 1).parameters()])
+
+    torch.manual_seed(3)
+    first, expected = weights(0), torch.rand(5)
+    torch.manual_seed(3)
+    assert torch.equal(torch.rand(5), expected)
+    assert torch.equal(weights(0), first)
+    assert not torch.equal(weights(1), first)
+    torch.manual_seed(0)
+    plain = AnomalyMapper(config_of())
+    assert torch.equal(torch.cat([w.ravel() for w in plain.parameters()]), first), "as torch draws them from this seed"
 
 
 # --- checkpoint and stopping ---
@@ -565,6 +613,26 @@ def test_the_model_tells_of_the_images_that_set_its_thresholds_last(
     assert smoke_detector.provenance == before, "the old one is as it was"
 
 
+def test_new_normal_images_make_a_former_rule_forgotten(smoke_detector: Detector, part_folder: Path) -> None:
+    labelled = smoke_detector.with_thresholds(*smoke_detector.calibrated)
+    labelled.provenance["image_hashes"] = {**labelled.provenance["image_hashes"], "labelled": ["0123456789abcdef"]}
+    normals = load_manifest(part_folder / "test" / "good").samples
+    assert "labelled" not in calibrate(labelled, normals).provenance["image_hashes"]
+    assert "labelled" in labelled.provenance["image_hashes"], "the old one is as it was"
+
+
+def test_a_value_by_hand_and_a_review_band_in_one_calibration(smoke_detector: Detector, part_folder: Path) -> None:
+    normals = load_manifest(part_folder / "test" / "good").samples
+    scores, thresholds = calibrate(smoke_detector, normals, value=1e3, review_rate="50%").calibrated
+    assert thresholds == thresholds_by(Asked(value=1e3, review_rate="50%"), scores)
+    assert (thresholds.image.rule, thresholds.image.value) == ("manual", 1e3)
+    assert thresholds.image.review is not None
+    with pytest.raises(UsageError, match="two rules"):
+        calibrate(smoke_detector, normals, "50%", value=1e3)
+    with pytest.raises(UsageError, match=r"a review rate of 6\.25 % beside a false-alarm rate"):
+        calibrate(smoke_detector, normals, review_rate="1/16")
+
+
 def test_units_are_calibrated_on_their_largest_score_and_groups_as_wholes(
     smoke_detector: Detector, part_folder: Path
 ) -> None:
@@ -611,6 +679,7 @@ def test_without_normal_rows_or_with_anomalous_ones_there_is_no_calibration(kind
 
 def test_provenance_counts_and_names_no_file(noise_manifest: Manifest) -> None:
     detector = fit(noise_manifest, config_of(), device="cpu")
+    assert detector.say is warnings.warn, "the listener of the fit, here a silent one, is not told of later images"
     made = detector.provenance
     assert made["n_images"] == made["n_groups"] == {"train": 21, "validation": 3, "calibration": 6}
     assert made["steps"] == 4

@@ -151,6 +151,23 @@ def test_the_same_seed_draws_the_same_pixels(tmp_path: Path) -> None:
     assert not np.array_equal(first, other)
 
 
+def test_many_images_share_a_budget_of_pixels_in_the_type_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = write(tmp_path, noise(5, (20, 30), np.uint16))
+    whole = survey_images(samples, 0, QUIET)
+    monkeypatch.setattr(survey_module, "N_PIXELS", 500)
+    some = survey_images(samples, 0, QUIET)
+    assert [p.shape for p in whole.pixels] == [(1, 600)] * 5, "as many as an image has"
+    assert [p.shape for p in some.pixels] == [(1, 100)] * 5
+    assert {p.dtype for p in (*whole.pixels, *some.pixels)} == {np.dtype(np.uint16)}
+
+
+def test_the_budget_leaves_all_pixels_to_a_thousand_images() -> None:
+    assert survey_module._n_pixels_each(1_000) == survey_module.N_PIXELS_PER_IMAGE
+    assert survey_module._n_pixels_each(1_001) < survey_module.N_PIXELS_PER_IMAGE
+
+
 # --- intensity limits ---
 
 
@@ -169,6 +186,14 @@ def test_limits_by_range_and_by_percentile(tmp_path: Path) -> None:
     # Every pixel may be drawn several times and the hot one too, but one in 5,120 is below 0.1 %.
     np.testing.assert_allclose(found, np.percentile(everything, (0.1, 99.9), axis=0).T, atol=3)
     assert found[0][1] < 210
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_percentiles_are_those_of_all_drawn_pixels_as_float64(tmp_path: Path, dtype: type) -> None:
+    survey = survey_of(tmp_path, noise(6, (40, 40, 3), dtype))
+    pooled = np.concatenate(survey.pixels, axis=1).astype(np.float64)
+    settings = ("intensity.policy=percentile", "intensity.low_percentile=0.3", "intensity.high_percentile=98.7")
+    assert limits_of(survey, *settings) == np.percentile(pooled, (0.3, 98.7), axis=1).T.tolist()
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1000.0, 0.0), (0.0, 4095.0), (-5.0, -1.0)])

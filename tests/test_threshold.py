@@ -18,6 +18,7 @@ from scipy.special import ndtr
 from anomaly_ae.errors import CalibrationError, DataError, ModelFileError, UsageError
 from anomaly_ae.records import Decision
 from anomaly_ae.threshold import (
+    PValues,
     Threshold,
     check_reachable,
     conformal_rank,
@@ -25,6 +26,7 @@ from anomaly_ae.threshold import (
     decide,
     default_rate,
     display_value,
+    display_values,
     exceed_probability,
     manual_threshold,
     normals_needed,
@@ -479,6 +481,13 @@ def test_decisions() -> None:
             manual_threshold(limit)
 
 
+def test_a_table_of_p_values_answers_one_score_as_it_answers_many() -> None:
+    scores = np.random.default_rng(0).integers(0, 30, 120) / 7
+    for groups in (None, np.arange(120) // 5):
+        table = PValues.beside(scores, groups)
+        assert [float(table(value)) for value in CANDIDATES] == p_values(CANDIDATES, scores, groups).tolist()
+
+
 def test_scores_that_are_no_measurement_have_no_p_value() -> None:
     p = p_values([[math.nan, -math.inf], [math.inf, 0.0]], [1.0, 2.0, 3.0])
     assert np.isnan(p[0]).all()
@@ -495,6 +504,15 @@ def test_display_value_agrees_with_the_decision() -> None:
             assert (display_value(score, threshold, median) >= 1) == (score >= threshold)
     middle = display_value(0.0, threshold=1.5e308, median=-1.5e308)
     assert middle == 0.5
+
+
+@pytest.mark.parametrize("median", [1.0, 5.0])
+def test_a_map_reaches_1_exactly_where_its_value_reaches_the_threshold(median: float) -> None:
+    values = np.array([3.7], np.float32)
+    just_above = math.nextafter(float(values[0]), math.inf)  # the same number as float32
+    assert (display_values(values, float(values[0]), median) >= 1).all()
+    assert (display_values(values, just_above, median) < 1).all()
+    assert display_values(values, just_above, median).dtype == np.float32
 
 
 @pytest.mark.parametrize(("threshold", "median"), [(1.0, 1.0), (1.0, 2.0), (5e-324, 0.0)])

@@ -21,6 +21,7 @@ from anomaly_ae.errors import ConfigError, ModelFileError
 from anomaly_ae.fitting import fit
 from anomaly_ae.loading import ImageStore
 from anomaly_ae.manifest import Manifest
+from anomaly_ae.measures import structural_similarity
 from anomaly_ae.modelfile import read_tensors, tensors_sha256
 from anomaly_ae.prepare import Prepared
 from anomaly_ae.records import FloatArray
@@ -323,6 +324,61 @@ def test_the_loss_weighs_damaged_pixels_more_and_invalid_ones_not_at_all(data: T
     assert loop.losses(x_hat, target, weight) == loss
     x_hat[..., 4:5] = 7.0
     assert loop.losses(x_hat, target, weight) > loss
+
+
+def ssim_loss_of(*settings: str) -> training._Losses:
+    return training._Losses(config_of("training.l1=0", "training.l2=0", "training.ssim=1.0", *settings).training)
+
+
+def test_the_ssim_loss_weighs_each_pixel_as_the_other_losses_do() -> None:
+    x_hat, target = torch.rand(2, 2, 1, 24, 24, generator=torch.Generator().manual_seed(0))
+    losses, weight = ssim_loss_of(), torch.ones(2, 1, 24, 24)
+    x_hat[..., 12:] = target[..., 12:]
+    similarity = structural_similarity(x_hat, target, losses.window)
+    plain = losses(x_hat, target, weight)
+    assert float(plain) == pytest.approx(float((1 - similarity).mean()))
+    weight[..., :12] = 9  # damage lies where the repair is wrong
+    expected = (weight / weight.mean() * (1 - similarity)).mean()
+    assert float(losses(x_hat, target, weight / weight.mean())) == pytest.approx(float(expected))
+    assert expected > 1.5 * plain
+
+
+def test_invalid_pixels_are_no_agreement_to_the_ssim_loss() -> None:
+    x_hat, target = torch.rand(2, 1, 1, 40, 40, generator=torch.Generator().manual_seed(0))
+    losses, weight = ssim_loss_of(), torch.ones(1, 1, 40, 40)
+    whole = losses(x_hat, target, weight)
+    weight[..., :30] = 0
+    assert float(losses(x_hat, target, weight / weight.mean())) == pytest.approx(float(whole), rel=0.15)
+    assert losses(target, target, weight) == pytest.approx(0, abs=1e-5)
+
+
+def test_the_ssim_loss_pulls_where_the_weight_is() -> None:
+    x_hat, target = torch.rand(2, 1, 1, 24, 24, generator=torch.Generator().manual_seed(0))
+    weight = torch.ones(1, 1, 24, 24)
+    weight[..., :8] = 0
+    x_hat.requires_grad_()
+    ssim_loss_of()(x_hat, target, weight).backward()
+    assert x_hat.grad is not None
+    assert torch.isfinite(x_hat.grad).all()
+    assert not x_hat.grad[..., :8].any()
+    assert x_hat.grad[..., 8:].abs().min() > 0
+
+
+@pytest.mark.filterwarnings("ignore")  # of MONAI's own dependencies
+@pytest.mark.parametrize("sides", [(32, 40), (20, 24, 28)])
+def test_the_ssim_loss_is_monais_where_windows_lie_inside_the_image(sides: tuple[int, ...]) -> None:
+    from monai.losses import SSIMLoss
+
+    generator = torch.Generator().manual_seed(0)
+    target = torch.rand(2, 1, *sides, generator=generator)
+    x_hat = (target + 0.3 * torch.randn(target.shape, generator=generator)).clamp(0, 1)
+    losses = ssim_loss_of()
+    reach = losses.window.reach_px
+    theirs = SSIMLoss(len(sides), data_range=1.0, win_size=2 * reach + 1, kernel_sigma=training.SSIM_SD_PX)
+    inner = (..., *[slice(reach, -reach)] * len(sides))
+    ours = (1 - structural_similarity(x_hat, target, losses.window))[inner].mean()
+    assert float(ours) == pytest.approx(float(theirs(x_hat, target)), rel=1e-4)
+    assert float(losses(x_hat, target, torch.ones_like(target))) == pytest.approx(float(ours), rel=0.1)
 
 
 # --- a head that tells damage ---

@@ -317,7 +317,15 @@ def _recalibrated(detector: Detector, given: _Sources, asked: Asked) -> tuple[De
         say_notes(manifest)
         samples = taken(calibration_samples(manifest), detector.config.model.spatial_dims)
         samples = samples if detector.scores else kept_for_calibration(detector, samples, listener())
-        new = recalibrated(from_images(detector, samples, asked.rate, asked.confidence, listener()), asked)
+        new = from_images(
+            detector,
+            samples,
+            asked.rate,
+            asked.confidence,
+            listener(),
+            review_rate=asked.review_rate,
+            value=asked.value,
+        )
         n = len(new.calibrated[0].image)
         return new, f"calibrated with {n_of(n, 'image')}", len(samples) - n
     if given.scores is None:

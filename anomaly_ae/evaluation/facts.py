@@ -19,7 +19,7 @@ from anomaly_ae.version import __version__
 FACTS_OF_MAKING = (
     *("preset", "preset_reason", "n_parameters", "steps", "stopped", "trained_utc", "working_scale", "n_lesion_free"),
 )
-PACKAGES = ("numpy", "scipy", "torch", "monai", "pillow")
+PACKAGES = ("numpy", "scipy", "torch", "pillow")
 
 
 def facts_of_run(command: str, seconds: float, device: str, seed: int | None) -> dict[str, Any]:

@@ -25,12 +25,13 @@ from anomaly_ae.threshold.rates import (
     reachable_text,
 )
 from anomaly_ae.threshold.record import RULES, Threshold, manual_threshold
-from anomaly_ae.threshold.rule import conformal_threshold, decide, display_value, display_values, p_values
+from anomaly_ae.threshold.rule import PValues, conformal_threshold, decide, display_value, display_values, p_values
 
 __all__ = [
     "DEFAULT_RATE",
     "RULES",
     "Cost",
+    "PValues",
     "Share",
     "Threshold",
     "best_f1",

@@ -14,6 +14,7 @@ Lee, Barber, Willett: Distribution-free inference with hierarchical data, arXiv:
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
 
@@ -129,18 +130,42 @@ def p_values(
     >>> p_values([0.5, 9.0], [1.0, 2.0, 3.0])
     array([1.  , 0.25])
     """
-    values = np.asarray(scores, dtype=np.float64)
-    calibration = checked_scores(calibration_scores)
-    codes = np.arange(calibration.size) if groups is None else group_codes(groups, calibration.size)
-    weights, total = _image_weights(codes)
-    order = np.argsort(calibration)
-    tail = accumulate((weights[i] for i in order[::-1].tolist()), initial=total)  # whole numbers: exact
-    # Entry i: p of a score above i calibration scores. Whole numbers divide with correct rounding, so
-    # p <= rate holds between the floats whenever it holds between the fractions.
-    whole = total * (count_groups(codes) + 1)
-    p_by_position = np.array([t / whole for t in tail])[::-1]  # (n + 1,)
-    p = p_by_position[np.searchsorted(calibration[order], values, side="left")]
-    return np.where(values > -np.inf, p, np.nan)
+    return PValues.beside(calibration_scores, groups)(scores)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PValues:
+    """What `p_values` looks up: made once for a set of calibration scores, whatever is asked of it later.
+
+    Attributes
+    ----------
+    ordered : float64 array, (n,)
+        The calibration scores, increasing.
+    by_position : float64 array, (n + 1,)
+        p of a score that lies above so many of them.
+    """
+
+    ordered: _FloatArray
+    by_position: _FloatArray
+
+    @classmethod
+    def beside(cls, calibration_scores: npt.ArrayLike, groups: npt.ArrayLike | None = None) -> PValues:
+        """Make the table; see `p_values`."""
+        calibration = checked_scores(calibration_scores)
+        codes = np.arange(calibration.size) if groups is None else group_codes(groups, calibration.size)
+        weights, total = _image_weights(codes)
+        order = np.argsort(calibration)
+        tail = accumulate((weights[i] for i in order[::-1].tolist()), initial=total)  # whole numbers: exact
+        # Whole numbers divide with correct rounding, so p <= rate holds between the floats whenever it holds between
+        # the fractions.
+        whole = total * (count_groups(codes) + 1)
+        return cls(calibration[order], np.array([t / whole for t in tail])[::-1])
+
+    def __call__(self, scores: npt.ArrayLike) -> _FloatArray:
+        """Return p-values in the shape of ``scores``; NaN for what is no measurement."""
+        values = np.asarray(scores, dtype=np.float64)
+        p = self.by_position[np.searchsorted(self.ordered, values, side="left")]
+        return np.where(values > -np.inf, p, np.nan)
 
 
 def display_value(score: float, threshold: float, median: float) -> float:
@@ -156,7 +181,8 @@ def display_value(score: float, threshold: float, median: float) -> float:
 
 def display_values(values: FloatArray, threshold: float, median: float) -> FloatArray:
     """Return what `display_value` does for many scores, or for a map: in the shape and dtype of ``values``."""
-    reached, half_distance = values >= threshold, threshold / 2 - median / 2  # halves: no overflow
+    reached = np.greater_equal(values, threshold, signature="dd->?")  # as float64, as regions and images are decided
+    half_distance = threshold / 2 - median / 2  # halves: no overflow
     if half_distance <= 0:
         return np.where(np.isnan(values), np.nan, reached).astype(values.dtype)
     with np.errstate(over="ignore"):  # far away on a short scale is infinite
