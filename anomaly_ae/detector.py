@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import cached_property
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from anomaly_ae.calibration import CalibrationScores, Thresholds
 from anomaly_ae.config import OWN_LIMITS, Config, config_to_dict, deciding_settings, model_file_config
 from anomaly_ae.device import choose_device
 from anomaly_ae.ensemble import Ensemble
-from anomaly_ae.errors import AnomalyAEError, ModelFileError, UsageError
-from anomaly_ae.loading import ImageStore, all_or_raise, in_order, read_sample, torch_pixels
-from anomaly_ae.manifest import manifest_from_paths, renamed, taken
+from anomaly_ae.errors import AnomalyAEError, ModelFileError
+from anomaly_ae.loading import ImageStore, all_or_raise, in_order, only_sample, read_sample, torch_pixels
+from anomaly_ae.manifest import renamed
 from anomaly_ae.modelfile import read_tensors, tensors_below, tensors_sha256, write_tensors
 from anomaly_ae.preparation import LEARNED, Preparation
 from anomaly_ae.prepare import Geometry, Prepared, check_size, to_image_grid, to_working_grid
@@ -322,8 +323,8 @@ class Detector:
         return cls(ensemble, config, geometry, provenance, choose_device(device), baseline, scores, thresholds)
 
     def _read(self, source: Source, axes: Axes | None) -> _Input:
-        if isinstance(source, (str, Path)):
-            source = _only_image(Path(source), self.config.model.spatial_dims)
+        if isinstance(source, str | PathLike):
+            source = only_sample(fspath(source), self.config.model.spatial_dims)
         if isinstance(source, np.ndarray) and self.config.model.spatial_dims == 3:
             source = volume_from(source)
         if isinstance(source, Sample):
@@ -385,16 +386,8 @@ class Detector:
         return raw, valid, limits
 
 
-def _only_image(path: Path, spatial_dims: int) -> Sample:
-    samples = taken(manifest_from_paths([path]).samples, spatial_dims)
-    if len(samples) > 1:
-        fix = "pass anomaly_ae.manifest.manifest_from_paths([path]).samples to score_many"
-        raise UsageError(f"{path} holds {len(samples)} images or frames", "one score is for one image", fix)
-    return samples[0]
-
-
 def _failure(source: Source, error: AnomalyAEError) -> Failure:
     if isinstance(source, Sample):
         return Failure(source.id, source.path, source.frame, source.unit, source.group, str(renamed(error, source)))
-    name = str(source) if isinstance(source, (str, Path)) else getattr(source, "source", "array")
+    name = fspath(source) if isinstance(source, str | PathLike) else getattr(source, "source", "array")
     return Failure(name, name, 0, name, name, str(error))

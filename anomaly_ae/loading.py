@@ -10,11 +10,10 @@ import signal
 import tempfile
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,9 +21,9 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from anomaly_ae.errors import AnomalyAEError
-from anomaly_ae.files import cannot_write
-from anomaly_ae.manifest import renamed, slice_spacing_mm
+from anomaly_ae.errors import AnomalyAEError, UsageError
+from anomaly_ae.files import cannot_write, holds
+from anomaly_ae.manifest import manifest_from_paths, renamed, slice_spacing_mm, taken
 from anomaly_ae.prepare import Prepared
 from anomaly_ae.readers import read_channels, read_volume
 from anomaly_ae.records import FloatArray, Image, PixelArray, Sample
@@ -96,6 +95,26 @@ def use_threads(n: int | None) -> None:
         torch.set_num_threads(n)
 
 
+def only_sample(path: str, spatial_dims: int) -> Sample:
+    """Return the one image at a path; for a network of volumes (3) the one volume, which may be a folder of slices.
+
+    Raises
+    ------
+    UsageError
+        An empty path, which would be the working directory, a folder, or a file of several images.
+    DataError
+        Nothing is there.
+    """
+    fix = "pass one image, or anomaly_ae.manifest.manifest_from_paths([path]).samples to score_many"
+    if not path or (spatial_dims == 2 and holds(Path(path).is_dir)):
+        what = f"{path} is a folder" if path else "the path is empty"
+        raise UsageError(what, "one score is for one image", fix)
+    samples = taken(manifest_from_paths([path]).samples, spatial_dims)
+    if len(samples) > 1:
+        raise UsageError(f"{path} holds {len(samples)} images or frames", "one score is for one image", fix)
+    return samples[0]
+
+
 def read_sample(sample: Sample) -> Image:
     """Read one manifest row: its channels, its frame, and its ``valid`` mask if it names one; or its volume.
 
@@ -130,10 +149,13 @@ def ahead(samples: Iterable[Sample]) -> int:
 def in_order(items: Iterable[S], work: Callable[[S], T], lookahead: int = 0) -> Iterator[tuple[S, T | AnomalyAEError]]:
     """Apply ``work`` to items in threads; yield ``(item, result)`` in order, expected errors as values.
 
-    At most ``lookahead`` results (default: twice the threads) wait in memory.
+    At most ``lookahead`` items (default: twice the threads) are drawn ahead. A generator may be slow, so what is
+    finished is handed out before its next item is drawn. An error of its own is raised after the results of all items
+    before it.
     """
     threads = n_workers()
-    source = iter(items)
+    most, never_waits = lookahead or 2 * threads, isinstance(items, Collection)
+    errors: list[Exception] = []
 
     def safely(item: S) -> T | AnomalyAEError:
         try:
@@ -144,15 +166,30 @@ def in_order(items: Iterable[S], work: Callable[[S], T], lookahead: int = 0) -> 
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[tuple[S, Future[T | AnomalyAEError]]] = deque()
         try:
-            for item in islice(source, lookahead or 2 * threads):
+            for item in _until_error(items, errors):
                 waiting.append((item, pool.submit(safely, item)))
+                while waiting and (len(waiting) == most or (not never_waits and waiting[0][1].done())):
+                    yield _first(waiting)
             while waiting:
-                item, future = waiting.popleft()
-                yield item, future.result()
-                for upcoming in islice(source, 1):
-                    waiting.append((upcoming, pool.submit(safely, upcoming)))
+                yield _first(waiting)
         finally:  # the consumer may stop early
             pool.shutdown(wait=True, cancel_futures=True)
+    if errors:
+        raise errors[0]
+
+
+def _until_error(items: Iterable[S], errors: list[Exception]) -> Iterator[S]:
+    """Yield the items; an error that drawing the next one raises ends them, and is kept."""
+    try:
+        for item in items:  # noqa: UP028  # "yield from" would close a generator that the caller may go on with
+            yield item
+    except Exception as error:
+        errors.append(error)
+
+
+def _first(waiting: deque[tuple[S, Future[T]]]) -> tuple[S, T]:
+    item, future = waiting.popleft()
+    return item, future.result()
 
 
 def all_or_raise(results: Iterable[tuple[S, T | AnomalyAEError]]) -> Iterator[T]:
