@@ -479,6 +479,21 @@ def test_images_named_one_by_one_are_not_called_after_the_folder_one_stands_in(
     assert one_json(tmp_path / "run" / "run.json")["data"]["name"] == ""
 
 
+@pytest.mark.parametrize(
+    ("given", "cure"),
+    [
+        ({"by": "station"}, r"by=\('station',\)"),
+        ({"dicom": "sc"}, r"dicom=\('sc',\)"),
+        ({"defect_rates": 0.01}, r"defect_rates=\(0.01,\)"),
+        ({"defect_rates": (0.01, 2.0)}, "'2.0' is not a defect rate"),
+    ],
+)
+def test_options_that_nothing_stands_for_are_refused_at_once(given: dict[str, Any], cure: str) -> None:
+    with pytest.raises(UsageError, match=cure):
+        RunOptions(**given)
+    assert RunOptions(defect_rates=("1%", 0.001)).defect_rates == (0.01, 0.001)  # type: ignore[arg-type]
+
+
 def test_the_columns_of_by_are_checked_before_anything_is_scored(
     few: Manifest, smoke_detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
