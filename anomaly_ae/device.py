@@ -23,8 +23,9 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"no device '{name}' here", reason, "use --device cpu, or a torch built for it") from error
+        usable = ", ".join(["auto", "cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
+        fix = f"usable here: {usable}; others need a torch that is built for them"
+        raise UsageError(f"no device '{name}' here", "torch cannot use it", fix) from error
     return device
 
 

@@ -34,9 +34,17 @@ _CURES = {
 }
 
 
+def holds(question: Callable[[], bool]) -> bool:
+    """Ask about a path, ``holds(path.is_dir)``: of a name that is too long, or may not be looked at, nothing holds."""
+    try:
+        return question()
+    except OSError:
+        return False
+
+
 def target_of(path: Path) -> Path:
     """Return what a link leads to, so that the link stays when this is replaced; any other path as it is."""
-    return path.resolve() if path.is_symlink() else path
+    return path.resolve() if holds(path.is_symlink) else path
 
 
 @contextmanager
@@ -55,7 +63,7 @@ def replacing(path: Path, mode: int | None = None) -> Iterator[Path]:
         The folder cannot be created or written, or the disk is full. The previous file is untouched then.
     """
     path = target_of(Path(path))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -70,6 +78,10 @@ def replacing(path: Path, mode: int | None = None) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def file_state(path: str | Path) -> tuple[str, int, int]:
@@ -145,15 +157,17 @@ def refuse_existing_file(path: Path, overwrite: bool) -> None:
 
     Called before the work, not after.
     """
-    if path.is_dir():
+    if holds(path.is_dir):
         raise OutputError(f"{path} is a folder", "a file is written here", "choose another name")
-    if path.exists() and not overwrite:
+    if holds(path.exists) and not overwrite:
         raise OutputError(f"{path} exists already", "it is not replaced unasked", "choose another name, or --overwrite")
-    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    nearest = next(parent for parent in path.absolute().parents if holds(parent.exists))
     if not nearest.is_dir():
         raise OutputError(f"cannot write {path}", f"{nearest} is a file", "choose another folder")
     try:
-        _try_writing(target_of(path).parent)
+        target = target_of(path)
+        _temporary(target).exists()  # of a name that is too long even that cannot be asked
+        _try_writing(target.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
 

@@ -12,7 +12,7 @@ import torch
 from anomaly_ae.config import MAX_MEMBERS, MAX_SCALES, Config, with_values
 from anomaly_ae.detector import Detector
 from anomaly_ae.ensemble import Ensemble, shrink_of
-from anomaly_ae.files import remove_file
+from anomaly_ae.files import holds, remove_file
 from anomaly_ae.listener import Listener
 from anomaly_ae.records import Sample
 from anomaly_ae.residuals import learn_residuals
@@ -123,10 +123,10 @@ def remove_checkpoints(checkpoint: Path) -> None:
 def _prepare_checkpoints(checkpoint: Path, resume: bool, listener: Listener) -> None:
     """Remove checkpoints that are not to be continued; say so, and also where there is none to continue."""
     if not resume:
-        if checkpoint.exists():
+        if holds(checkpoint.exists):
             listener.say(f"removing an older checkpoint: {checkpoint} (--resume would have continued it)")
         remove_checkpoints(checkpoint)
-    elif not checkpoint.exists():
+    elif not holds(checkpoint.exists):
         listener.say(f"no checkpoint at {checkpoint}: starting anew")
 
 

@@ -10,11 +10,10 @@ import signal
 import tempfile
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -130,10 +129,13 @@ def ahead(samples: Iterable[Sample]) -> int:
 def in_order(items: Iterable[S], work: Callable[[S], T], lookahead: int = 0) -> Iterator[tuple[S, T | AnomalyAEError]]:
     """Apply ``work`` to items in threads; yield ``(item, result)`` in order, expected errors as values.
 
-    At most ``lookahead`` results (default: twice the threads) wait in memory.
+    At most ``lookahead`` items (default: twice the threads) are drawn ahead. A generator may be slow, so what is
+    finished is handed out before its next item is drawn. An error of its own is raised after the results of all items
+    before it.
     """
     threads = n_workers()
-    source = iter(items)
+    most, never_waits = lookahead or 2 * threads, isinstance(items, Collection)
+    errors: list[Exception] = []
 
     def safely(item: S) -> T | AnomalyAEError:
         try:
@@ -144,15 +146,30 @@ def in_order(items: Iterable[S], work: Callable[[S], T], lookahead: int = 0) -> 
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[tuple[S, Future[T | AnomalyAEError]]] = deque()
         try:
-            for item in islice(source, lookahead or 2 * threads):
+            for item in _until_error(items, errors):
                 waiting.append((item, pool.submit(safely, item)))
+                while waiting and (len(waiting) == most or (not never_waits and waiting[0][1].done())):
+                    yield _first(waiting)
             while waiting:
-                item, future = waiting.popleft()
-                yield item, future.result()
-                for upcoming in islice(source, 1):
-                    waiting.append((upcoming, pool.submit(safely, upcoming)))
+                yield _first(waiting)
         finally:  # the consumer may stop early
             pool.shutdown(wait=True, cancel_futures=True)
+    if errors:
+        raise errors[0]
+
+
+def _until_error(items: Iterable[S], errors: list[Exception]) -> Iterator[S]:
+    """Yield the items; an error that drawing the next one raises ends them, and is kept."""
+    try:
+        for item in items:  # noqa: UP028  # "yield from" would close a generator that the caller may go on with
+            yield item
+    except Exception as error:
+        errors.append(error)
+
+
+def _first(waiting: deque[tuple[S, Future[T]]]) -> tuple[S, T]:
+    item, future = waiting.popleft()
+    return item, future.result()
 
 
 def all_or_raise(results: Iterable[tuple[S, T | AnomalyAEError]]) -> Iterator[T]:

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from anomaly_ae.errors import UsageError
+
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.floating[Any]]
 PixelArray = npt.NDArray[Any]
@@ -85,9 +87,10 @@ class Image:
     window: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        self.pixels.setflags(write=False)
-        if self.valid is not None:
-            self.valid.setflags(write=False)
+        """Refuse arrays that do not belong together; what is kept are read-only views of them."""
+        _check_arrays(self.pixels, self.valid, self.source)
+        object.__setattr__(self, "pixels", _read_only(self.pixels))
+        object.__setattr__(self, "valid", None if self.valid is None else _read_only(self.valid))
 
     @property
     def spatial_shape(self) -> tuple[int, ...]:
@@ -98,6 +101,23 @@ class Image:
     def n_channels(self) -> int:
         """Number of channels."""
         return int(self.pixels.shape[0])
+
+
+def _check_arrays(pixels: PixelArray, valid: BoolArray | None, source: str) -> None:
+    if pixels.ndim < 3:
+        what, why = f"{source}: pixels of shape {pixels.shape}", "an Image has an axis of channels before all others"
+        raise UsageError(what, why, "pass pixels[None] for a grey image, or score the array itself")
+    if valid is not None and (valid.dtype != np.bool_ or valid.shape != pixels.shape[1:]):
+        what = f"{source}: a valid mask of type {valid.dtype} and shape {valid.shape}"
+        fix = "pass valid=mask > 0, of that shape"
+        raise UsageError(what, f"it is bool, and of shape {pixels.shape[1:]} as each channel", fix)
+
+
+def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The array of the caller stays writable."""
+    view = array.view()
+    view.setflags(write=False)
+    return view
 
 
 @dataclass(frozen=True, slots=True, eq=False)

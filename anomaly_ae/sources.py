@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from anomaly_ae.errors import AnomalyAEError, UsageError
+from anomaly_ae.files import holds
 from anomaly_ae.loading import read_sample
 from anomaly_ae.manifest import manifest_from_paths, renamed, taken
 from anomaly_ae.readers import Axes, image_from, image_sha256, pixel_sha256, volume_from
@@ -37,8 +39,8 @@ def read_source(source: Source, spatial_dims: int, axes: Axes | None = None) -> 
     ------
     UnreadableImageError, UsageError
     """
-    if isinstance(source, (str, Path)):
-        source = _only_image(Path(source), spatial_dims)
+    if isinstance(source, str | PathLike):
+        source = _only_image(fspath(source), spatial_dims)
     if isinstance(source, np.ndarray) and spatial_dims == 3:
         source = volume_from(source)
     if isinstance(source, Sample):
@@ -52,13 +54,25 @@ def failure_of(source: Source, error: AnomalyAEError) -> Failure:
     """Return what stands in the place of the score of an image that could not be read or mapped."""
     if isinstance(source, Sample):
         return Failure(source.id, source.path, source.frame, source.unit, source.group, str(renamed(error, source)))
-    name = str(source) if isinstance(source, (str, Path)) else getattr(source, "source", "array")
+    name = fspath(source) if isinstance(source, str | PathLike) else getattr(source, "source", "array")
     return Failure(name, name, 0, name, name, str(error))
 
 
-def _only_image(path: Path, spatial_dims: int) -> Sample:
+def _only_image(path: str, spatial_dims: int) -> Sample:
+    """Return the one image at a path; for a network of volumes (3) the one volume, which may be a folder of slices.
+
+    Raises
+    ------
+    UsageError
+        An empty path, which would be the working directory, a folder, or a file of several images.
+    DataError
+        Nothing is there.
+    """
+    fix = "pass one image, or anomaly_ae.manifest.manifest_from_paths([path]).samples to score_many"
+    if not path or (spatial_dims == 2 and holds(Path(path).is_dir)):
+        what = f"{path} is a folder" if path else "the path is empty"
+        raise UsageError(what, "one score is for one image", fix)
     samples = taken(manifest_from_paths([path]).samples, spatial_dims)
     if len(samples) > 1:
-        fix = "pass anomaly_ae.manifest.manifest_from_paths([path]).samples to score_many"
         raise UsageError(f"{path} holds {len(samples)} images or frames", "one score is for one image", fix)
     return samples[0]

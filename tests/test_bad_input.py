@@ -242,6 +242,16 @@ def test_files_that_a_table_names_and_that_are_not_there(
     assert {row["unit"]: row["decision"] for row in table(tmp_path / "run" / "units.csv")} == {"a": "9", "b": "9"}
 
 
+def test_a_name_that_is_too_long_is_said(part_folder: Path, smoke_model_file: Path, tmp_path: Path) -> None:
+    long, image = "x" * 300, part_folder / "test" / "good" / "000.png"
+    refused(run("score", smoke_model_file, image, "--out", tmp_path / long), "File name too long", "a shorter name")
+    refused(run("fit", part_folder, "--out", tmp_path / f"{long}.safetensors"), "File name too long")
+    refused(run("score", smoke_model_file, tmp_path / f"{long}.png", "--out", tmp_path / "run"), "does not exist")
+    (tmp_path / "m.csv").write_text(f"path,label,mask\n{image},anomalous,{long}.png\n", encoding="utf-8")
+    assert "does not exist" in run("scan", tmp_path / "m.csv").out
+    refused(run("threshold", tmp_path / long), "File name too long")
+
+
 # --- a set as a whole ------------------------------------------------------------
 
 

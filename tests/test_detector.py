@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -176,6 +177,23 @@ def test_failures_are_values_in_their_place(smoke_detector: Detector, paths: lis
         strict=True,
     ):
         assert words in failure.reason
+
+
+def test_a_name_that_is_too_long_is_one_failure(smoke_detector: Detector, paths: list[Path]) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        smoke_detector.score("x" * 300)
+    results = list(smoke_detector.score_many([paths[0], "x" * 300, paths[1]]))
+    assert [type(result) for result in results] == [Score, Failure, Score]
+
+
+def test_an_entry_of_a_folder_is_a_path(smoke_detector: Detector, paths: list[Path]) -> None:
+    with os.scandir(paths[0].parent) as files, os.scandir(paths[0].parent.parent) as folders:
+        file, folder = next(files), next(folders)
+    assert smoke_detector.score(file).path == file.path
+    [failure] = smoke_detector.score_many([folder])
+    assert isinstance(failure, Failure)
+    assert failure.path == folder.path
+    assert "is a folder" in failure.reason
 
 
 def test_a_failed_sample_keeps_its_unit_and_group(smoke_detector: Detector, tmp_path: Path) -> None:
@@ -433,8 +451,13 @@ def test_half_and_twice_the_size_are_taken(smoke_detector: Detector, shape: tupl
 def test_a_folder_or_a_stack_is_not_one_image(smoke_detector: Detector, part_folder: Path, tmp_path: Path) -> None:
     import tifffile
 
-    with pytest.raises(UsageError, match="holds 15 images or frames"):
-        smoke_detector.score(part_folder / "test" / "good")
+    (tmp_path / "only").mkdir()
+    shutil.copy(part_folder / "test" / "good" / "000.png", tmp_path / "only")
+    for folder in (part_folder / "test" / "good", tmp_path / "only", str(tmp_path)):
+        with pytest.raises(UsageError, match="is a folder"):
+            smoke_detector.score(folder)
+    with pytest.raises(UsageError, match="path is empty"):
+        smoke_detector.score("")
     stack = np.random.default_rng(0).integers(0, 256, (3, 64, 64)).astype(np.uint8)
     tifffile.imwrite(tmp_path / "stack.tif", stack, photometric="minisblack")
     with pytest.raises(UsageError, match="holds 3 images or frames"):
@@ -454,9 +477,10 @@ def test_a_model_without_calibration_decides_nothing(smoke_detector: Detector, p
 def test_an_unknown_device_is_refused() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    for name in ("gpu", "cuda:99"):
-        with pytest.raises(UsageError, match=f"no device '{name}' here"):
+    for name in ("gpu", "cuda:99", "mps", "meta-physical"):
+        with pytest.raises(UsageError, match=f"no device '{name}' here: torch cannot use it .*auto, cpu") as caught:
             choose_device(name)
+        assert len(str(caught.value)) < 200
 
 
 # --- baselines ---

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -480,6 +481,21 @@ def test_images_named_one_by_one_are_not_called_after_the_folder_one_stands_in(
     assert one_json(tmp_path / "run" / "run.json")["data"]["name"] == ""
 
 
+@pytest.mark.parametrize(
+    ("given", "cure"),
+    [
+        ({"by": "station"}, r"by=\('station',\)"),
+        ({"dicom": "sc"}, r"dicom=\('sc',\)"),
+        ({"defect_rates": 0.01}, r"defect_rates=\(0.01,\)"),
+        ({"defect_rates": (0.01, 2.0)}, "'2.0' is not a defect rate"),
+    ],
+)
+def test_options_that_nothing_stands_for_are_refused_at_once(given: dict[str, Any], cure: str) -> None:
+    with pytest.raises(UsageError, match=cure):
+        RunOptions(**given)
+    assert RunOptions(defect_rates=("1%", 0.001)).defect_rates == (0.01, 0.001)  # type: ignore[arg-type]
+
+
 def test_the_columns_of_by_are_checked_before_anything_is_scored(
     few: Manifest, smoke_detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -695,13 +711,13 @@ def a_file(path: Path) -> None:
     path.write_text("notes", encoding="utf-8")
 
 
-@pytest.mark.parametrize("make", [a_run, a_foreign_run, a_damaged_run, a_photo_album, a_file, Path.mkdir])
+@pytest.mark.parametrize("make", [a_run, a_foreign_run, a_damaged_run, a_photo_album, a_file])
 def test_nothing_is_replaced_unasked_and_nothing_foreign_at_all(tmp_path: Path, make: Callable[[Path], None]) -> None:
     out = tmp_path / "out"
     make(out)
     with pytest.raises(OutputError, match="exists already"):
         refuse_existing(out, overwrite=False)
-    if make in {a_run, Path.mkdir}:
+    if make is a_run:
         refuse_existing(out, overwrite=True)
     else:
         with pytest.raises(OutputError, match="is no run"):
@@ -720,6 +736,23 @@ def test_a_run_is_replaced_as_a_whole_and_only_by_a_whole_one(tmp_path: Path) ->
         assert (out / "pixels.csv").exists()
     assert [path.name for path in out.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_an_empty_folder_takes_a_run_and_so_does_a_link_to_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir(mode=0o700)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "link").symlink_to("linked")
+    for name in ("empty", "link"):
+        with new_folder(tmp_path / name, overwrite=False) as folder:
+            (folder / "new").write_text("x", encoding="utf-8")
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["new"]
+    assert stat.S_IMODE((tmp_path / "empty").stat().st_mode) == 0o700, "nobody else may look into it"
+    assert (tmp_path / "link").is_symlink()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(OutputError, match="exists already"):
+        refuse_existing(Path(), overwrite=False)
 
 
 def test_a_folder_that_came_meanwhile_is_kept_and_so_are_the_results(tmp_path: Path) -> None:

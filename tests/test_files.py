@@ -170,6 +170,11 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path: Path)
     with pytest.raises(OutputError, match="a shorter name"):
         refuse_folder(tmp_path / "new" / ("a" * 300), overwrite=False)
     refuse_folder(tmp_path / "new" / "out", overwrite=False)
+    for name in ("a" * 300, "a" * 250):  # the second is too long under its temporary name
+        with pytest.raises(OutputError, match="a shorter name"):
+            refuse_existing_file(tmp_path / name, overwrite=False)
+        with pytest.raises(OutputError, match="a shorter name"):
+            write_bytes(tmp_path / name, b"new")
     assert names(tmp_path) == ["file"], "trying leaves nothing behind"
 
 

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -144,13 +146,45 @@ def test_a_bug_is_no_value() -> None:
         next(results)
 
 
-def test_an_error_of_the_source_itself_reaches_the_consumer() -> None:
+def test_an_error_of_the_source_itself_comes_after_the_results_of_what_it_gave() -> None:
     def source() -> Iterator[int]:
-        yield 1
+        yield from range(6)
         raise RuntimeError("the list of files broke off")
 
+    results = in_order(source(), lambda item: item, lookahead=4)
+    assert [item for item, _ in islice(results, 6)] == [0, 1, 2, 3, 4, 5]
     with pytest.raises(RuntimeError, match="broke off"):
-        list(in_order(source(), lambda item: item))
+        next(results)
+
+
+def test_a_finished_result_does_not_wait_for_a_slow_source() -> None:
+    finished: list[int] = []
+    drawn = 0
+
+    def source() -> Iterator[int]:
+        nonlocal drawn
+        for number in range(6):
+            drawn += 1
+            yield number
+            while number not in finished:  # a camera is slower than the work on its last frame
+                time.sleep(0.01)
+            time.sleep(0.05)
+
+    results = in_order(source(), finished.append, lookahead=6)
+    for n_consumed in range(1, 6):
+        next(results)
+        assert drawn <= n_consumed + 1
+    results.close()
+
+
+def test_what_is_left_of_a_generator_can_be_used_after_an_early_end() -> None:
+    source = iter(range(9))
+    generator = (item for item in source)
+    results = in_order(generator, lambda item: item, lookahead=2)
+    next(results)
+    results.close()
+    del results
+    assert list(generator)[-1] == 8
 
 
 @pytest.mark.timeout(20)

@@ -410,11 +410,28 @@ def test_manifest_from_paths_keeps_paths_as_written(
         manifest_from_paths([])
 
 
+def test_an_image_counts_once_however_it_is_written(
+    picture: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture("lot/a.png"), picture("lot/b.png")
+    monkeypatch.chdir(tmp_path)
+    given = ["lot/a.png", "./lot/../lot/a.png", "lot", tmp_path / "lot" / "b.png", "lot/../lot"]
+    assert [s.id for s in manifest_from_paths(given).samples] == ["lot/a.png", "lot/b.png"]
+
+
 def test_one_image_is_a_data_set(picture: Write, tmp_path: Path) -> None:
     assert len(load_manifest(picture("a.png")).samples) == 1
 
 
 # --- CSV -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", ["sep=;\n", "\ufeffSEP=;\r\n", '"sep=;"\n'])
+def test_a_first_line_on_the_delimiter_is_no_header(tmp_path: Path, first: str) -> None:
+    table = csv(tmp_path, f"{first}path;label\na.png;normal\n")
+    assert [(s.id, s.label) for s in load_manifest(table).samples] == [("a.png", "normal")]
+    with pytest.raises(DataError, match="row 2: label 'odd'"):
+        load_manifest(csv(tmp_path, f"{first}path;label\na.png;odd\n"))
 
 
 def test_only_path_is_needed_and_all_else_has_a_default(tmp_path: Path) -> None:

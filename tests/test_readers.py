@@ -22,6 +22,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import tifffile
+import torch
 from PIL import ImageFile
 
 from anomaly_ae.dicom import shared as dicom_shared
@@ -38,8 +39,10 @@ from anomaly_ae.readers import (
     read_channels,
     read_image,
     read_mask,
+    volume_from,
 )
 from anomaly_ae.readers.png import parse
+from anomaly_ae.records import Image
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (5, 7)).astype(np.uint8)
@@ -1008,7 +1011,73 @@ def test_tiff_of_parts_that_would_become_too_much_is_refused(
         read_image(path)
 
 
-def test_a_masked_array_is_refused_instead_of_losing_its_mask() -> None:
+def test_what_is_masked_in_an_array_is_not_valid() -> None:
+    pixels = np.arange(64, dtype=np.float32).reshape(8, 8)
+    pixels[0, 0] = np.nan
+    image = image_from(np.ma.masked_invalid(pixels))
+    assert image.valid is not None
+    assert np.argwhere(~image.valid).tolist() == [[0, 0]]
+    assert not isinstance(image.pixels, np.ma.MaskedArray)
+    assert image.pixels[0, 1:, 1:].tolist() == pixels[1:, 1:].tolist()
+    assert image_from(np.ma.masked_array(CHANNELS, mask=np.ma.nomask)).valid is None
+    with pytest.raises(UnreadableImageError, match="no valid pixel"):
+        image_from(np.ma.masked_array(pixels, mask=True))
+
+
+def test_what_is_masked_in_one_channel_is_not_valid() -> None:
+    mask = np.zeros((8, 9, 3), bool)
+    mask[2, 3, 1] = True
+    image = image_from(np.ma.masked_array(np.random.default_rng(0).integers(0, 9, mask.shape), mask))
+    assert image.pixels.shape == (3, 8, 9)
+    assert image.valid is not None
+    assert np.argwhere(~image.valid).tolist() == [[2, 3]]
+
+
+def test_what_is_masked_in_a_volume_is_not_valid() -> None:
+    voxels = np.zeros((3, 4, 5), np.int16)
+    voxels[1, 2, 3] = -9
+    volume = volume_from(np.ma.masked_equal(voxels, -9))
+    assert type(volume.pixels) is np.ndarray
+    assert volume.valid is not None
+    assert np.argwhere(~volume.valid).tolist() == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    "valid", [np.ones((7, 8), bool), np.ones((8, 8), np.uint8), np.ones((8, 8)), np.ones((1, 8, 8), bool)]
+)
+def test_a_valid_mask_of_another_shape_or_type_is_refused_with_a_cure(valid: np.ndarray) -> None:
+    pixels = np.zeros((1, 8, 8), np.uint8)
+    with pytest.raises(UsageError, match=r"valid mask of type .* \(8, 8\) as each channel .*mask > 0"):
+        Image(pixels, valid)
+    Image(pixels, np.resize(valid, (8, 8)) > 0)
+
+
+def test_an_image_without_an_axis_of_channels_is_refused_with_a_cure() -> None:
     pixels = np.zeros((8, 8), np.uint8)
-    with pytest.raises(UsageError, match="masked array"):
-        image_from(np.ma.masked_array(pixels, mask=pixels == 0))
+    with pytest.raises(UsageError, match=r"pixels\[None\]"):
+        Image(pixels)
+    assert Image(pixels[None]).spatial_shape == (8, 8)
+
+
+def test_an_image_is_read_only_and_the_array_of_the_caller_is_not() -> None:
+    pixels, valid = np.zeros((1, 8, 8), np.uint8), np.ones((8, 8), bool)
+    image = Image(pixels, valid)
+    assert image.valid is not None
+    assert not image.pixels.flags.writeable
+    assert not image.valid.flags.writeable
+    pixels[0, 0, 0], valid[0, 0] = 1, False
+
+
+def test_a_path_may_be_an_entry_of_a_folder(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", GREY)
+    with os.scandir(tmp_path) as entries:
+        [entry] = entries
+    assert image_from(entry).source == str(tmp_path / "a.npy")
+
+
+def test_the_cure_for_a_tensor_is_said_of_a_tensor_only() -> None:
+    with pytest.raises(UsageError, match=r"tensor.cpu\(\).numpy"):
+        image_from(torch.zeros(8, 8))
+    with pytest.raises(UsageError) as caught:
+        image_from(7)
+    assert "tensor" not in str(caught.value)

@@ -1,8 +1,9 @@
 """What the documents say is true: commands run, code runs, links lead somewhere, tables name what exists.
 
-README.md, and each how-to page with commands, is executed from top to bottom in a folder that holds a small embedded
-data set called ``parts`` and other normal images in ``new_normals``. To keep that fast, every ``anomaly-ae fit`` gets
-``--preset smoke`` appended; nothing else is changed. Only the demo is left out there: it has its own test below.
+README.md, the reference of Python, and each how-to page with commands, is executed from top to bottom in a folder that
+holds a small embedded data set called ``parts`` and other normal images in ``new_normals``. To keep that fast, every
+``anomaly-ae fit`` gets ``--preset smoke`` appended; nothing else is changed. Only the demo is left out there: it has
+its own test below.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 COMMAND_LINE = ROOT / "docs" / "reference" / "command-line.md"
 RESULTS = ROOT / "docs" / "reference" / "results.md"
+PYTHON = ROOT / "docs" / "reference" / "python.md"
 PIPELINE = ROOT / "docs" / "how-to" / "pipeline.md"
 OWN_IMAGES = ROOT / "docs" / "how-to" / "own-images.md"
 COMPARING = ROOT / "docs" / "how-to" / "compare-and-gate.md"
@@ -110,7 +112,7 @@ def test_readme_runs(folder_with_parts: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [OWN_IMAGES, PIPELINE, COMPARING], ids=lambda p: p.name)
+@pytest.mark.parametrize("path", [OWN_IMAGES, PIPELINE, COMPARING, PYTHON], ids=lambda p: p.name)
 def test_how_to_runs(path: Path, folder_with_parts: Path) -> None:
     assert sum(run_document(path)) >= 1
 

@@ -42,7 +42,7 @@ from anomaly_ae.cli.shared import (
     warn_identified,
 )
 from anomaly_ae.errors import AnomalyAEError, OutputError, UsageError
-from anomaly_ae.files import refuse_existing_file
+from anomaly_ae.files import holds, refuse_existing_file
 
 if TYPE_CHECKING:
     from anomaly_ae.calibration import Asked
@@ -216,7 +216,7 @@ def _replaced(model: Path) -> State | None:
     from anomaly_ae.detector import Detector
     from anomaly_ae.journal import journal, journal_of
 
-    if not model.exists():
+    if not holds(model.exists):
         return None
     with journal(journal_of(model)):  # now, not after the training
         pass

@@ -38,6 +38,7 @@ from anomaly_ae.cli.shared import (
     warn_identified,
 )
 from anomaly_ae.errors import UsageError
+from anomaly_ae.files import holds
 
 if TYPE_CHECKING:
     from anomaly_ae.evaluation import RunOptions, RunResult
@@ -174,7 +175,7 @@ def threshold(
     from anomaly_ae.results import redecide
 
     asked = asked_of(rate, confidence, sensitivity, cost, value, review_rate, review_sensitivity)
-    if (run / "pictures.npz").exists():
+    if holds((run / "pictures.npz").exists):
         refuse_damaged(run / "pictures.npz")  # before the tables are new and the report is not
     decided = redecide(run, asked, listener())
     for line in decided.lines():

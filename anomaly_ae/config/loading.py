@@ -15,7 +15,7 @@ from anomaly_ae.config.sections import OWN_LIMITS, PRESETS, Config
 from anomaly_ae.errors import ConfigError
 
 
-def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
+def load_config(source: str | Path = "default", overrides: Iterable[str] = ()) -> Config:
     """Read a preset by name, or a TOML file, and apply ``section.key=value`` overrides.
 
     Raises

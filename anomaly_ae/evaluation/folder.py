@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import glob
+import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from anomaly_ae.errors import OutputError
-from anomaly_ae.files import cannot_write, retried, target_of
+from anomaly_ae.files import cannot_write, holds, retried, target_of
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest.discover import is_run
 
@@ -28,7 +30,7 @@ _OF_THE_SYSTEM = ("thumbs.db", "desktop.ini")  # and names that begin with a dot
 def new_folder(out: Path, overwrite: bool, beside: Collection[str] = ()) -> Iterator[Path]:
     """Yield a hidden folder next to ``out``; rename it to ``out`` when it is whole, remove it when that failed.
 
-    A link stays, and the folder that it names is replaced.
+    A link stays, and the folder that it names is replaced; a replaced folder keeps its permissions.
 
     Parameters
     ----------
@@ -50,7 +52,7 @@ def new_folder(out: Path, overwrite: bool, beside: Collection[str] = ()) -> Iter
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=_PARTIAL, dir=out.parent))
-        partial.chmod(0o755)
+        partial.chmod(stat.S_IMODE(out.stat().st_mode) if out.is_dir() else 0o755)
         yield partial
     except BaseException as error:
         if partial != out:
@@ -87,12 +89,12 @@ def say_left_behind(out: Path, listener: Listener) -> None:
 
 def refuse_existing(out: Path, overwrite: bool, beside: Collection[str] = ()) -> None:
     """Raise `OutputError` where something would be replaced unasked, or something that no run has written."""
-    if not out.exists():
+    if not holds(out.exists) or _is_free(out):
         return
     if not overwrite:
         why = "results are not replaced unasked"
         raise OutputError(f"{out} exists already", why, "choose another --out, or --overwrite")
-    if not out.is_dir() or (any(out.iterdir()) and not is_run(out)):
+    if not is_run(out):
         raise OutputError(f"{out} is no run", "it would be replaced with all it holds", "choose another --out")
     foreign = sorted({entry.name for entry in out.iterdir()} - RUN_ENTRIES - {*beside})
     foreign = [name for name in foreign if not name.startswith(".") and name.lower() not in _OF_THE_SYSTEM]
@@ -100,3 +102,9 @@ def refuse_existing(out: Path, overwrite: bool, beside: Collection[str] = ()) ->
         raise OutputError(
             f"{out} holds {foreign[0]} beside a run", "it would be lost", "choose another --out, or move it elsewhere"
         )
+
+
+def _is_free(out: Path) -> bool:
+    """Whether an empty folder can be replaced: neither the working directory nor the place of a disk can."""
+    is_fixed = out.resolve() == Path.cwd() or os.path.ismount(out)
+    return out.is_dir() and not is_fixed and not any(out.iterdir())

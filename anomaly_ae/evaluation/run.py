@@ -48,6 +48,7 @@ from anomaly_ae.results import (
 )
 from anomaly_ae.shortcuts import properties, shortcut_warnings, size_on_disk
 from anomaly_ae.survey import pixel_hash
+from anomaly_ae.threshold import parse_rate
 
 HEATMAPS = ("none", "anomalous", "all")
 
@@ -83,6 +84,12 @@ class RunOptions:
         """Refuse what nothing stands for."""
         if self.heatmaps not in HEATMAPS:
             raise UsageError(f"heatmaps {self.heatmaps!r}", "unknown", f"one of: {', '.join(HEATMAPS)}")
+        for name in ("by", "defect_rates", "dicom"):
+            given = getattr(self, name)
+            if not isinstance(given, tuple | list):
+                raise UsageError(f"{name}={given!r}", "several may be asked for", f"write {name}=({given!r},)")
+        rates = tuple(float(parse_rate(rate, "defect rate")) for rate in self.defect_rates)
+        object.__setattr__(self, "defect_rates", rates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,15 +137,23 @@ class _Collected:
 
 
 def score(
-    detector: Detector, manifest: Manifest, out: str | Path, options: RunOptions, listener: Listener | None = None
+    detector: Detector,
+    manifest: Manifest,
+    out: str | Path,
+    options: RunOptions | None = None,
+    listener: Listener | None = None,
 ) -> RunResult:
     """Score every image of a manifest into a RUN folder: tables, heatmaps, report; no figures."""
     samples = taken(manifest.samples, detector.config.model.spatial_dims)
-    return _run(_Job(detector, manifest, samples, options, listener or Listener(), "score"), Path(out))
+    return _run(_Job(detector, manifest, samples, options or RunOptions(), listener or Listener(), "score"), Path(out))
 
 
 def evaluate(
-    detector: Detector, manifest: Manifest, out: str | Path, options: RunOptions, listener: Listener | None = None
+    detector: Detector,
+    manifest: Manifest,
+    out: str | Path,
+    options: RunOptions | None = None,
+    listener: Listener | None = None,
 ) -> RunResult:
     """Score the labelled test images of a manifest and measure: the same RUN, with ``metrics.json``.
 
@@ -152,6 +167,7 @@ def evaluate(
     UsageError
         A column of ``options.by`` that the manifest does not have.
     """
+    options = options or RunOptions()
     check_groups(manifest.samples)
     manifest = replace(manifest, samples=taken(manifest.samples, detector.config.model.spatial_dims))
     samples = test_samples(manifest)

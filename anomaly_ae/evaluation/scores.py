@@ -16,6 +16,7 @@ from anomaly_ae.evaluation.result import RunResult
 from anomaly_ae.evaluation.run import RunOptions
 from anomaly_ae.evaluation.samples import refuse_unknown_columns, test_samples
 from anomaly_ae.evaluation.theirs import TheirMaps, TheirScores, read_their_scores
+from anomaly_ae.files import holds
 from anomaly_ae.keeping import left_out_text
 from anomaly_ae.listener import Listener
 from anomaly_ae.manifest import Manifest, check_groups
@@ -127,7 +128,7 @@ def evaluate_scores(
 
 
 def _existing(maps: Path) -> Path:
-    if not maps.is_dir():
+    if not holds(maps.is_dir):
         raise DataError(f"{maps} is no folder", "it should hold the anomaly maps", "check its name")
     return maps
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anomaly_ae.errors import AnomalyAEError, DataError, UnreadableImageError
+from anomaly_ae.files import holds
 from anomaly_ae.keeping import file_stem, why_left_out
 from anomaly_ae.manifest.naming import is_public
 from anomaly_ae.manifest.table import read_table
@@ -137,7 +138,7 @@ class TheirMaps:
             [] if relative.is_absolute() or ".." in relative.parts else [sample.path, str(relative.with_suffix(""))]
         )
         candidates = (self.folder / f"{stem}{suffix}" for stem in stems for suffix in MAP_SUFFIXES)
-        return next((path for path in candidates if path.is_file()), None)
+        return next((path for path in candidates if holds(path.is_file)), None)
 
     def read(self, sample: Sample) -> PixelMap:
         """Read a map with its mask.

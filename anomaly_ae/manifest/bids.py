@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from anomaly_ae.errors import DataError, UsageError
+from anomaly_ae.files import holds
 from anomaly_ae.manifest.slices import slices_of
 from anomaly_ae.manifest.table import COLUMNS, LABELS, SPLITS, Manifest, make_sample, read_table
 from anomaly_ae.records import Sample
@@ -22,7 +23,7 @@ _BRAIN = "brain"
 
 def is_bids(folder: Path) -> bool:
     """Whether a folder says that it follows BIDS."""
-    return (folder / DESCRIPTION).is_file() and any(folder.glob("sub-*"))
+    return holds((folder / DESCRIPTION).is_file) and any(folder.glob("sub-*"))
 
 
 def bids_manifest(root: Path, suffix: str | None = None) -> Manifest:

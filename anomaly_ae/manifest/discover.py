@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from anomaly_ae.errors import DataError, UnreadableImageError, UsageError
+from anomaly_ae.files import holds
 from anomaly_ae.manifest.bids import bids_manifest, is_bids
 from anomaly_ae.manifest.grouping import GROUP_FILES, group_by_regex, with_group_file, with_group_note
 from anomaly_ae.manifest.naming import hiding_names, is_medical, with_public_names
@@ -100,13 +101,13 @@ def load_manifest(
 
 
 def _read(data: Path, suffix: str | None, identified: bool) -> Manifest:
-    if data.is_dir() and is_bids(data):
+    if holds(data.is_dir) and is_bids(data):
         return bids_manifest(data, suffix)
     if suffix is not None:
         raise UsageError(f"--suffix {suffix} for {data}", "it chooses images of a BIDS folder, and this is none")
-    if data.is_dir():
+    if holds(data.is_dir):
         return _from_folder(data, identified)
-    if data.suffix.lower() in TABLE_SUFFIXES and data.exists():
+    if data.suffix.lower() in TABLE_SUFFIXES and holds(data.exists):
         return read_manifest_csv(data)
     return _from_paths([data], identified)
 
@@ -139,22 +140,25 @@ def manifest_from_paths(
 def _from_paths(paths: Sequence[Path], identified: bool) -> Manifest:
     if len(paths) == 1 and is_bids(paths[0]):
         return bids_manifest(paths[0])
-    names: set[str] = set()
+    names: dict[Path, str] = {}  # by their place: an image that is given twice counts once, however it is written
     others: Counter[str] = Counter()
     n_masks = 0
     for path in paths:
-        if path.is_dir():
+        if holds(path.is_dir):
             listing = _list_folder(path)
             others, n_masks = others + listing.others, n_masks + len(listing.masks)
-            names |= {(path / image).as_posix() for image in listing.images}
-        elif path.exists():
+            places = {path.resolve() / image: (path / image).as_posix() for image in listing.images}
+            names = places | names
+        elif holds(path.exists):
             _refuse_table(path)
-            names.add(path.as_posix())
+            names.setdefault(path.parent.resolve() / path.name, path.as_posix())
         else:
-            raise DataError(f"{path} does not exist", "it is neither a file nor a folder", "check the path")
+            raise DataError(
+                f"{path} does not exist", "it is neither a file nor a folder that may be looked at", "check the path"
+            )
     if not names:
         raise _no_images(", ".join(str(path) for path in paths) or "an empty list", others)
-    samples = tuple(sample for name in sorted(names) for sample in _samples(Path(), name, _Place(), None))
+    samples = tuple(sample for name in sorted(names.values()) for sample in _samples(Path(), name, _Place(), None))
     ignored = _ignored(others + Counter({"masks": n_masks}))
     root = paths[0].resolve() if len(paths) == 1 and paths[0].is_dir() else Path()
     listed = {path.as_posix() for path in paths if not path.is_dir()}

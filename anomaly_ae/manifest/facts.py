@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anomaly_ae.errors import AnomalyAEError, UnreadableImageError
+from anomaly_ae.files import holds
 from anomaly_ae.manifest.naming import renamed, shown
 from anomaly_ae.readers import pixel_sha256, read_channels, read_mask
 from anomaly_ae.records import Image, Sample
@@ -83,7 +84,7 @@ def inspect_all(samples: Sequence[Sample], progress: Callable[[int, int], None] 
 
 def inspect(sample: Sample) -> Inspected:
     """Read one image with its masks. What cannot be read has a reason and never raises."""
-    if not all(file.exists() for file in sample.files):
+    if not all(holds(file.exists) for file in sample.files):
         return Inspected(sample, reason="the file does not exist")
     try:
         image = _read(sample)
@@ -120,7 +121,7 @@ def _facts(image: Image, n_bytes: int) -> ImageFacts:
 def _inspect_mask(path: Path | None, sample: Sample, shape: tuple[int, ...]) -> MaskFacts | None:
     if path is None:
         return None
-    if not path.exists():
+    if not holds(path.exists):
         return MaskFacts("does not exist")
     try:
         mask = read_mask(path, frame=sample.frame, image_file=sample.files[0])

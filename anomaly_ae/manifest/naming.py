@@ -18,6 +18,7 @@ from typing import NamedTuple
 from anomaly_ae.dicom import hashed, is_dicom, remember
 from anomaly_ae.dicom.shared import file_head
 from anomaly_ae.errors import AnomalyAEError, DataError, UnreadableImageError
+from anomaly_ae.files import holds
 from anomaly_ae.manifest.grouping import GROUP_FILES
 from anomaly_ae.manifest.table import CHANNEL_SEPARATOR, TABLE_SUFFIXES, Manifest, read_table
 from anomaly_ae.nifti import is_nifti
@@ -187,7 +188,7 @@ def hiding_names(data: Sequence[Path], identified: bool) -> Iterator[None]:
 def names_below(data: Path) -> set[str]:
     """Return paths, names of files and folders, and identifiers in data; empty where no DICOM or NIfTI file is."""
     folder = data
-    if data.is_dir():
+    if holds(data.is_dir):
         files = _files_below(data)
         texts = {file.relative_to(data).as_posix() for file in files}.union(*(_texts_of(data / n) for n in GROUP_FILES))
     elif data.suffix.lower() in TABLE_SUFFIXES:

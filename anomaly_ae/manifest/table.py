@@ -6,6 +6,7 @@ import csv
 import difflib
 import io
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ CHANNEL_SEPARATOR = "|"
 TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
 
 _DELIMITERS = (",", ";", "\t")
+_SEPARATOR_LINE = re.compile(r"\A\"?sep=.\"?[\r\n]+", re.IGNORECASE)
+"""Excel takes such a first line as word of the delimiter, and shows none of it."""
 
 
 class Ignored(NamedTuple):
@@ -106,7 +109,7 @@ def read_table(path: Path, key_columns: Sequence[str] = ("path",)) -> list[Row]:
         Not UTF-8, a double quote without its partner, no column called as one of `key_columns`, a column without a
         name or twice, a row that is longer than the header, a cell that holds a line break.
     """
-    text = _read_text(path)
+    text = _SEPARATOR_LINE.sub("", _read_text(path))
     first_line = next((line for line in text.splitlines() if line.strip()), "")
     splits = {mark: next(csv.reader([first_line], delimiter=mark), []) for mark in _DELIMITERS}
     mark = max(_DELIMITERS, key=lambda m: (_has_key(splits[m], key_columns), len(splits[m])))

@@ -12,7 +12,7 @@ import numpy as np
 
 from anomaly_ae.dicom.shared import COPY_AGAIN, check_size, decoding, native
 from anomaly_ae.errors import UnreadableImageError, UsageError
-from anomaly_ae.records import Image, PixelArray
+from anomaly_ae.records import BoolArray, Image, PixelArray
 from anomaly_ae.words import times
 
 Axes = Literal["HW", "HWC", "CHW"]
@@ -59,6 +59,13 @@ def channels_first(pixels: PixelArray, axes: Axes | None, name: str) -> PixelArr
         case "HWC":
             return np.moveaxis(pixels, -1, 0)
     return pixels
+
+
+def unmasked(channels: PixelArray) -> BoolArray | None:
+    """Return where no channel (C, *spatial) of a masked array is masked: (*spatial); None for any other array."""
+    if not isinstance(channels, np.ma.MaskedArray):
+        return None
+    return np.logical_not(np.ma.getmaskarray(channels).any(axis=0))
 
 
 def _guess_axes(shape: tuple[int, ...], name: str) -> Axes:

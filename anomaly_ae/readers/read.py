@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from anomaly_ae.dicom import count_dicom_frames, is_segmentation, read_dicom, re
 from anomaly_ae.dicom.shared import check_frame, decoding
 from anomaly_ae.errors import DataError, UnreadableImageError, UsageError
 from anomaly_ae.nifti import count_nifti_frames, grid_problem, read_nifti, volume_frames
-from anomaly_ae.readers.arrays import Axes, channels_first, check_dtype, finish, only_finite, read_npy
+from anomaly_ae.readers.arrays import Axes, channels_first, check_dtype, finish, only_finite, read_npy, unmasked
 from anomaly_ae.readers.kinds import kind_of
 from anomaly_ae.readers.pillow import from_pillow, read_with_pillow
 from anomaly_ae.readers.tiff import count_tiff_frames, read_tiff
@@ -81,7 +82,7 @@ def read_channels(files: Sequence[str | Path], frame: int = 0, valid: str | Path
         The mask has another size, or is a volume on another grid.
     """
     image = _channels(files, frame)
-    image = _usable(image if valid is None else _masked(image, files[0], frame, valid))
+    image = usable(image if valid is None else _masked(image, files[0], frame, valid))
     return replace(image, volume=_volume(image, files, frame, valid))
 
 
@@ -153,7 +154,7 @@ def image_from(source: Any, axes: Axes | None = None, frame: int = 0) -> Image:
     Parameters
     ----------
     source : path, array, PIL.Image.Image, pydicom Dataset or Image
-        It is not changed; arrays are copied.
+        It is not changed; arrays are copied. Of a masked array, what is masked in no channel is valid.
     axes : "HW", "HWC", "CHW" or None
         Order of an array's axes. None: two axes are HW; three are HWC if the last has at most 4 entries, else CHW
         if the first has; else the same for an axis of at most 64 entries that is at most a quarter of both others;
@@ -175,24 +176,20 @@ def image_from(source: Any, axes: Axes | None = None, frame: int = 0) -> Image:
     """
     if isinstance(source, Image):
         return source
-    if isinstance(source, str | Path):
-        return read_image(source, frame)
-    if isinstance(source, np.ma.MaskedArray):
-        fix = "pass anomaly_ae.Image(pixels, valid=~mask)"
-        raise UsageError("a masked array", "its mask would be lost", fix)
+    if isinstance(source, str | PathLike):
+        return read_image(fspath(source), frame)
     if isinstance(source, np.ndarray):
         check_dtype(source.dtype, "array")
-        return _usable(finish(Image(channels_first(source, axes, "array").copy())))
+        channels = channels_first(source, axes, "array")
+        return usable(finish(Image(np.array(channels, order="C"), unmasked(channels))))
     if _is_instance(source, "PIL.Image", "Image"):
         with decoding("PIL image", "picture"):
-            return _usable(from_pillow(source, "PIL image"))
+            return usable(from_pillow(source, "PIL image"))
     if _is_instance(source, "pydicom.dataset", "Dataset"):
-        return _usable(finish(read_dicom(source, frame)))
-    raise UsageError(
-        f"cannot make an image of a {type(source).__name__}",
-        "a path, a numpy array, a PIL image or a pydicom Dataset is taken",
-        "pass a tensor as tensor.cpu().numpy()",
-    )
+        return usable(finish(read_dicom(source, frame)))
+    fix = "pass tensor.cpu().numpy()" if _is_instance(source, "torch", "Tensor") else "pass one of these"
+    why = "a path, a numpy array, a PIL image or a pydicom Dataset is taken"
+    raise UsageError(f"cannot make an image of a {type(source).__name__}", why, fix)
 
 
 def _mask_grid_problem(image: str | Path, mask: str | Path) -> str:
@@ -313,12 +310,19 @@ def _is_instance(source: Any, module: str, name: str) -> bool:
     return module in sys.modules and isinstance(source, getattr(sys.modules[module], name))
 
 
-def _usable(image: Image) -> Image:
+def usable(image: Image) -> Image:
+    """Return an image with finite values, of which something is valid.
+
+    Raises
+    ------
+    UnreadableImageError
+        Nothing is valid, or there are other values where something is.
+    """
     if image.valid is not None and not image.valid.any():
         raise UnreadableImageError(
             f"{image.source}: no valid pixel",
-            "alpha, the transparent colour or DICOM padding cover the whole image",
-            "remove the alpha channel, or leave the image out",
+            "alpha, the transparent colour, DICOM padding or a mask cover the whole image",
+            "remove the alpha channel or the mask, or leave the image out",
         )
     return only_finite(image)
 

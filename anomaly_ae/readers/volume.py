@@ -12,9 +12,9 @@ import numpy as np
 
 from anomaly_ae.dicom.shared import check_size
 from anomaly_ae.errors import DataError, UnreadableImageError
-from anomaly_ae.files import file_state
-from anomaly_ae.readers.arrays import check_dtype, only_finite
-from anomaly_ae.readers.read import read_channels, read_mask, read_plane
+from anomaly_ae.files import file_state, holds
+from anomaly_ae.readers.arrays import check_dtype, unmasked
+from anomaly_ae.readers.read import read_channels, read_mask, read_plane, usable
 from anomaly_ae.records import BoolArray, FloatArray, Image, PixelArray, Slice
 from anomaly_ae.words import times
 
@@ -70,10 +70,12 @@ def read_volume(slices: Sequence[Slice], slice_spacing_mm: float | None, source:
 def volume_from(array: PixelArray, spacing_mm: tuple[float, float, float] | None = None) -> Image:
     """Make a volume of an array (slices, H, W) or (C, slices, H, W), which is copied; it stays as it is.
 
+    Of a masked array, what is masked in no channel is valid.
+
     Raises
     ------
     UnreadableImageError
-        Other than 3 or 4 axes, an axis that is empty, pixels that are no numbers, NaN or infinite values.
+        Other than 3 or 4 axes, an axis that is empty, pixels that are no numbers or all masked, NaN or infinite values.
     """
     if array.ndim not in (3, 4):
         what, fix = f"array: {array.ndim} axes", "give slices, rows and columns; before them channels"
@@ -82,8 +84,8 @@ def volume_from(array: PixelArray, spacing_mm: tuple[float, float, float] | None
     check_size("array", array.shape)
     pixels = array[np.newaxis] if array.ndim == 3 else array
     bits = None if pixels.dtype.kind == "f" else pixels.dtype.itemsize * 8
-    native = pixels.astype(np.uint8 if pixels.dtype.kind == "b" else pixels.dtype.newbyteorder("="))
-    return only_finite(Image(native, None, spacing_mm, bits_stored=bits))
+    native = np.array(pixels, np.uint8 if pixels.dtype.kind == "b" else pixels.dtype.newbyteorder("="))
+    return usable(Image(native, unmasked(pixels), spacing_mm, bits_stored=bits))
 
 
 def read_volume_mask(slices: Sequence[Slice], shape: tuple[int, ...]) -> BoolArray | None:
@@ -133,7 +135,7 @@ def volume_percentiles(volume: Sequence[Slice], low: float, high: float) -> Floa
 def _states(volume: Sequence[Slice]) -> frozenset[tuple[str, int, int]]:
     """Return the state of every file that is there: what is written anew is another volume."""
     files = {Path(file) for one in volume for file in (*one.files, *([one.valid] if one.valid else []))}
-    return frozenset(file_state(file) for file in files if file.exists())
+    return frozenset(file_state(file) for file in files if holds(file.exists))
 
 
 @lru_cache(maxsize=4096)
