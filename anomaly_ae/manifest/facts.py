@@ -10,7 +10,7 @@ from pathlib import Path
 
 from anomaly_ae.errors import AnomalyAEError, UnreadableImageError
 from anomaly_ae.manifest.naming import renamed, shown
-from anomaly_ae.readers import pixel_sha256, read_channels, read_mask
+from anomaly_ae.readers import mask_files, pixel_sha256, read_channels, read_mask
 from anomaly_ae.records import Image, Sample
 from anomaly_ae.shortcuts import Properties, properties
 
@@ -19,10 +19,11 @@ _MAX_WORKERS = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MaskFacts:
-    """What a mask file is: ``problem`` says why it cannot be used, "" if it can."""
+    """What a mask file is: ``problem`` says why it cannot be used, "" if it can; ``is_most``: over half is marked."""
 
     problem: str = ""
     is_empty: bool = False
+    is_most: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +120,7 @@ def _facts(image: Image, n_bytes: int) -> ImageFacts:
 def _inspect_mask(path: Path | None, sample: Sample, shape: tuple[int, ...]) -> MaskFacts | None:
     if path is None:
         return None
-    if not path.exists():
+    if not all(file.exists() for file in mask_files(path)):
         return MaskFacts("does not exist")
     try:
         mask = read_mask(path, frame=sample.frame, image_file=sample.files[0])
@@ -127,7 +128,7 @@ def _inspect_mask(path: Path | None, sample: Sample, shape: tuple[int, ...]) -> 
         return MaskFacts(f"cannot be read: {_reason(error, sample, path)}")
     if mask.shape != shape:
         return MaskFacts(f"is {_text(mask.shape)} px, its image {_text(shape)} px")
-    return MaskFacts(is_empty=not mask.any())
+    return MaskFacts(is_empty=not mask.any(), is_most=bool(mask.mean() > 0.5))
 
 
 def _reason(error: AnomalyAEError | OSError, sample: Sample, file: Path) -> str:

@@ -24,6 +24,7 @@ from anomaly_ae.manifest.checks import (
     with_roles,
 )
 from anomaly_ae.manifest.facts import Inspected, inspect_all
+from anomaly_ae.manifest.notes import is_loud, warnings_among
 from anomaly_ae.manifest.table import SPLITS, Manifest
 from anomaly_ae.records import ANOMALOUS_LABEL
 from anomaly_ae.shortcuts import shortcut_warnings
@@ -187,8 +188,8 @@ def scan(
         depths=Counter(one.depth for one in facts),
         n_grey_rgb=sum(one.was_grey_rgb for one in facts),
         shortcuts=areas,
-        notes=manifest.notes,
-        warnings=(*warnings(rows), *shortcut_warnings(areas)),
+        notes=tuple(note for note in manifest.notes if not is_loud(note)),
+        warnings=(*warnings_among(manifest.notes), *warnings(rows), *shortcut_warnings(areas)),
         refusals=_all_refusals(uses),
     )
 
