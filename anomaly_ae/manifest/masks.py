@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -129,7 +130,7 @@ def _keys(mask: PurePosixPath, known: Mapping[str, object], folders: set[str]) -
     bare = _ENDING.sub("", key.name)
     number = _mask_folder(mask)
     if number is None:
-        return [key.with_name(bare).as_posix() if bare != key.name else key.as_posix()]
+        return [name for name in (key.with_name(bare).as_posix(), key.as_posix()) if name in known][:1]
     top, below = PurePosixPath(*(part for part in key.parts[:number] if part != "..")), key.parts[number + 1 : -1]
     tops = [top, *(top / name for name in _beside_masks(top, folders))]
     for tail in ((*below, bare), (*below, key.name), below):
@@ -202,8 +203,9 @@ def labelled_by_masks(
     known.
     """
     unlabelled = [image for image, place in places.items() if place is not None and not place.label]
-    marks = {image: is_marked(root, found.masks[image]) for image in unlabelled if image in found.masks}
-    marks = {image: mark for image, mark in marks.items() if not is_medical(root / image)}
+    masked = [image for image in unlabelled if image in found.masks and not is_medical(root / image)]
+    with ThreadPoolExecutor() as readers:
+        marks = dict(zip(masked, readers.map(lambda i: is_marked(root, found.masks[i]), masked), strict=True))
     if True not in marks.values() and False not in marks.values():
         return dict(places), ()
     labels = {image: ANOMALOUS_LABEL if mark else NORMAL_LABEL for image, mark in marks.items() if mark is not None}
