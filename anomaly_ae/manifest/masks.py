@@ -66,7 +66,10 @@ def sort_out(root: Path, files: Sequence[PurePosixPath]) -> Found:
 
 def files_beside(root: Path) -> list[PurePosixPath]:
     """Files in folders of masks beside a folder of images, as ``../Masks/Anomaly/000.png``."""
-    folders = [folder for folder in root.resolve().parent.iterdir() if folder.name.lower() in _SURE_FOLDERS]
+    try:
+        folders = [folder for folder in root.resolve().parent.iterdir() if folder.name.lower() in _SURE_FOLDERS]
+    except OSError:  # the folder above need not be open to everybody
+        return []
     files = [file for folder in folders for file in folder.rglob("*") if looks_like_image(file)]
     return [".." / PurePosixPath(file.relative_to(root.resolve().parent).as_posix()) for file in files]
 
@@ -75,7 +78,8 @@ def joined(root: Path, masks: Sequence[PurePosixPath]) -> Path | None:
     """Return what `read_mask` takes for masks that lie in one folder; None for none."""
     if not masks:
         return None
-    return root / masks[0].with_name(MASK_SEPARATOR.join(mask.name for mask in masks))
+    base = root.resolve() if masks[0].parts[0] == ".." else root  # beside where a link leads to
+    return base / masks[0].with_name(MASK_SEPARATOR.join(mask.name for mask in masks))
 
 
 def _mask_folder(file: PurePosixPath) -> int | None:
