@@ -294,6 +294,9 @@ def identical(folder: Path, part_folder: Path) -> None:
 def defects_among_normals(folder: Path, part_folder: Path) -> None:
     normals(folder, part_folder, 20, "train/good")
     shutil.copytree(part_folder / "test" / "dent", folder / "train" / "dent")
+    labels = {file: "normal" if file.parent.name == "good" else "anomalous" for file in folder.rglob("*.png")}
+    rows = "".join(f"{file.relative_to(folder).as_posix()},{label},train\n" for file, label in labels.items())
+    (folder / "manifest.csv").write_text("path,label,split\n" + rows, encoding="utf-8")
 
 
 def mixed_channels(folder: Path, part_folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command import run
+from PIL import Image as Pillow
 from pydicom.dataset import Dataset
 from pydicom.uid import RTPlanStorage, generate_uid
 from scanner import SHAPE, enhanced, image, save, segmented, series, with_runs
@@ -238,6 +239,19 @@ def test_an_anomalous_series_without_a_mask_gives_no_slice_labels(tmp_path: Path
     assert labels(tuple(ill)) == [("", "test", False)] * 3
     assert "slices of anomalous DICOM series without a mask, left without a label: 3" in manifest.notes
     assert [s.label for s in manifest.samples if s not in ill] == ["normal"] * 2
+
+
+def test_pictures_that_mark_some_slices_label_the_series(tmp_path: Path) -> None:
+    images, marks = series(4), box((1, 2, 9))
+    saved(images, tmp_path / "test/nodule")
+    (tmp_path / "ground_truth/nodule").mkdir(parents=True)
+    Pillow.fromarray(marks[1] * 255).save(tmp_path / "ground_truth/nodule/1_mask.png")
+    samples = load_manifest(tmp_path, identified=True).samples
+    labels = {s.files[0].name: (s.label, s.defect, s.split, s.mask is not None) for s in samples}
+    assert labels.pop("1.dcm") == ("anomalous", "nodule", "test", True)
+    assert set(labels.values()) == {("normal", "", "test", False)}
+    Pillow.fromarray(marks[0]).save(tmp_path / "ground_truth/nodule/1_mask.png")
+    assert {s.label for s in load_manifest(tmp_path).samples} == {""}, "nothing is marked: nobody knows which"
 
 
 def test_chosen_slices_keep_the_labels_of_their_folders(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def fit(
     asked_of(rate, confidence, None, None, None, review_rate, None)  # contradictions, too
     warn_identified(identified)
     manifest = load_manifest(data, group_regex, identified=identified)
-    say_notes(manifest)
+    say_notes(manifest, is_learned=True)
     before = _replaced(out)
     from anomaly_ae.fitting import fit as fit_detector
     from anomaly_ae.learning import checkpoint_of, remove_checkpoints

@@ -136,8 +136,19 @@ def warn_identified(identified: bool) -> None:
         typer.echo(f"warning: --identified: {what}", err=True)
 
 
-def say_notes(manifest: Manifest) -> None:
-    """Say what is ignored, and all notes where there are DICOM or NIfTI files: `scan` says the rest."""
+def say_notes(manifest: Manifest, is_learned: bool = False) -> None:
+    """Say warnings and what is ignored, and all notes where there are DICOM or NIfTI files: `scan` says the rest.
+
+    Where the images are learned from, also say how many of them nobody called normal.
+    """
+    from anomaly_ae.manifest import FIT_SPLITS, roles
+
+    used = zip(manifest.samples, roles(manifest.samples), strict=True)
+    n_unlabelled = sum(role in FIT_SPLITS and not sample.label for sample, role in used)
+    if is_learned and n_unlabelled:
+        typer.echo(f"note: images without a label, taken as normal for training: {n_unlabelled}", err=True)
+    for warning in manifest.warnings:
+        typer.echo(f"warning: {warning}", err=True)
     for note in manifest.all_notes if manifest.is_private else manifest.ignored:
         typer.echo(f"note: {note}", err=True)
 

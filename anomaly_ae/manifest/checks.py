@@ -48,9 +48,12 @@ def with_roles(inspected: Sequence[Inspected]) -> list[Row]:
 
 
 def duplicates_across_splits(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Return pairs of ids with the same pixels in different splits: the first such row and a later one."""
+    """Return pairs of ids with the same pixels in different splits: the first such row and a later one.
+
+    Constant images are all alike, and nothing is learned from them: a warning of their own counts them.
+    """
     pairs = []
-    for same in _same_pixels(rows):
+    for same in _same_pixels([row for row in rows if not _is_constant(row)]):
         used = sorted((row for row in same if row.role), key=lambda row: SPLITS.index(row.role))
         pairs += [(used[0].one.sample.id, row.one.sample.id) for row in used[1:] if row.role != used[0].role]
     return pairs
@@ -302,6 +305,10 @@ def _set_warnings(rows: Sequence[Row]) -> list[str]:
     n_colourless = sum(facts.was_grey_rgb for facts in fit)
     if n_colourless and any(facts.n_channels > 1 for facts in fit):
         texts.append(f"training images without colour among others with colour: {n_colourless}")
+    masks = [row.one.mask for row in rows if row.one.mask and not row.one.mask.problem and not row.one.mask.is_empty]
+    n_most = sum(mask.is_most for mask in masks)
+    if n_most > len(masks) / 2:
+        texts.append(f"masks that mark more than half of their image: {n_most} of {len(masks)} (are they inverted?)")
     depths = Counter(facts.depth for facts in fit)
     if len(depths) > 1:
         texts.append("different bit depths in training: " + _counted(depths, "of {}"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -14,6 +14,16 @@ from anomaly_ae.errors import DataError, UnreadableImageError, UsageError
 from anomaly_ae.files import holds
 from anomaly_ae.manifest.bids import bids_manifest, is_bids
 from anomaly_ae.manifest.grouping import GROUP_FILES, group_by_regex, with_group_file, with_group_note
+from anomaly_ae.manifest.layouts import IMAGE_FOLDERS, Place, layout_of, unlabelled_note, without_learning_defects
+from anomaly_ae.manifest.masks import (
+    Found,
+    are_regions,
+    files_beside,
+    joined,
+    labelled_by_masks,
+    masks_among,
+    sort_out,
+)
 from anomaly_ae.manifest.naming import hiding_names, is_medical, with_public_names
 from anomaly_ae.manifest.series import with_series
 from anomaly_ae.manifest.slices import slices_of, spacing_notes, with_slices
@@ -27,38 +37,21 @@ from anomaly_ae.manifest.table import (
 )
 from anomaly_ae.nifti import is_nifti_file
 from anomaly_ae.readers import FOREIGN_SUFFIXES, count_frames, looks_like_image
-from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Sample
-
-# Folder names, compared in lower case.
-NORMAL_FOLDERS = frozenset({"normal", "good", "ok"})
-ANOMALOUS_FOLDERS = frozenset({"anomalous", "anomaly", "abnormal", "bad", "nok", "ng", "defect", "defective"})
-SPLIT_FOLDERS = {
-    "train": "train",
-    "val": "validation",
-    "validation": "validation",
-    "calibration": "calibration",
-    "test": "test",
-}
-MASK_FOLDER = "ground_truth"
+from anomaly_ae.records import ANOMALOUS_LABEL, Sample
 
 # What is ignored, as notes call it.
 PICTURES, FILES, RUNS = "pictures of a format that is not read", "files that are no images", "folders of finished runs"
-
-
-class _Place(NamedTuple):
-    """What the folder says about an image."""
-
-    split: str = ""
-    label: str = ""
-    defect: str = ""
+REGIONS = "masks that outline something in normal images, too, and so no defects (`valid` says which pixels count)"
 
 
 class _Listing(NamedTuple):
-    """What lies below a folder, as sorted paths relative to it."""
+    """The image files below a folder, masks among them, as paths relative to it; and what else is there."""
 
-    images: list[PurePosixPath]
-    masks: list[PurePosixPath]
+    files: list[PurePosixPath]
     others: Counter[str]
+
+
+_Places = Mapping[PurePosixPath, Place | None]
 
 
 def load_manifest(
@@ -146,8 +139,9 @@ def _from_paths(paths: Sequence[Path], identified: bool) -> Manifest:
     for path in paths:
         if holds(path.is_dir):
             listing = _list_folder(path)
-            others, n_masks = others + listing.others, n_masks + len(listing.masks)
-            places = {path.resolve() / image: (path / image).as_posix() for image in listing.images}
+            images = sort_out(path, listing.files).images
+            others, n_masks = others + listing.others, n_masks + len(listing.files) - len(images)
+            places = {path.resolve() / image: (path / image).as_posix() for image in images}
             names = places | names
         elif holds(path.exists):
             _refuse_table(path)
@@ -158,7 +152,7 @@ def _from_paths(paths: Sequence[Path], identified: bool) -> Manifest:
             )
     if not names:
         raise _no_images(", ".join(str(path) for path in paths) or "an empty list", others)
-    samples = tuple(sample for name in sorted(names.values()) for sample in _samples(Path(), name, _Place(), None))
+    samples = tuple(sample for name in sorted(names.values()) for sample in _samples(Path(), name, Place(), None))
     ignored = _ignored(others + Counter({"masks": n_masks}))
     root = paths[0].resolve() if len(paths) == 1 and paths[0].is_dir() else Path()
     listed = {path.as_posix() for path in paths if not path.is_dir()}
@@ -181,25 +175,51 @@ def _refuse_table(path: Path) -> None:
 
 def _from_folder(root: Path, identified: bool) -> Manifest:
     listing = _list_folder(root)
-    if not listing.images:
+    found = sort_out(root, listing.files)
+    if not found.images:
         raise _no_images(str(root), listing.others)
-    layout, place_of = _layout(root, listing.images)
-    places = {image: place_of(image.parts) for image in listing.images}
-    masks = {_mask_key(mask): mask for mask in listing.masks}
+    layout, places = layout_of(root, found.images)
+    if layout != "flat" and root.name.lower() in IMAGE_FOLDERS:
+        found = sort_out(root, [*listing.files, *files_beside(root)])
+    regions = found.masks if are_regions(root, found, places) else {}
+    found = found._replace(masks={} if regions else found.masks)
+    labelled, doubts = labelled_by_masks(root, found, places)
+    is_private = not identified and any(is_medical(root / image) for image in found.images)
+    places, unlearned = without_learning_defects(labelled, is_private)
     samples: list[Sample] = []
     for image, place in places.items():
         if place is not None:
-            mask = next((masks[key] for key in _mask_keys(image, place) if key in masks), None)
-            samples += _samples(root, image.as_posix(), place, root / mask if mask else None)
+            samples += _samples(root, image.as_posix(), place, joined(root, found.masks.get(image, ())))
     if not samples:
         raise _no_images(f"the folders of {root} that the layout {layout} knows", listing.others)
-    n_masks = len(listing.masks) - len({s.mask for s in samples if s.mask})
-    ignored = _ignored(listing.others + Counter({"masks without an image": n_masks}))
-    outside = [image for image, place in places.items() if place is None]
-    is_private = bool(outside) and not identified and any(is_medical(root / image) for image in places)
-    ignored += _ignored_folders(outside, is_private)
-    manifest = Manifest(root, tuple(samples), (), layout, ignored=ignored)
+    unused = {"masks without an image": _n_unused(found, samples), REGIONS: sum(map(len, regions.values()))}
+    ignored = _ignored(listing.others + Counter(unused))
+    ignored += _ignored_folders([image for image, place in places.items() if place is None], is_private)
+    warnings = (*doubts, *unlearned, *_doubts(root, found, places, samples, is_private))
+    manifest = Manifest(root, tuple(samples), (), layout, ignored=ignored, warnings=warnings)
     return with_group_file(_volumes(manifest, identified), root)
+
+
+def _n_unused(found: Found, samples: Iterable[Sample]) -> int:
+    """Masks of no image, or of one that is not listed, or has several frames."""
+    masked = {sample.path for sample in samples if sample.mask}
+    return len(found.orphans) + sum(len(own) for image, own in found.masks.items() if image.as_posix() not in masked)
+
+
+def _doubts(root: Path, found: Found, places: _Places, samples: Sequence[Sample], is_private: bool) -> tuple[str, ...]:
+    """What may have been understood wrongly."""
+    learned = [i for i, p in places.items() if p and p.label != ANOMALOUS_LABEL and p.split != "test"]
+    unlabelled = [image for image in learned if places[image] == Place()]
+    suspects = masks_among(root, learned)
+    texts = [unlabelled_note(unlabelled, is_private)]
+    if suspects:
+        named = "" if is_private else f", such as {suspects[0]}"
+        texts.append(f"images that look like masks, taken as normal images: {len(suspects)}{named}")
+    anomalous = next((s.path for s in samples if s.label == ANOMALOUS_LABEL), "")
+    if found.orphans and anomalous and not any(sample.mask for sample in samples):
+        named = "" if is_private else f", such as {found.orphans[0]}, and none is that of {anomalous}"
+        texts.append(f"masks that belong to no image by their names, all of them: {len(found.orphans)}{named}")
+    return tuple(text for text in texts if text)
 
 
 def _volumes(manifest: Manifest, identified: bool, named: Collection[str] = ()) -> Manifest:
@@ -207,7 +227,7 @@ def _volumes(manifest: Manifest, identified: bool, named: Collection[str] = ()) 
     return replace(manifest, samples=with_slices(manifest.samples))
 
 
-def _samples(root: Path, path: str, place: _Place, mask: Path | None) -> list[Sample]:
+def _samples(root: Path, path: str, place: Place, mask: Path | None) -> list[Sample]:
     """One sample per frame. The mask of several frames would be ambiguous, but for that of a volume: it is left out."""
     if CHANNEL_SEPARATOR in path:
         why = f"'{CHANNEL_SEPARATOR}' in a path separates the channels of one sample"
@@ -240,30 +260,18 @@ def _n_frames(file: Path) -> int:
 
 
 def _list_folder(root: Path) -> _Listing:
-    images: list[PurePosixPath] = []
-    masks: list[PurePosixPath] = []
+    files: list[PurePosixPath] = []
     runs: list[Path] = []
     others: Counter[str] = Counter()
     for file in _files_below(root, runs):
         name = PurePosixPath(file.relative_to(root).as_posix())
         if name.name.lower() in GROUP_FILES and len(name.parts) == 1:
             continue
-        if not looks_like_image(file):
-            others[PICTURES if file.suffix.lower() in FOREIGN_SUFFIXES else FILES] += 1
-        elif MASK_FOLDER in (part.lower() for part in name.parts[:-1]):
-            masks.append(name)
+        if looks_like_image(file):
+            files.append(name)
         else:
-            images.append(name)
-    beside = _masks_beside_images(images)
-    others += Counter({RUNS: len(runs)})
-    return _Listing(sorted(set(images) - beside, key=str), sorted([*masks, *beside], key=str), others)
-
-
-def _masks_beside_images(images: Sequence[PurePosixPath]) -> set[PurePosixPath]:
-    """``000_mask.png`` next to ``000.png`` is no image: a flat folder would train on it."""
-    known = {_without_suffix(image) for image in images}
-    ending = [image for image in images if _without_suffix(image).endswith("_mask")]
-    return {image for image in ending if _without_suffix(image).removesuffix("_mask") in known}
+            others[PICTURES if file.suffix.lower() in FOREIGN_SUFFIXES else FILES] += 1
+    return _Listing(files, others + Counter({RUNS: len(runs)}))
 
 
 def _files_below(folder: Path, runs: list[Path], ancestors: frozenset[Path] = frozenset()) -> Iterator[Path]:
@@ -295,87 +303,6 @@ def is_run(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(info, dict) and info.get("tool") == "anomaly_ae"
-
-
-def _layout(root: Path, images: Iterable[PurePosixPath]) -> tuple[str, Callable[[tuple[str, ...]], _Place | None]]:
-    folders = {image.parts[0].lower() for image in images if len(image.parts) > 1}
-    if folders & SPLIT_FOLDERS.keys():
-        return "mvtec", _place_in_mvtec
-    if folders & ANOMALOUS_FOLDERS:
-        return "normal/anomalous", _place_by_label
-    if folders & NORMAL_FOLDERS:
-        _refuse_deeper_layout(root, [image for image in images if image.parts[0].lower() not in NORMAL_FOLDERS])
-        return "normal/<defect>", _place_by_defect
-    _refuse_deeper_layout(root, images)
-    return "flat", lambda parts: _Place()
-
-
-def _place_in_mvtec(parts: tuple[str, ...]) -> _Place | None:
-    """``test/good/000.png`` is normal; every other name of the second folder is the name of a defect."""
-    split = SPLIT_FOLDERS.get(parts[0].lower())
-    if split is None or len(parts) == 1:
-        return None
-    if len(parts) == 2:
-        return _Place(split)
-    if parts[1].lower() in NORMAL_FOLDERS:
-        return _Place(split, NORMAL_LABEL)
-    return _Place(split, ANOMALOUS_LABEL, parts[1])
-
-
-def _place_by_label(parts: tuple[str, ...]) -> _Place | None:
-    folder = parts[0].lower() if len(parts) > 1 else ""
-    if folder in NORMAL_FOLDERS:
-        return _Place(label=NORMAL_LABEL)
-    if folder in ANOMALOUS_FOLDERS:
-        return _Place(label=ANOMALOUS_LABEL, defect=parts[1] if len(parts) > 2 else "")
-    return None
-
-
-def _place_by_defect(parts: tuple[str, ...]) -> _Place | None:
-    """``good/000.png`` is normal; every folder beside it is the name of a defect, as below ``test`` of MVTec."""
-    if len(parts) == 1:
-        return None
-    if parts[0].lower() in NORMAL_FOLDERS:
-        return _Place(label=NORMAL_LABEL)
-    return _Place(label=ANOMALOUS_LABEL, defect=parts[0])
-
-
-def _refuse_deeper_layout(root: Path, images: Iterable[PurePosixPath]) -> None:
-    """A folder of several data sets, read as flat, would train on every defect in it."""
-    words = SPLIT_FOLDERS.keys() | NORMAL_FOLDERS | ANOMALOUS_FOLDERS
-    for image in images:
-        for depth, part in enumerate(image.parts[:-1]):
-            if part.lower() in words:
-                inner = root.joinpath(*image.parts[:depth])
-                what = f"{root} is no data set, but {inner} in it is one"
-                why = f"there is a folder {part!r} further down, and its images must not all count as normal"
-                raise DataError(what, why, f"give {inner}, or a CSV")
-
-
-def _without_suffix(path: PurePosixPath) -> str:
-    whole = path.with_suffix("") if path.name.lower().endswith(".nii.gz") else path
-    return whole.with_suffix("").as_posix()
-
-
-def _mask_key(mask: PurePosixPath) -> str:
-    top, *rest = PurePosixPath(_without_suffix(mask)).parts
-    return PurePosixPath(MASK_FOLDER if top.lower() == MASK_FOLDER else top, *rest).as_posix()
-
-
-def _mask_keys(image: PurePosixPath, place: _Place) -> list[str]:
-    """Names, without suffix, under which the mask of an image may lie.
-
-    ``test/crack/000.png`` has ``ground_truth/crack/000_mask.png``, or the same without ``_mask``; so has
-    ``anomalous/crack/000.png``, which also may keep its first folder. Training images have none.
-    """
-    whole = PurePosixPath(_without_suffix(image))
-    inner = PurePosixPath(*whole.parts[1:])
-    if place.split:
-        tails = [inner] if place.split == "test" else []
-    else:
-        tails = [whole, inner] if whole.parts[0].lower() in ANOMALOUS_FOLDERS else [whole]
-    in_folder = [f"{MASK_FOLDER}/{tail}{ending}" for tail in tails for ending in ("_mask", "")]
-    return [*in_folder, f"{whole}_mask"]
 
 
 def _no_images(where: str, others: Counter[str]) -> DataError:

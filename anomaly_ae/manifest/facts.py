@@ -11,7 +11,7 @@ from pathlib import Path
 from anomaly_ae.errors import AnomalyAEError, UnreadableImageError
 from anomaly_ae.files import holds
 from anomaly_ae.manifest.naming import renamed, shown
-from anomaly_ae.readers import pixel_sha256, read_channels, read_mask
+from anomaly_ae.readers import mask_files, pixel_sha256, read_channels, read_mask
 from anomaly_ae.records import Image, Sample
 from anomaly_ae.shortcuts import Properties, properties
 from anomaly_ae.words import times
@@ -21,10 +21,11 @@ _MAX_WORKERS = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MaskFacts:
-    """What a mask file is: ``problem`` says why it cannot be used, "" if it can."""
+    """What a mask file is: ``problem`` says why it cannot be used, "" if it can; ``is_most``: over half is marked."""
 
     problem: str = ""
     is_empty: bool = False
+    is_most: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,7 +122,7 @@ def _facts(image: Image, n_bytes: int) -> ImageFacts:
 def _inspect_mask(path: Path | None, sample: Sample, shape: tuple[int, ...]) -> MaskFacts | None:
     if path is None:
         return None
-    if not holds(path.exists):
+    if not all(holds(file.exists) for file in mask_files(path)):
         return MaskFacts("does not exist")
     try:
         mask = read_mask(path, frame=sample.frame, image_file=sample.files[0])
@@ -129,7 +130,7 @@ def _inspect_mask(path: Path | None, sample: Sample, shape: tuple[int, ...]) -> 
         return MaskFacts(f"cannot be read: {_reason(error, sample, path)}")
     if mask.shape != shape:
         return MaskFacts(f"is {times(mask.shape)} px, its image {times(shape)} px")
-    return MaskFacts(is_empty=not mask.any())
+    return MaskFacts(is_empty=not mask.any(), is_most=bool(mask.mean() > 0.5))
 
 
 def _reason(error: AnomalyAEError | OSError, sample: Sample, file: Path) -> str:

@@ -22,7 +22,7 @@ from anomaly_ae.files import holds
 from anomaly_ae.manifest.grouping import GROUP_FILES
 from anomaly_ae.manifest.table import CHANNEL_SEPARATOR, TABLE_SUFFIXES, Manifest, read_table
 from anomaly_ae.nifti import is_nifti
-from anomaly_ae.readers import DICOM_SUFFIXES
+from anomaly_ae.readers import DICOM_SUFFIXES, mask_files
 from anomaly_ae.records import Sample
 
 SESSION = "session"
@@ -166,7 +166,8 @@ def renamed(error: AnomalyAEError, sample: Sample) -> AnomalyAEError:
     """Return an error about a sample in whose words no path stands, where paths are not shown."""
     if not is_public(sample.path):
         return error
-    masks = {str(file): shown(sample, file) for file in (sample.mask, sample.valid) if file is not None}
+    given = [file for file in (sample.mask, sample.valid) if file is not None]
+    masks = {str(one): shown(sample, file) for file in given for one in (file, *mask_files(file))}
     files = [*sample.files, *(file for one in sample.slices for file in one.files)]
     names = masks | dict.fromkeys(map(str, files), sample.id)
     rest = {*map(_absolute, names), *(part for name in names for part in PurePath(name).parts if len(part) > 1)}

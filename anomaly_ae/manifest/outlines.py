@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +39,7 @@ class Outlined(NamedTuple):
 
 
 def with_outlines(samples: Sequence[Sample], files: Sequence[Path], uids: Mapping[str, frozenset[str]]) -> Outlined:
-    """Give the slices of DICOM series their masks from segmentations, and by them their labels.
+    """Give the slices of DICOM series their masks from segmentations, and by them, or by pictures, their labels.
 
     Parameters
     ----------
@@ -57,6 +57,8 @@ def with_outlines(samples: Sequence[Sample], files: Sequence[Path], uids: Mappin
         n_damaged, n_foreign = n_damaged + (referred is None), n_foreign + (referred is not None and not own)
         for sample in own:
             marks[sample.id][file] = _is_marked(file, sample)
+    for sample in _with_own_masks(samples, marks):
+        marks[sample.id] = {file: _is_marked(file, sample) for file in (sample.mask,) if file}
     contested = {name for name, own in marks.items() if list(own.values()).count(True) > 1}
     masked = [_masked(s, marks[s.id]) if marks.get(s.id) else s for s in samples]
     volumes: defaultdict[str, list[Sample]] = defaultdict(list)
@@ -67,6 +69,12 @@ def with_outlines(samples: Sequence[Sample], files: Sequence[Path], uids: Mappin
     pairs = zip(samples, found, strict=True)
     n_unlabelled = sum(VOLUME_LABEL_COLUMN in new.extra and new.extra != old.extra for old, new in pairs)
     return Outlined(found, n_damaged, n_foreign, len(contested), n_unlabelled)
+
+
+def _with_own_masks(samples: Sequence[Sample], marks: Mapping[str, object]) -> list[Sample]:
+    """Slices of series whose masks are pictures, each beside its slice: no segmentation serves them."""
+    n_slices = Counter(sample.volume for sample in samples)
+    return [s for s in samples if s.mask and s.volume and n_slices[s.volume] > 1 and s.id not in marks]
 
 
 def label_rows(samples: Sequence[Sample]) -> list[Sample]:
@@ -117,8 +125,7 @@ def _labelled(own: Sequence[Sample], marks: Mapping[str, Mapping[Path, bool | No
     if any(marks.get(sample.id) for sample in own) and is_usable and (marked or ANOMALOUS_LABEL not in given):
         labels = {s.id: ANOMALOUS_LABEL if s.id in marked else NORMAL_LABEL for s in own}
         return [_called(s, labels[s.id], is_anomalous=bool(marked)) for s in own]
-    is_whole = len(own) > 1 and ANOMALOUS_LABEL in given and all(s.mask is None or marks.get(s.id) for s in own)
-    if not is_whole:
+    if len(own) == 1 or ANOMALOUS_LABEL not in given:
         return list(own)
     return [_called(replace(s, extra={**s.extra, VOLUME_LABEL_COLUMN: ANOMALOUS_LABEL}), "", True) for s in own]
 

@@ -188,7 +188,7 @@ def scan(
         n_grey_rgb=sum(one.was_grey_rgb for one in facts),
         shortcuts=areas,
         notes=manifest.all_notes,
-        warnings=(*warnings(rows), *shortcut_warnings(areas)),
+        warnings=(*manifest.warnings, *warnings(rows), *shortcut_warnings(areas)),
         refusals=_all_refusals(uses),
     )
 

@@ -61,6 +61,8 @@ class Manifest:
         There are DICOM or NIfTI files, and the samples have public names: see `naming`.
     ignored : tuple of Ignored
         What lies there and is used for nothing.
+    warnings : tuple of str
+        What may have been understood wrongly: every command says it.
     """
 
     root: Path
@@ -69,6 +71,7 @@ class Manifest:
     layout: str = "csv"
     is_private: bool = False
     ignored: tuple[Ignored, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:

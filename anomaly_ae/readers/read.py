@@ -19,9 +19,13 @@ from anomaly_ae.readers.arrays import Axes, channels_first, check_dtype, finish,
 from anomaly_ae.readers.kinds import kind_of
 from anomaly_ae.readers.pillow import from_pillow, read_with_pillow
 from anomaly_ae.readers.tiff import count_tiff_frames, read_tiff
-from anomaly_ae.records import BoolArray, Image, Slice
+from anomaly_ae.records import BoolArray, Image, PixelArray, Slice
+
+MASK_SEPARATOR = "|"
+"""Joins the names of several masks of one image: ``masks/0_a.png|0_b.png`` are two files in one folder."""
 
 _LOSSY_MASK_LEVEL = 127  # JPEG blurs the 0 and 255 of a mask; above the middle is defect
+_MAX_CLEAN_VALUES = 16  # more grey values than that, most of them near 0 and 255: a mask that JPEG or scaling blurred
 
 
 def read_image(path: str | Path, frame: int = 0) -> Image:
@@ -214,13 +218,15 @@ def read_mask(
 ) -> BoolArray:
     """Read a defect mask: any pixel that is not zero, in any channel, is defect.
 
-    JPEG files blur the edges of a mask: there a pixel is defect above 127. Transparent pixels are no defect.
+    JPEG blurs the edges of a mask: there a pixel is defect above 127. So it is in other files of 8 bits that have more
+    than 16 values and fewer pixels of the middle half of the range than above it: they were JPEG once, or scaled.
+    Transparent pixels are no defect.
 
     Parameters
     ----------
     path : path
         Any format of `read_image`, with one frame, a NIfTI volume, or a DICOM Segmentation (see
-        `anomaly_ae.dicom.outlines`).
+        `anomaly_ae.dicom.outlines`). Several files of one folder, their names joined by ``|``: what any of them marks.
     shape : (height, width) or None
         What the mask must measure.
     frame : int
@@ -239,7 +245,19 @@ def read_mask(
     DataError
         The mask has another shape than `shape`, lies on another grid than `image_file`, or knows nothing of it.
     """
-    path, name = Path(path), str(path)
+    masks = [_read_mask(file, shape, frame, image_file) for file in mask_files(path)]
+    for file, mask in zip(mask_files(path), masks, strict=True):
+        _checked(mask, masks[0].shape, str(file))
+    return masks[0] if len(masks) == 1 else np.logical_or.reduce(masks)
+
+
+def mask_files(path: str | Path) -> list[Path]:
+    """Return the files of a mask: one, or several of one folder whose names are joined by ``|``."""
+    return [Path(path).with_name(name.strip()) for name in Path(path).name.split(MASK_SEPARATOR)]
+
+
+def _read_mask(path: Path, shape: tuple[int, ...] | None, frame: int, image_file: str | Path | None) -> BoolArray:
+    name = str(path)
     problem = "" if image_file is None else _mask_grid_problem(image_file, path)
     if problem:
         raise DataError(f"{name}: is no mask of {image_file}", problem, "resample it onto the grid of the image")
@@ -249,9 +267,18 @@ def read_mask(
     image = only_finite(_read(path, name, frame % count_nifti_frames(path) if kind == "NIfTI" else 0))
     if image.n_frames > 1 and kind != "NIfTI":
         raise UnreadableImageError(f"{name}: {image.n_frames} frames", "a mask has one", "save one mask per image")
-    is_defect = image.pixels > _LOSSY_MASK_LEVEL if kind == "JPEG" else image.pixels != 0
+    is_lossy = kind == "JPEG" or _is_blurred(image.pixels)
+    is_defect = image.pixels > _LOSSY_MASK_LEVEL if is_lossy else image.pixels != 0
     mask: BoolArray = np.logical_and(is_defect.any(axis=0), True if image.valid is None else image.valid)
     return _checked(mask, shape, name)
+
+
+def _is_blurred(pixels: PixelArray) -> bool:
+    """Whether a mask has grey values as JPEG and scaling make them; numbers of many defects spread evenly instead."""
+    if pixels.dtype != np.uint8:
+        return False
+    counts = np.bincount(pixels.ravel(), minlength=256)
+    return bool(np.count_nonzero(counts) > _MAX_CLEAN_VALUES and counts[64:192].sum() < counts[192:].sum())
 
 
 def _outlines(path: Path, name: str, frame: int, image_file: str | Path | None) -> BoolArray:
