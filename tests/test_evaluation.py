@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import tifffile
 from command import left_behind
@@ -154,6 +155,13 @@ def test_the_two_tables_of_scores_say_the_same(run: Path) -> None:
         further = {"extra", "regions", "baselines", "properties", "mask_px"}
         scalars = {name: value for name, value in line.items() if name not in further}
         assert row == {name: str(value) for name, value in (scalars | line["extra"]).items()}
+
+
+def test_pandas_reads_both_tables(run: Path) -> None:
+    by_line, by_row = pandas.read_json(run / "scores.jsonl", lines=True), pandas.read_csv(run / "scores.csv")
+    assert by_row["id"].tolist() == by_line["id"].tolist() == [line["id"] for line in lines_of(run)]
+    assert by_row["score"].tolist() == pytest.approx([line["score"] for line in lines_of(run)], rel=1e-15)
+    assert set(by_row["decision"]) <= {0, 2}
 
 
 def test_decisions_follow_the_threshold_and_the_regions(run: Path) -> None:
