@@ -127,6 +127,11 @@ def test_a_review_band_is_kept_in_the_model_and_decides(model: Path, part_folder
     assert decisions(tmp_path / "one") == [1]
     assert len(list((tmp_path / "one" / "heatmaps").iterdir())) == 1, "who reviews wants to see why"
     assert "review" in (tmp_path / "one" / "report.html").read_text("utf-8")
+    band = Detector.load(model, "cpu").calibrated[1].image.review
+    assert band
+    ended = run("calibrate", model, "--value", str(score + 1)).err
+    assert f"warning: the review band from {band.value:.4g} on is removed" in ended
+    assert "is removed" in read_journal(journal_of(model))[-1]["what"]
 
 
 def test_a_shadow_day_sets_thresholds_without_images(model: Path, finished: Path) -> None:

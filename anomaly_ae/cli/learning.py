@@ -189,10 +189,19 @@ def calibrate(
     if changes:
         what += f"; scores changed by {', '.join(changes)}"
         typer.echo(f"region rules: {new.rules.describe() or 'none'}. Scores change: runs made before do not compare.")
-    _save(new, model, _state(old), what, who, why)
+    lost = _lost_band(old, new)
+    _save(new, model, _state(old), f"{what}; {lost}" if lost else what, who, why)
     _say_thresholds(new, model)
+    if lost:
+        typer.echo(f"warning: {lost}; --review-false-alarm-rate sets a new one", err=True)
     typer.echo(f"wrote {model}, and the change into {journal_of(model)}")
     _finish_fit(n_left_out)
+
+
+def _lost_band(old: Detector, new: Detector) -> str:
+    """Say that images are no longer sent for review, where a change of the threshold ended that; else ""."""
+    before, after = (detector.calibrated[1].image.review for detector in (old, new))
+    return f"the review band from {before.value:.4g} on is removed" if before and not after else ""
 
 
 @app.command()
