@@ -20,6 +20,7 @@ from anomaly_ae.dicom.shared import file_head
 from anomaly_ae.errors import AnomalyAEError, DataError, UnreadableImageError
 from anomaly_ae.files import holds
 from anomaly_ae.manifest.grouping import GROUP_FILES
+from anomaly_ae.manifest.layouts import ANOMALOUS_FOLDERS, IMAGE_FOLDERS, NORMAL_FOLDERS, SPLIT_FOLDERS
 from anomaly_ae.manifest.table import CHANNEL_SEPARATOR, TABLE_SUFFIXES, Manifest, read_table
 from anomaly_ae.nifti import is_nifti
 from anomaly_ae.readers import DICOM_SUFFIXES, mask_files
@@ -32,7 +33,7 @@ _HASH = "-[0-9a-f]{12}"
 _PUBLIC = re.compile(rf"(patient{_HASH}/)?(patient|group|{SESSION}|image){_HASH}(#\d+)?")
 _HIDDEN = "..."
 _LAYOUT_WORDS = frozenset({
-    *("train", "val", "validation", "calibration", "test", "normal", "good", "ok", "anomalous", "ground_truth", "anat"),
+    *(*NORMAL_FOLDERS, *ANOMALOUS_FOLDERS, *SPLIT_FOLDERS, *IMAGE_FOLDERS, "ground_truth", "mask", "masks", "anat"),
     *("derivatives", "groups.tsv", "groups.csv", "participants.tsv", "dataset_description.json"),
 })  # fmt: skip
 _NAMING_COLUMNS = ("path", "file", "mask", "valid", "unit", "group", "id")
