@@ -119,7 +119,7 @@ class ScanReport:
     def lines(self) -> list[str]:
         """Return the report as plain text, one finding a line."""
         return [
-            f"layout: {self.layout}; {n_of(self.n_samples, 'image')}, {self.n_readable} readable",
+            f"layout: {self.layout}; {n_of(self.n_samples, 'image')}, {self.n_readable:,} readable",
             *_table(self.counts),
             _group_line(self.group_sizes),
             *_image_lines(self),
