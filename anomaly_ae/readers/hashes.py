@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from anomaly_ae.dicom.shared import file_head
 from anomaly_ae.files import file_state
 from anomaly_ae.records import Image
@@ -50,9 +52,12 @@ def pixel_sha256(image: Image) -> str:
     >>> grey = np.array([[[1, 2], [3, 4]]])
     >>> pixel_sha256(Image(grey.astype("uint8"))) == pixel_sha256(Image(grey.astype("float32")))
     True
+    >>> volume = np.arange(8).reshape(1, 2, 2, 2)
+    >>> pixel_sha256(Image(volume)) == pixel_sha256(Image(np.asfortranarray(volume)))
+    True
     """
     digest = hashlib.sha256("x".join(str(length) for length in image.pixels.shape).encode())
     for channel in image.pixels:
         for row in channel:
-            digest.update(row.astype("<f8") + 0.0)  # -0.0 becomes 0.0
+            digest.update(np.ascontiguousarray(row, "<f8") + 0.0)  # -0.0 becomes 0.0
     return digest.hexdigest()
