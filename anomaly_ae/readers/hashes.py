@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-
 from anomaly_ae.dicom.shared import file_head
 from anomaly_ae.files import file_state
 from anomaly_ae.records import Image
@@ -59,5 +57,5 @@ def pixel_sha256(image: Image) -> str:
     digest = hashlib.sha256("x".join(str(length) for length in image.pixels.shape).encode())
     for channel in image.pixels:
         for row in channel:
-            digest.update(np.ascontiguousarray(row, "<f8") + 0.0)  # -0.0 becomes 0.0
+            digest.update(row.astype("<f8", order="C") + 0.0)  # -0.0 becomes 0.0
     return digest.hexdigest()
