@@ -65,6 +65,9 @@ from anomaly_ae.threshold import Share, check_reachable, default_rate, reachable
 from anomaly_ae.training import Progress
 from anomaly_ae.usable import of_whole_units, refuse_known, without_copies, without_misfits, without_repeats
 
+HELD_OUT = ("calibration", "validation")
+"""Parts in which a few images that the model will not take are left out, by name; those to train on are refused."""
+
 
 def fit(
     manifest: Manifest,
@@ -137,9 +140,9 @@ def fit(
         without = ", ".join(sorted({name for section in WITHOUT_MEANING.values() for name in section}))
         listener.say(f"features of {detector.config.model.embed}: {without} do not count")
     listener.say(detector.geometry.describe(_typical_shape(_stated_shapes(survey, detector.config))))
-    offered = parts["calibration"]
-    that_fit = without_misfits(offered, forms, detector, listener)
-    parts["calibration"] = of_whole_units(that_fit, given["calibration"], listener, forms)
+    n_offered = _n_images(parts)
+    parts |= {part: without_misfits(part, parts[part], forms, detector, listener) for part in HELD_OUT}
+    parts["calibration"] = of_whole_units(parts["calibration"], given["calibration"], listener, forms)
     _check_reachable(parts["calibration"], asked)
     listener.say(reachable_text(len(parts["calibration"]), _n_groups(parts["calibration"]), confidence))
     listener.say(f"training on {describe_device(place)}: {_steps_text(detector.config)}")
@@ -148,9 +151,9 @@ def fit(
     detector.provenance = {**_provenance(detector, survey, finished, reason), **_described(parts, forms)}
     detector = _set_thresholds(detector, parts["calibration"], forms, asked, listener)
     detector.say = warnings.warn  # the listener is of the fit; from now on it is the user of the model who is told
-    n_not_calibrated = len(offered) - len(detector.calibrated[0].image)
+    n_used = len(parts["train"]) + len(parts["validation"]) + len(detector.calibrated[0].image)
     detector.provenance["n_lesion_free"] = n_lesion_free
-    detector.provenance["n_unusable"] = _n_images(given) - _n_images(readable) + n_not_calibrated
+    detector.provenance["n_unusable"] = _n_images(given) - _n_images(readable) + n_offered - n_used
     return detector
 
 

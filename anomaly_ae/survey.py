@@ -185,11 +185,11 @@ def survey_images(samples: Sequence[Sample], seed: int, listener: Listener) -> S
         infos.append((image.n_channels, image.bits_stored, image.was_grey_rgb))
     bits = [info[1] for info in infos if info[1] is not None]
     channels = sorted({info[0] for info in infos})
-    greys = [i for i, info in enumerate(infos) if info[2]]
+    greys = {i for i, info in enumerate(infos) if info[2]}
     if channels == [1, 3] and len(greys) == sum(info[0] == 1 for info in infos):  # colourless pictures in a colour set
         for values in (extremes, pixels, thumbnails, cells):
             values[:] = [np.repeat(v, 3, axis=0) if i in greys else v for i, v in enumerate(values)]
-        channels, greys = [3], []
+        channels, greys = [3], set()
     _refuse_mixed_axes(shapes)
     if len(channels) > 1:
         raise DataError(

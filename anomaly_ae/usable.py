@@ -53,19 +53,19 @@ def without_repeats(samples: Sequence[Sample], forms: Mapping[str, Form], listen
 
 
 def without_misfits(
-    samples: Sequence[Sample], forms: Mapping[str, Form], detector: Detector, listener: Listener
+    part: str, samples: Sequence[Sample], forms: Mapping[str, Form], detector: Detector, listener: Listener
 ) -> tuple[Sample, ...]:
-    """Leave out, and name, calibration images that the model will not take: before training, while it costs nothing."""
+    """Leave out, and name, images of a part that the model will not take: before training, while it costs nothing."""
     kept = []
     for sample in samples:
         misfit = _misfit(sample.id, forms[sample.id], detector)
         if misfit:
-            listener.say(f"left out of the calibration: {misfit}")
+            listener.say(f"left out of the {part}: {misfit}")
         else:
             kept.append(sample)
     if not kept:
         raise DataError(
-            "no calibration image fits the model",
+            f"no {part} image fits the model",
             "they have other channels than the training images, quite another size, or room for no region that counts",
             "give normal images of the kind that is trained on, or lower the region rules",
         )

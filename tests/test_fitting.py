@@ -232,12 +232,18 @@ def test_calibration_images_that_do_not_fit_are_left_out_before_the_rate_is_chec
     assert named.startswith(f"left out of the calibration: {odd.id} {words}")
 
 
-def test_calibration_images_that_do_not_fit_count_as_unusable(noise_manifest: Manifest) -> None:
-    np.save(part_of(noise_manifest, "calibration")[1].files[0], noise(1, (32, 32, 3), seed=1)[0])
+def test_images_that_do_not_fit_are_named_and_count_as_unusable(noise_manifest: Manifest) -> None:
+    odd = [part_of(noise_manifest, part)[1] for part in ("validation", "calibration")]
+    for seed, sample in enumerate(odd, start=1):
+        np.save(sample.files[0], noise(1, (32, 32, 3), seed=seed)[0])
     part_of(noise_manifest, "train")[0].files[0].write_bytes(b"")
-    made = fit(noise_manifest, config_of(), device="cpu").provenance
-    assert made["n_images"] == {"train": 20, "validation": 3, "calibration": 5}
-    assert made["n_unusable"] == 2
+    lines: list[str] = []
+    made = fit(noise_manifest, config_of(), device="cpu", listener=Listener(say=lines.append)).provenance
+    why = "has 3 channel(s), the training images have 1"
+    assert f"left out of the validation: {odd[0].id} {why}" in lines
+    assert f"left out of the calibration: {odd[1].id} {why}" in lines
+    assert made["n_images"] == {"train": 20, "validation": 2, "calibration": 5}
+    assert made["n_unusable"] == 3
 
 
 def test_a_colourless_calibration_image_fits_a_colour_set_and_a_grey_one_does_not(tmp_path: Path) -> None:
