@@ -250,6 +250,8 @@ def test_a_name_that_is_too_long_is_said(part_folder: Path, smoke_model_file: Pa
     (tmp_path / "m.csv").write_text(f"path,label,mask\n{image},anomalous,{long}.png\n", encoding="utf-8")
     assert "does not exist" in run("scan", tmp_path / "m.csv").out
     refused(run("threshold", tmp_path / long), "File name too long")
+    refused(run("compare", tmp_path / long), "File name too long")
+    refused(run("calibrate", smoke_model_file, "--scores", tmp_path / long), "File name too long")
 
 
 # --- a set as a whole ------------------------------------------------------------

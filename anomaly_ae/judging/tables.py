@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_ae.errors import UsageError
-from anomaly_ae.files import refuse_existing_file, write_text
+from anomaly_ae.files import holds, refuse_existing_file, write_text
 
 SUFFIXES = (".csv", ".md", ".tex")
 
@@ -76,9 +76,9 @@ class Sheet:
 
 def targets(out: Path, name: str) -> list[Path]:
     """Return the files that ``--out`` stands for; refuse a suffix that is none of ours."""
-    if out.suffix in SUFFIXES and not out.is_dir():
+    if out.suffix in SUFFIXES and not holds(out.is_dir):
         return [out]
-    if out.suffix and not out.is_dir():
+    if out.suffix and not holds(out.is_dir):
         why = f"tables are written as {', '.join(SUFFIXES)}"
         raise UsageError(f"--out {out}", why, "or give the name of a folder for all of them")
     return [out / f"{name}{suffix}" for suffix in SUFFIXES]

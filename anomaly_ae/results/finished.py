@@ -8,6 +8,7 @@ from pathlib import Path
 
 from anomaly_ae.calibration import CalibrationScores, calibration_scores
 from anomaly_ae.errors import DataError
+from anomaly_ae.files import holds
 from anomaly_ae.manifest.slices import is_suspect
 from anomaly_ae.manifest.table import read_table
 from anomaly_ae.metrics import rate
@@ -113,7 +114,7 @@ def finished_scores(path: Path, weights_sha256: str, verdicts: Path | None = Non
         No such table, one outside of its run, scores of another model, images that `fit` has learned, or nothing but
         rejected images.
     """
-    path = path / "scores.csv" if path.is_dir() else path
+    path = path / "scores.csv" if holds(path.is_dir) else path
     rows = _scored(path, weights_sha256)
     plain = _plain_numbers(path.parent, rows)
     rows = rows if verdicts is None else with_verdicts(rows, verdicts)
