@@ -17,15 +17,15 @@ def n_of(n: int | None, noun: str) -> str:
     return f"{'–' if n is None else f'{n:,}'} {noun}{'' if n == 1 else 's'}"
 
 
-def some_names(names: Iterable[object]) -> str:
+def some_names(names: Iterable[object], n_named: int = N_NAMED) -> str:
     """Return the first few names, and how many more there are.
 
     >>> some_names(["a", "b", "c", "d"]), some_names(["a", "b"])
     ('a, b, c and 1 more', 'a, b')
     """
     texts = [str(name) for name in names]
-    more = f" and {len(texts) - N_NAMED} more" if len(texts) > N_NAMED else ""
-    return ", ".join(texts[:N_NAMED]) + more
+    more = f" and {len(texts) - n_named} more" if len(texts) > n_named else ""
+    return ", ".join(texts[:n_named]) + more
 
 
 def times(shape: Iterable[int]) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import Write, writer
 from PIL import Image as Pillow
 
 from anomaly_ae.cli.shared import say_notes
@@ -17,22 +17,11 @@ from anomaly_ae.manifest import Manifest, load_manifest, manifest_from_paths, ro
 from anomaly_ae.manifest.checks import Refusal
 from anomaly_ae.readers import read_mask
 
-Write = Callable[..., Path]
-
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Write:
     """Write an image of 16 px; every call has other pixels unless they are given."""
-    seeds = itertools.count()
-
-    def write(name: str, pixels: np.ndarray | None = None) -> Path:
-        file = tmp_path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        noise = np.random.default_rng(next(seeds)).integers(40, 200, (16, 16), dtype=np.uint8)
-        Pillow.fromarray(noise if pixels is None else pixels).save(file)
-        return file
-
-    return write
+    return writer(tmp_path, lambda seed: np.random.default_rng(seed).integers(40, 200, (16, 16), dtype=np.uint8))
 
 
 def mask_of(row: int = 2, *, empty: bool = False, value: int = 255) -> np.ndarray:

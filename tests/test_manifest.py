@@ -9,12 +9,13 @@ import pickle
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import Write, writer
 from PIL import Image as Pillow
 
 from anomaly_ae.errors import ConfigError, DataError, OutputError, UsageError
@@ -34,8 +35,6 @@ from anomaly_ae.manifest.splits import _cut
 from anomaly_ae.manifest.table import COLUMNS, make_sample
 from anomaly_ae.records import Sample
 
-Write = Callable[..., Path]
-
 
 def noise(seed: int, shape: tuple[int, ...] = (8, 8), low: int = 60, high: int = 180) -> np.ndarray:
     return np.random.default_rng(seed).integers(low, high, shape, dtype=np.uint8)
@@ -44,15 +43,7 @@ def noise(seed: int, shape: tuple[int, ...] = (8, 8), low: int = 60, high: int =
 @pytest.fixture
 def picture(tmp_path: Path) -> Write:
     """Write a small image; every call has other pixels unless they are given."""
-    seeds = itertools.count()
-
-    def write(name: str, pixels: np.ndarray | None = None) -> Path:
-        file = tmp_path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Pillow.fromarray(noise(next(seeds)) if pixels is None else pixels).save(file)
-        return file
-
-    return write
+    return writer(tmp_path, noise)
 
 
 def mask_of(shape: tuple[int, int] = (8, 8), *, empty: bool = False) -> np.ndarray:

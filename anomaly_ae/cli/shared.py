@@ -143,9 +143,9 @@ def say_notes(manifest: Manifest, is_learned: bool = False) -> None:
     """
     from anomaly_ae.manifest import FIT_SPLITS, roles
 
-    used = zip(manifest.samples, roles(manifest.samples), strict=True)
+    used = zip(manifest.samples, roles(manifest.samples), strict=True) if is_learned else ()
     n_unlabelled = sum(role in FIT_SPLITS and not sample.label for sample, role in used)
-    if is_learned and n_unlabelled:
+    if n_unlabelled:
         typer.echo(f"note: images without a label, taken as normal for training: {n_unlabelled}", err=True)
     for warning in manifest.warnings:
         typer.echo(f"warning: {warning}", err=True)

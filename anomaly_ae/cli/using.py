@@ -195,11 +195,9 @@ def _run_options(
     maps: bool, heatmaps: str, overwrite: bool, by: Sequence[str] = (), defect_rates: Sequence[str] = ()
 ) -> Any:
     from anomaly_ae.evaluation import RunOptions
-    from anomaly_ae.threshold import parse_rate
 
-    options = RunOptions(maps=maps, heatmaps=heatmaps, by=tuple(by), overwrite=overwrite)
-    rates = tuple(float(parse_rate(rate, "defect rate")) for rate in defect_rates)
-    return replace(options, defect_rates=rates) if rates else options
+    rates: Any = {"defect_rates": defect_rates} if defect_rates else {}  # which the options read by themselves
+    return RunOptions(maps=maps, heatmaps=heatmaps, by=tuple(by), overwrite=overwrite, **rates)
 
 
 def _with_dicom(options: RunOptions, kinds: str | None) -> RunOptions:

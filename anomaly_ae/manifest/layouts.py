@@ -10,7 +10,7 @@ from typing import NamedTuple
 from anomaly_ae.errors import DataError
 from anomaly_ae.manifest.table import FIT_SPLITS
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL
-from anomaly_ae.words import n_of
+from anomaly_ae.words import n_of, some_names
 
 # Names of folders, compared in lower case.
 NORMAL_FOLDERS = frozenset({"normal", "normals", "good", "ok", "healthy"})
@@ -149,8 +149,7 @@ def _refuse_data_sets(root: Path, images: Iterable[PurePosixPath]) -> None:
     why = f"there is a folder {part!r} further down, and its images must not all count as normal"
     if len(inner) == 1:
         raise DataError(f"{root} is no data set, but {first} in it is one", why, f"give {first}, or a CSV")
-    more = f" and {len(inner) - _N_LISTED} more" if len(inner) > _N_LISTED else ""
-    what = f"{root} is no data set, but {len(inner)} folders in it are: {', '.join([*inner][:_N_LISTED])}{more}"
+    what = f"{root} is no data set, but {len(inner)} folders in it are: {some_names(inner, _N_LISTED)}"
     raise DataError(what, why, "give the one that you mean, or a CSV")
 
 
@@ -187,6 +186,5 @@ def unlabelled_note(images: Collection[PurePosixPath], is_private: bool) -> str:
     what = f"no name of {n_of(len(folders), 'folder')} says what is normal, so all {len(images)} images count as normal"
     if is_private:
         return what
-    named = ", ".join(f"{folder} ({n})" for folder, n in sorted(folders.items())[:_N_LISTED])
-    more = f" and {len(folders) - _N_LISTED} more" if len(folders) > _N_LISTED else ""
-    return f"{what}: {named}{more}; if one holds defects, rename it 'defect', and the others 'good'"
+    named = some_names((f"{folder} ({n})" for folder, n in sorted(folders.items())), _N_LISTED)
+    return f"{what}: {named}; if one holds defects, rename it 'defect', and the others 'good'"

@@ -17,6 +17,7 @@ from anomaly_ae.manifest.layouts import IMAGE_FOLDERS, SPLIT_FOLDERS, Place, lab
 from anomaly_ae.manifest.naming import is_medical
 from anomaly_ae.readers import MASK_SEPARATOR, looks_like_image, read_image, read_mask
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL
+from anomaly_ae.sampling import spread_evenly
 
 _SURE_FOLDERS = frozenset({"ground_truth", "groundtruth", "gt", "mask", "masks"})
 _LIKELY_FOLDERS = frozenset({"label", "labels"})  # of masks only where one of them has the name of an image
@@ -270,4 +271,4 @@ def _most_look_like_masks(root: Path, pictures: Sequence[PurePosixPath]) -> bool
 
 
 def _evenly(items: Sequence[PurePosixPath], n: int) -> list[PurePosixPath]:
-    return [items[number * len(items) // n] for number in range(n)] if len(items) > n else [*items]
+    return [items[i] for i in spread_evenly(len(items), n)]
