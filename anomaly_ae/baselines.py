@@ -84,7 +84,7 @@ def small_grey(pixels: PixelArray, limits: FloatArray) -> FloatArray:
     pixels : array, (C, *spatial)
     limits : array, (C, 2)
     """
-    scaled = _in_units_of(limits, shrunk(pixels)).clip(-FARTHEST, FARTHEST)  # (C, side, ...)
+    scaled = in_units_of(limits, shrunk(pixels)).clip(-FARTHEST, FARTHEST)  # (C, side, ...)
     grey: FloatArray = scaled.mean(axis=0).astype(np.float32).ravel()
     return grey
 
@@ -102,12 +102,12 @@ def contrast_and_sharpness(pixels: PixelArray, limits: FloatArray) -> dict[str, 
     limits : array, (C, 2)
     """
     rows = pixels[:, :: math.ceil(pixels.size / MAX_VALUES)].astype(np.float64)  # each row stays whole
-    scaled = np.nan_to_num(_in_units_of(limits, rows)).clip(-FARTHEST, FARTHEST)
+    scaled = np.nan_to_num(in_units_of(limits, rows)).clip(-FARTHEST, FARTHEST)
     contrast, sharpness = deviation_and_sharpness(scaled, scaled)
     return {"contrast": contrast, "sharpness": sharpness}
 
 
-def _in_units_of(limits: FloatArray, pixels: PixelArray) -> PixelArray:
+def in_units_of(limits: FloatArray, pixels: PixelArray) -> PixelArray:
     """Return pixels (C, *spatial) in which the limits (C, 2) are 0 and 1."""
     low, high = limits.T.reshape(2, -1, *[1] * (pixels.ndim - 1))
     scaled: PixelArray = (pixels - low) / (high - low)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomaly_ae.baselines import PcaBaseline, contrast_and_sharpness, small_grey
+from anomaly_ae.baselines import PcaBaseline, contrast_and_sharpness, in_units_of, small_grey
 from anomaly_ae.calibration import CalibrationScores, Thresholds
 from anomaly_ae.config import OWN_LIMITS, Config, config_to_dict, deciding_settings, model_file_config
 from anomaly_ae.device import choose_device
@@ -237,9 +237,8 @@ class Detector:
         pixels = image.pixels if part is None else part
         own = self.config.intensity.policy in OWN_LIMITS
         limits = self.limits_of(self.prepare(image)) if own else self.mapper.get_buffer("limits").cpu().numpy()
-        limits = limits.reshape(-1, 2, *[1] * (pixels.ndim - 1))
-        scaled = (pixels - limits[:, 0]) / (limits[:, 1] - limits[:, 0])
-        shown: FloatArray = np.nan_to_num(scaled, posinf=1, neginf=0).clip(0, 1).astype(np.float32)
+        scaled = np.nan_to_num(in_units_of(limits, pixels), posinf=1, neginf=0)
+        shown: FloatArray = scaled.clip(0, 1).astype(np.float32)
         return shown
 
     def prepare(self, image: Image) -> Prepared:

@@ -160,6 +160,8 @@ def test_only_the_bad_files_are_lost(mixed_run: tuple[Outcome, Path]) -> None:
     assert outcome.code == 3, outcome.err
     assert f"5 images scored, {sum(r['decision'] == '2' for r in table(out / 'scores.csv'))} anomalous" in outcome.out
     assert f"{len(BAD_FILES)} could not be inspected; failures.csv names them and says why:" in outcome.out
+    named = [line for line in outcome.out.splitlines() if line.startswith("  ")]
+    assert [[line.count(name) for name in BAD_FILES if name in line] for line in named] == [[1]] * 5
     assert [Path(row["path"]).name for row in table(out / "scores.csv")] == [f"{i:03d}.png" for i in range(5)]
     assert len(table(out / "failures.csv")) == len(BAD_FILES)
     assert left_behind(out.parent) == []

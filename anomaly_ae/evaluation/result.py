@@ -38,7 +38,7 @@ class RunResult:
         lines = [f"{n_of(self.n_scored, 'image')} scored{decided}"]
         if self.failures:
             lines.append(f"{len(self.failures)} could not be inspected; failures.csv names them and says why:")
-            lines += [f"  {failure.path}: {failure.reason}" for failure in self.failures[:5]]
+            lines += [f"  {_named(failure)}" for failure in self.failures[:5]]
         if self.metrics:
             lines += _level_lines(self.metrics["image"], "image")
             units = self.metrics["unit"]
@@ -46,6 +46,11 @@ class RunResult:
                 lines += [f"units: {line}" for line in _level_lines(units, "unit")]
             lines += [self.no_threshold] if self.no_threshold else []
         return [*lines, *(f"warning: {warning}" for warning in self.warnings)]
+
+
+def _named(failure: Failure) -> str:
+    """Say which image was not inspected, and why: most reasons begin with its name."""
+    return failure.reason if failure.reason.startswith(failure.path) else f"{failure.path}: {failure.reason}"
 
 
 def _level_lines(figures: Mapping[str, Any], noun: str) -> list[str]:

@@ -5,8 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 from markupsafe import Markup
+
+Place = TypeVar("Place", float, npt.NDArray[np.float64])
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +27,13 @@ class Axes:
     height: float
     y_low: float = 0.0
 
-    def x(self, value: float) -> float:
-        """Return the horizontal place of a value, kept inside."""
-        share = (value - self.x_low) / (self.x_high - self.x_low)
-        return self.left + min(max(share, 0.0), 1.0) * self.width
+    def x(self, value: Place) -> Place:
+        """Return the horizontal place of a value, or of several, kept inside."""
+        share: Place = np.clip((value - self.x_low) / (self.x_high - self.x_low), 0.0, 1.0)
+        return self.left + share * self.width
 
-    def y(self, value: float) -> float:
-        """Return the vertical place of a value."""
+    def y(self, value: Place) -> Place:
+        """Return the vertical place of a value, or of several."""
         return self.top + (1 - (value - self.y_low) / (self.y_high - self.y_low)) * self.height
 
 
