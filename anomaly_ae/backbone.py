@@ -40,7 +40,7 @@ PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar")
 WITHOUT_MEANING: dict[str, dict[str, Any]] = {
     "model": {"unshuffle": 1, "n_scales": 1, "head_width": 0},
     "training": {"ssim": 0.0},
-    "scoring": {"ssim": 0.0, "gms": 0.0, "head": 0.0, "background_sd_px": 0.0},
+    "scoring": {"ssim": 0.0, "gms": 0.0, "chroma": 0.0, "head": 0.0, "background_sd_px": 0.0},
 }
 """Settings that speak of pixels, as they are set for features, which hold several scales by themselves: the model file
 tells what was done."""

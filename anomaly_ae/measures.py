@@ -11,7 +11,7 @@ from torch.nn import functional
 from anomaly_ae.config import ScoringConfig
 from anomaly_ae.model import DamageHead
 
-MEASURES = ("l1", "l2", "ssim", "gms", "head")
+MEASURES = ("l1", "l2", "ssim", "gms", "chroma", "head")
 GRADIENT_SCALES = 3  # of measure "gms"
 
 
@@ -47,7 +47,11 @@ class ErrorMeasures(nn.Module):
         return torch.stack(terms).sum(dim=0)
 
     def measure(self, name: str, z: Tensor, z_hat: Tensor, valid: Tensor) -> Tensor:
-        """Return one error measure, mean over channels: ``(B, 1, *S)``, 0 where both images agree."""
+        """Return one error measure: ``(B, 1, *S)``, 0 where both images agree.
+
+        "chroma" is how far the channels differ in their errors, as where a hue is wrong (their standard deviation); all
+        others are means over the channels.
+        """
         match name:
             case "l1":
                 error = self.residual(z, z_hat, valid).abs()
@@ -57,6 +61,8 @@ class ErrorMeasures(nn.Module):
                 error = (1 - structural_similarity(z, z_hat, self.window)) / 2
             case "gms":
                 error = gradient_dissimilarity(z, z_hat)
+            case "chroma":
+                error = self.residual(z, z_hat, valid).std(dim=1, correction=0, keepdim=True)
             case "head" if self.head is not None:
                 error = torch.sigmoid(self.head(z, z_hat))
             case _:

@@ -12,7 +12,7 @@ import numpy as np
 
 from anomaly_ae.alignment import reference_from
 from anomaly_ae.baselines import shrunk
-from anomaly_ae.config import Config, IntensityConfig, with_values
+from anomaly_ae.config import Config, IntensityConfig, of_channels, with_values
 from anomaly_ae.errors import AnomalyAEError, ConfigError, DataError
 from anomaly_ae.illumination import (
     COMMON_SHARE,
@@ -329,7 +329,7 @@ def settled(config: Config, survey: Survey) -> tuple[Config, str]:
     str
         Why the exposure is divided out; "" where it is not, or where that was asked for.
     """
-    config = with_values(config, model={"n_channels": survey.n_channels})
+    config = of_channels(config, survey.n_channels)
     intensity = config.intensity
     if intensity.exposure != "auto":
         return config, ""

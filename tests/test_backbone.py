@@ -266,7 +266,14 @@ def test_volumes_are_refused(tmp_path: Path) -> None:
 def random_mapper(kind: str, **sections: dict[str, Any]) -> AnomalyMapper:
     """A mapper on features, with random numbers in the autoencoder and as statistics."""
     values = {"model": {"embed": "x", "width": 4, "depth": 1, **sections.pop("model", {})}, **sections}
-    values["scoring"] = {"l1": 0.5, "l2": 0.5, "ssim": 0.0, "window_px": 128, **sections.get("scoring", {})}
+    values["scoring"] = {
+        "l1": 0.5,
+        "l2": 0.5,
+        "ssim": 0.0,
+        "chroma": 0.0,
+        "window_px": 128,
+        **sections.get("scoring", {}),
+    }
     mapper = AnomalyMapper(with_values(Config(), **values), resnet(kind)).eval()
     generator = Generator().manual_seed(2)
     for tensor in mapper.autoencoder.state_dict().values():

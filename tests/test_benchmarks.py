@@ -7,20 +7,24 @@ import json
 import re
 import shutil
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from anomaly_ae.errors import ConfigError, UsageError
 from anomaly_ae.manifest import load_manifest, write_manifest
-from anomaly_ae.records import Decision
+from anomaly_ae.records import Decision, Sample
 from anomaly_ae.synthetic import make_dataset
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import colour_sets  # noqa: E402
 import on_gpu  # noqa: E402
 import pixel_figures  # noqa: E402
 import quality  # noqa: E402
@@ -439,3 +443,33 @@ def test_a_step_that_fails_on_a_gpu_does_not_stop_the_others(
     assert re.fullmatch(r"--- tests: \d+ s, failed", first)
     assert [line.split(":")[0] for line in others] == ["--- speed"]
     assert on_gpu.main([str(tmp_path), "--out", str(tmp_path), "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize(("coloured", "names"), [(True, {"wall"}), (False, {"wall", "wall-grey"})])
+def test_sets_in_colour(coloured: bool, names: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("N_TRAIN", "N_NORMAL", "N_OF_KIND"):
+        monkeypatch.setattr(colour_sets, name, 3)
+    photo = np.random.default_rng(0).integers(60, 200, (200, 400, 3), np.uint8)
+    Image.fromarray(photo if coloured else photo[..., 0]).save(tmp_path / "wall.png")
+    assert colour_sets.main([str(tmp_path / "wall.png"), "--out", str(tmp_path)]) == 0
+    sets = {path.parent.name: load_manifest(path).samples for path in tmp_path.glob("*/dev.csv")}
+    assert set(sets) == names
+    for name, samples in sets.items():
+        assert Counter(s.split for s in samples if s.label == "normal") == {"train": 3, "test": 3}
+        anomalous = [s for s in samples if s.label == "anomalous"]
+        assert set(Counter(s.defect for s in anomalous).values()) == {3}
+        hues = [hue_inside(s) for s in anomalous if s.defect in ("hue", "tint", "shade")]
+        assert (max(hues) < 12) if name == "wall-grey" else (min(hues) > 12)
+
+
+def hue_inside(sample: Sample) -> float:
+    """How far the channels of a defect are apart from each other, in grey values."""
+    assert sample.mask is not None
+    pixels, mask = (np.asarray(Image.open(path), np.float64) for path in (sample.files[0], sample.mask))
+    return float(np.ptp(pixels[mask > 0].mean(axis=0) / colour_sets.ALMOST_GREY))
+
+
+def test_a_photograph_that_is_too_small_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (300, 200)).save(tmp_path / "small.png")
+    assert colour_sets.main([str(tmp_path / "small.png"), "--out", str(tmp_path)]) == 1
+    assert "too small: 300 x 200 px" in capsys.readouterr().out

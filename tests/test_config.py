@@ -283,7 +283,7 @@ def test_window_with_limits_is_accepted() -> None:
 
 @pytest.mark.parametrize("section", ["training", "scoring"])
 def test_at_least_one_error_weight(section: str) -> None:
-    names = [key for key in ("l1", "l2", "ssim", "gms") if hasattr(getattr(DEFAULT, section), key)]
+    names = [key for key in ("l1", "l2", "ssim", "gms", "chroma") if hasattr(getattr(DEFAULT, section), key)]
     zeros = dict.fromkeys(names, 0.0)
     with pytest.raises(ConfigError, match=f"weights of {section}"):
         config_from_dict({section: zeros})

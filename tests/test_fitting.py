@@ -493,6 +493,7 @@ def test_without_a_preset_the_data_decide_and_the_reason_is_kept(part_manifest: 
 def test_the_data_tell_the_number_of_channels(tmp_path: Path, shape: tuple[int, ...], n_channels: int) -> None:
     detector = fit(save_images(tmp_path / "images", noise(20, shape)), config_of(), device="cpu")
     assert detector.config.model.n_channels == n_channels
+    assert (detector.config.scoring.chroma > 0) == (n_channels > 1)  # one channel has no hue
 
 
 def test_the_smallest_batch_of_the_smallest_crops_can_be_learned_from(noise_manifest: Manifest) -> None:

@@ -20,7 +20,7 @@ from anomaly_ae.training import TrainingData
 
 CPU = torch.device("cpu")
 SIDE_PX = 32
-TWO_MEASURES = ("scoring.l1=0.5", "scoring.l2=0.0", "scoring.ssim=0.0", "scoring.gms=0.5")
+TWO_MEASURES = ("scoring.l2=0.0", "scoring.ssim=0.0", "scoring.gms=0.5", "scoring.chroma=0.0")  # beside l1 of 0.5
 
 
 def store_of(n_images: int, seed: int, outside: float | None = None) -> ImageStore:

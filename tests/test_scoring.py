@@ -42,7 +42,8 @@ from anomaly_ae.scoring import (
 
 HEADROOM = Config().intensity.headroom
 
-WITHOUT_HEAD = tuple(name for name in MEASURES if name != "head")
+BY_CHANNEL = tuple(name for name in MEASURES if name not in ("chroma", "head"))
+"""Measures that are a mean over the channels."""
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -192,16 +193,25 @@ def test_ssim_is_the_papers(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("n_channels", [1, 3])
 @pytest.mark.parametrize("shape", [(24, 32), (12, 8, 16)])
 def test_every_measure_is_zero_on_equal_images_and_positive_elsewhere(n_channels: int, shape: tuple[int, ...]) -> None:
-    compare = ErrorMeasures(replace(ScoringConfig(), **dict.fromkeys(WITHOUT_HEAD, 1.0)))
+    compare = ErrorMeasures(replace(ScoringConfig(), **dict.fromkeys(BY_CHANNEL, 1.0)))
     x, y = rand(2, n_channels, *shape), rand(2, n_channels, *shape, seed=1)
     valid = torch.ones(2, 1, *shape, dtype=torch.bool)
-    for name in WITHOUT_HEAD:
+    for name in BY_CHANNEL:
         same, other = compare.measure(name, x, x, valid), compare.measure(name, x, y, valid)
         assert same.shape == (2, 1, *shape)
         assert same.abs().max() < 1e-5
         assert other.mean() > 0.01
         channels = [compare.measure(name, x[:, [c]], y[:, [c]], valid) for c in range(n_channels)]
         assert torch.allclose(other, torch.cat(channels, dim=1).mean(dim=1, keepdim=True), atol=1e-5)
+
+
+def test_chroma_is_what_sets_the_channels_of_the_error_apart() -> None:
+    compare = ErrorMeasures(replace(ScoringConfig(), chroma=1.0))
+    x, y = rand(2, 3, 24, 32), rand(2, 3, 24, 32, seed=1)
+    found = compare.measure("chroma", x, y, everywhere(x))
+    assert found[:, 0].numpy() == pytest.approx((x - y).numpy().std(axis=1), abs=1e-6)
+    brighter = compare.measure("chroma", x, x + 0.2, everywhere(x))
+    assert brighter.abs().max() < 1e-6  # and of the right hue
 
 
 def test_equal_images_have_no_gradient_dissimilarity_at_all() -> None:
@@ -246,12 +256,12 @@ def test_gradient_dissimilarity_is_the_mean_over_scales(shape: tuple[int, ...]) 
 
 
 def test_measures_add_up_in_their_units() -> None:
-    config = replace(ScoringConfig(), l1=0.5, l2=0.0, ssim=2.0, gms=0.25, background_sd_px=0.0)
+    config = replace(ScoringConfig(), l1=0.5, l2=0.0, ssim=2.0, gms=0.25, chroma=0.0, background_sd_px=0.0)
     compare = ErrorMeasures(config)
     compare.get_buffer("unit").copy_(torch.tensor([0.1, 0.2, 0.4]))
     x, y = rand(1, 2, 16, 16), rand(1, 2, 16, 16, seed=1)
     valid = torch.ones(1, 1, 16, 16, dtype=torch.bool)
-    l1, l2, ssim, gms = (compare.measure(name, x, y, valid) for name in WITHOUT_HEAD)
+    l1, l2, ssim, gms = (compare.measure(name, x, y, valid) for name in BY_CHANNEL)
     assert torch.allclose(compare(x, y, valid), 5 * l1 + 10 * ssim + 0.625 * gms, atol=1e-5)
     assert torch.allclose(l1[0, 0], (x - y).abs().mean(dim=1)[0])
     assert torch.allclose(l2[0, 0], (x - y).square().mean(dim=1)[0])
@@ -359,7 +369,7 @@ def test_positions_are_relative_to_the_size_of_the_image() -> None:
 
 
 def test_the_head_is_one_more_measure_of_image_and_repair() -> None:
-    config = small_config(scoring={"l2": 0.0, "ssim": 0.0, "gms": 0.0, "head": 2.0})
+    config = small_config(scoring={"l2": 0.0, "ssim": 0.0, "gms": 0.0, "chroma": 0.0, "head": 2.0})
     mapper, (z, z_hat) = random_mapper(config), rand(2, 1, 1, 32, 32)
     head = mapper.compare.head
     assert head is not None

@@ -60,6 +60,12 @@ def with_values(config: Config, **sections: Mapping[str, Any]) -> Config:
     return config_from_dict(values)
 
 
+def of_channels(config: Config, n_channels: int) -> Config:
+    """Return the configuration for images of so many channels: one alone has no hue."""
+    scoring = {} if n_channels > 1 else {"chroma": 0.0}
+    return with_values(config, model={"n_channels": n_channels}, scoring=scoring)
+
+
 def model_file_config(values: Mapping[str, Any]) -> Config:
     """Build the configuration of a model file: a setting that came later than the file is what it did ``before``."""
     config = Config()
@@ -182,8 +188,7 @@ def _check_combinations(config: Config) -> None:
     if geometry.align != "off" and config.model.spatial_dims != 2:
         raise ConfigError(f"geometry.align = {geometry.align}", "volumes cannot be aligned", "set geometry.align=off")
     for name, section in (("training", config.training), ("scoring", config.scoring)):
-        weights = [getattr(section, key) for key in ("l1", "l2", "ssim", "gms", "head") if hasattr(section, key)]
-        if not any(weights):
+        if not any(getattr(section, key, 0) for key in ("l1", "l2", "ssim", "gms", "chroma", "head")):
             raise ConfigError(f"all error weights of {name} are 0", "nothing would be measured", "set one, e.g. l1 = 1")
     if config.model.head_width and not config.training.repair:
         fix = "set training.repair=true, or model.head_width=0"

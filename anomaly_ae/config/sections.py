@@ -170,6 +170,13 @@ class ScoringConfig:
     l2: float = _number(0.0, 0, 100, "weight of the squared error")
     ssim: float = _number(0.5, 0, 100, "weight of 1 - SSIM")
     gms: float = _number(0.0, 0, 100, "weight of the multi-scale gradient-magnitude similarity")
+    chroma: float = _number(
+        1.0,
+        0,
+        100,
+        "weight of what sets the channels of the error apart, a wrong hue; fit sets 0 for one channel",
+        before=0.0,
+    )
     head: float = _number(0.0, 0, 100, "weight of the probability of damage (model.head_width)", before=0.0)
     background_sd_px: float = _number(
         0.0, 0, 200, "what is smoother than this in the residual counts as lighting; 0 keeps it"

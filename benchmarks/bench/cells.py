@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import anomaly_ae
-from anomaly_ae.config import with_values
+from anomaly_ae.config import of_channels, with_values
 from anomaly_ae.detector import Detector
 from anomaly_ae.evaluation import RunOptions, evaluate
 from anomaly_ae.files import write_text
@@ -189,7 +189,8 @@ def _rescore(cell: Cell, manifest: Manifest, device: str, listener: Listener) ->
     assert cell.fitted is not None
     fitted = Detector.load(cell.fitted.model_path, device)
     scoring = cell.variant.config(fitted.config.preset, cell.seed).scoring
-    return rescored(fitted, with_values(fitted.config, scoring=asdict(scoring)), manifest, listener)
+    config = of_channels(with_values(fitted.config, scoring=asdict(scoring)), fitted.config.model.n_channels)
+    return rescored(fitted, config, manifest, listener)
 
 
 def _measure(cell: Cell, manifest: Manifest, device: str, listener: Listener) -> Record:
