@@ -11,7 +11,7 @@ from anomaly_ae.config import load_config
 from anomaly_ae.errors import DataError
 from anomaly_ae.files import write_bytes
 from anomaly_ae.listener import Listener
-from anomaly_ae.manifest import load_manifest, scan
+from anomaly_ae.manifest import load_manifest, scan, taken
 from anomaly_ae.manifest.slices import is_suspect
 from anomaly_ae.records import Sample
 
@@ -64,10 +64,12 @@ def write_preview(data: Path, out: Path, preset: str | Path | None, seed: int, l
 
     from anomaly_ae.corruption import corrupt
     from anomaly_ae.fitting import untrained
+    from anomaly_ae.report.pictures import picture
     from anomaly_ae.survey import choose_preset, settled, survey_images
     from anomaly_ae.training import augment, step_generator
 
-    samples, n_left_out = _normal_images(data, seed, listener or Listener())
+    n_dims = load_config(preset or "default").model.spatial_dims
+    samples, n_left_out = _normal_images(data, n_dims, seed, listener or Listener())
     survey = survey_images(samples, seed, Listener())
     config, _ = settled(load_config(preset or choose_preset(survey)[0], [f"seed={seed}"]), survey)
     cpu = torch.device("cpu")
@@ -78,19 +80,22 @@ def write_preview(data: Path, out: Path, preset: str | Path | None, seed: int, l
         raw, valid, limits = store.crops(N_PREVIEW, crop_shape, generator)
     x, _ = augment(detector.mapper.scale(raw, valid, limits), valid, config.training, generator)
     damaged = corrupt(x, config.corruption, step_generator(seed + 1, 0, cpu))[0] if config.training.repair else x
+    if n_dims == 3:  # the middle slice of each
+        x, damaged = (images[:, :, images.shape[2] // 2] for images in (x, damaged))
     rows = [rows for start in range(0, len(x), 6) for rows in (x[start : start + 6], damaged[start : start + 6])]
-    sheet = torch.cat([torch.cat(list(row.mean(dim=1)), dim=1) for row in rows], dim=0)
+    sheet = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1).numpy()  # (C, H, W)
     buffer = io.BytesIO()
-    Picture.fromarray((sheet.clamp(0, 1).numpy() * 255).astype(np.uint8)).save(buffer, format="PNG")
+    Picture.fromarray(picture(sheet, max(sheet.shape))).save(buffer, format="PNG")
     write_bytes(out, buffer.getvalue())
     return n_left_out
 
 
-def _normal_images(data: Path, seed: int, listener: Listener) -> tuple[list[Sample], int]:
+def _normal_images(data: Path, n_dims: int, seed: int, listener: Listener) -> tuple[list[Sample], int]:
     """Return readable normal images that may be learned from, and how many are not: at most 100, drawn at random."""
     from anomaly_ae.survey import readable_forms
 
-    samples = [s for s in load_manifest(data).samples if s.split in ("", "train") and not is_suspect(s.label, s.extra)]
+    rows = taken(load_manifest(data).samples, n_dims)
+    samples = [s for s in rows if s.split in ("", "train") and not is_suspect(s.label, s.extra)]
     chosen = [samples[i] for i in np.random.default_rng(seed).permutation(len(samples))[:N_SURVEY]]
     forms = readable_forms(chosen, listener)
     found = [sample for sample in chosen if sample.id in forms]
