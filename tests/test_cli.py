@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import typer.main
@@ -26,7 +25,6 @@ from PIL import Image as Picture
 from anomaly_ae import __version__, fitting
 from anomaly_ae.cli import app
 from anomaly_ae.detector import Detector
-from anomaly_ae.synthetic import make_volumes
 
 COMMANDS = (
     *("demo", "scan", "fit", "calibrate", "score", "evaluate", "threshold", "report", "info", "preview"),
@@ -334,23 +332,6 @@ def test_preview_draws_pairs_of_rows(part_folder: Path, tmp_path: Path) -> None:
     with Picture.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (6 * 64, 4 * 64), "twelve images: two rows of six, and their damaged twins"
     assert sheets[0] == sheets[1] != sheets[2]
-
-
-def test_preview_is_in_colour_where_the_images_are(tmp_path: Path) -> None:
-    (tmp_path / "red").mkdir()
-    for i, noise in enumerate(np.random.default_rng(0).integers(0, 60, (4, 32, 32, 3), np.uint8)):
-        Picture.fromarray(noise + np.array([150, 60, 0], np.uint8)).save(tmp_path / "red" / f"{i}.png")
-    done("preview", tmp_path / "red", "--preset", "smoke", "--out", tmp_path / "sheet.png")
-    with Picture.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.mode == "RGB"
-
-
-def test_preview_of_volumes_shows_a_slice_of_each(tmp_path: Path) -> None:
-    make_volumes(tmp_path / "heads", 3, 1, 1)
-    (tmp_path / "crop.toml").write_text("[model]\nspatial_dims = 3\n[training]\ncrop_px = 16\n", encoding="utf-8")
-    done("preview", tmp_path / "heads", "--config", tmp_path / "crop.toml", "--out", tmp_path / "sheet.png")
-    with Picture.open(tmp_path / "sheet.png") as sheet:
-        assert (sheet.size, sheet.mode) == ((6 * 16, 4 * 16), "L")
 
 
 def test_preview_shows_the_damage_of_a_file_of_settings(part_folder: Path, tmp_path: Path) -> None:

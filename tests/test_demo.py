@@ -184,15 +184,23 @@ def test_a_preview_of_images_of_several_sizes_and_kinds(part_folder: Path, tmp_p
         assert sheet.size == (6 * 80, 4 * 80), "crops that all images have; 66 px are padded to 80"
 
 
-def test_a_preview_of_colour_images(tmp_path: Path) -> None:
+def test_a_preview_is_in_colour_where_the_images_are(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
     rng = np.random.default_rng(0)
     for number in range(3):
         Picture.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / f"{number}.png")
     write_preview(folder, tmp_path / "sheet.png", "default", 0)
-    normal, damaged = halves(tmp_path / "sheet.png")
-    assert normal.shape == damaged.shape == (2, 64, 6 * 64)
+    with Picture.open(tmp_path / "sheet.png") as sheet:
+        assert (sheet.size, sheet.mode) == ((6 * 64, 4 * 64), "RGB")
+
+
+def test_a_preview_of_volumes_shows_a_slice_of_each(tmp_path: Path) -> None:
+    synthetic.make_volumes(tmp_path / "heads", 3, 1, 1)
+    (tmp_path / "crop.toml").write_text("[model]\nspatial_dims = 3\n[training]\ncrop_px = 16\n", encoding="utf-8")
+    write_preview(tmp_path / "heads", tmp_path / "sheet.png", tmp_path / "crop.toml", 0)
+    with Picture.open(tmp_path / "sheet.png") as sheet:
+        assert (sheet.size, sheet.mode) == ((6 * 16, 4 * 16), "L")
 
 
 def test_a_preview_shows_crops_on_one_intensity_scale(tmp_path: Path) -> None:
