@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anomaly_ae.config import ScoringConfig
+from anomaly_ae.config import MEASURES, ScoringConfig
 from anomaly_ae.model import DamageHead
 
-MEASURES = ("l1", "l2", "ssim", "gms", "chroma", "head")
 GRADIENT_SCALES = 3  # of measure "gms"
 
 

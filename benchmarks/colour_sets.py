@@ -12,13 +12,14 @@ inspection.
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
+
+from anomaly_ae.manifest import load_manifest, write_manifest
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -55,24 +56,20 @@ def with_palette(grey: Floats) -> Floats:
 
 
 def write_set(folder: Path, photo: Floats, kinds: dict[str, Draw], noise: float, seed: int) -> None:
-    """Write crops, masks and ``dev.csv``, whose paths are relative to its folder."""
+    """Write crops and masks in the layout of MVTec AD, and ``dev.csv``."""
     rng = np.random.default_rng(seed)
     middle = int(LEFT_SHARE * photo.shape[1])
-    rows = [
-        _save(folder, f"train/good/{i:03}", _seen(_crop(photo[:, :middle], rng), rng, noise)) for i in range(N_TRAIN)
-    ]
-    for i in range(N_NORMAL):
-        rows.append(_save(folder, f"test/good/{i:03}", _seen(_crop(photo[:, middle:], rng), rng, noise)))
+    for name, part, n in (("train", photo[:, :middle], N_TRAIN), ("test", photo[:, middle:], N_NORMAL)):
+        for i in range(n):
+            _write(folder / f"{name}/good/{i:03}.png", _seen(_crop(part, rng), rng, noise))
     for kind, draw in kinds.items():
         for i in range(N_OF_KIND):
             x = _crop(photo[:, middle:], rng)
             mask = _scratch(x, rng) if kind == "scratch" else _spot(x, rng)
             damaged = np.where(mask[..., None], draw(x, rng), x)
-            rows.append(_save(folder, f"test/{kind}/{i:03}", _seen(damaged, rng, noise), mask))
-    with (folder / "dev.csv").open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.writer(handle)
-        writer.writerow(["path", "label", "mask", "split", "defect"])
-        writer.writerows(rows)
+            _write(folder / f"test/{kind}/{i:03}.png", _seen(damaged, rng, noise))
+            _write(folder / f"ground_truth/{kind}/{i:03}_mask.png", mask.astype(np.float64) * 255)
+    write_manifest(load_manifest(folder), folder / "dev.csv", overwrite=True)
 
 
 def _crop(part: Floats, rng: Generator) -> Floats:
@@ -85,22 +82,13 @@ def _seen(x: Floats, rng: Generator, noise: float) -> Floats:
     return (x * rng.uniform(0.95, 1.05) + rng.normal(0, noise, x.shape)).clip(0, 255)
 
 
-def _save(folder: Path, name: str, x: Floats, mask: Mask | None = None) -> list[str]:
-    split, kind, _ = name.split("/")
-    _write(folder / f"{name}.png", x.astype(np.uint8))
-    of_mask = f"ground_truth/{name.removeprefix('test/')}_mask.png" if mask is not None else ""
-    if mask is not None:
-        _write(folder / of_mask, mask.astype(np.uint8) * 255)
-    return [f"{name}.png", "normal" if mask is None else "anomalous", of_mask, split, "" if mask is None else kind]
-
-
-def _write(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
+def _write(path: Path, x: Floats) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+    Image.fromarray(x.astype(np.uint8)).save(path)
 
 
 def _spot(x: Floats, rng: Generator) -> Mask:
-    """Return an ellipse of 6 to 20 px radius anywhere in the image."""
+    """Return an ellipse with half axes of 4 to 20 px anywhere in the image."""
     height, width = x.shape[:2]
     rows, columns = np.mgrid[:height, :width] - rng.uniform(0.15, 0.85, 2)[:, None, None] * SIDE_PX
     angle, radius = rng.uniform(0, np.pi), rng.uniform(0.04, 0.08) * SIDE_PX

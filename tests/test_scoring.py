@@ -13,10 +13,9 @@ from scipy import ndimage
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from anomaly_ae.config import Config, IntensityConfig, ScoringConfig, with_values
+from anomaly_ae.config import MEASURES, Config, IntensityConfig, ScoringConfig, with_values
 from anomaly_ae.errors import DataError
 from anomaly_ae.measures import (
-    MEASURES,
     ErrorMeasures,
     GaussianSmoothing,
     gradient_dissimilarity,

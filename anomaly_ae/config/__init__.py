@@ -18,6 +18,7 @@ from anomaly_ae.config.loading import (
 from anomaly_ae.config.sections import (
     MAX_MEMBERS,
     MAX_SCALES,
+    MEASURES,
     OWN_LIMITS,
     PICKED_PRESETS,
     PRESETS,
@@ -34,6 +35,7 @@ from anomaly_ae.config.sections import (
 __all__ = [
     "MAX_MEMBERS",
     "MAX_SCALES",
+    "MEASURES",
     "OWN_LIMITS",
     "PICKED_PRESETS",
     "PRESETS",

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from anomaly_ae.config.sections import OWN_LIMITS, PRESETS, Config
+from anomaly_ae.config.sections import MEASURES, OWN_LIMITS, PRESETS, Config
 from anomaly_ae.errors import ConfigError
 
 
@@ -188,7 +188,7 @@ def _check_combinations(config: Config) -> None:
     if geometry.align != "off" and config.model.spatial_dims != 2:
         raise ConfigError(f"geometry.align = {geometry.align}", "volumes cannot be aligned", "set geometry.align=off")
     for name, section in (("training", config.training), ("scoring", config.scoring)):
-        if not any(getattr(section, key, 0) for key in ("l1", "l2", "ssim", "gms", "chroma", "head")):
+        if not any(getattr(section, key, 0) for key in MEASURES):
             raise ConfigError(f"all error weights of {name} are 0", "nothing would be measured", "set one, e.g. l1 = 1")
     if config.model.head_width and not config.training.repair:
         fix = "set training.repair=true, or model.head_width=0"

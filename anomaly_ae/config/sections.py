@@ -7,6 +7,9 @@ from typing import Any
 
 MAX_MEMBERS = 16
 MAX_SCALES = 4
+MEASURES = ("l1", "l2", "ssim", "gms", "chroma", "head")
+"""Of errors: the weights of the loss (`TrainingConfig` has the first three) and of the map have these names."""
+
 OWN_LIMITS = ("volume_percentile", "file_window")
 """Intensity policies under which every image, or every volume, has limits of its own."""
 
