@@ -10,7 +10,7 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -101,10 +101,19 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode("utf-8"))
 
 
-def write_together(folder: Path, texts: Mapping[str, str]) -> None:
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a whole UTF-8 file atomically from lines, or other parts, that are never in memory together."""
+    with replacing(path) as temporary:
+        _write_parts(temporary, lines)
+
+
+def write_together(folder: Path, files: Mapping[str, Iterable[str]]) -> None:
     """Write several UTF-8 files of a folder: all stand under temporary names before the first one is replaced.
 
-    The first named is replaced last.
+    Parameters
+    ----------
+    files : mapping of str to iterable of str
+        The lines, or other parts, of each file by its name. The first named is replaced last.
 
     Raises
     ------
@@ -112,10 +121,15 @@ def write_together(folder: Path, texts: Mapping[str, str]) -> None:
         One of them cannot be written. All are untouched then.
     """
     with ExitStack() as stack:
-        for name, text in texts.items():
+        for name, lines in files.items():
             temporary = stack.enter_context(replacing(folder / name))
-            temporary.write_bytes(text.encode("utf-8"))
+            _write_parts(temporary, lines)
             _sync(temporary)
+
+
+def _write_parts(path: Path, parts: Iterable[str]) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(parts)
 
 
 def read_at_most(path: Path, max_bytes: int) -> bytes:

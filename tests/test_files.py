@@ -17,6 +17,7 @@ from anomaly_ae.files import (
     replacing,
     retried,
     write_bytes,
+    write_lines,
     write_text,
     write_together,
 )
@@ -40,6 +41,15 @@ def test_write_and_overwrite(tmp_path: Path) -> None:
 def test_text_is_utf8_with_plain_line_ends(tmp_path: Path) -> None:
     write_text(tmp_path / "text.csv", "a\nß µ\r\n")
     assert (tmp_path / "text.csv").read_bytes() == "a\nß µ\r\n".encode()
+
+
+def test_lines_are_taken_one_by_one_and_where_one_fails_the_old_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / "lines.csv"
+    write_lines(path, (f"{i} µ\r\n" for i in range(3)))
+    assert path.read_bytes() == "0 µ\r\n1 µ\r\n2 µ\r\n".encode()
+    with pytest.raises(ZeroDivisionError):
+        write_lines(path, (f"{1 / (1 - i)}\n" for i in range(3)))
+    assert (names(tmp_path), path.read_bytes()[:2]) == (["lines.csv"], b"0 ")
 
 
 def test_temporary_lies_in_the_same_folder_until_the_end(tmp_path: Path) -> None:

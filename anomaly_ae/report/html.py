@@ -6,7 +6,8 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from markupsafe import Markup
 
 from anomaly_ae.errors import DataError
-from anomaly_ae.files import write_text
+from anomaly_ae.files import write_lines, write_text
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL
 from anomaly_ae.report import figures, sheets, words
 from anomaly_ae.report.colour import DISPLAY_HIGH, DISPLAY_LOW, overlay_lut
@@ -54,15 +55,16 @@ def write_report(run_dir: Path, tables: tuple[Sequence[Line], Sequence[Line]] | 
     """
     run = read_run(Path(run_dir), tables)
     path = run.folder / REPORT_NAME
-    write_text(path, render(run))
-    if run.metrics is not None:
-        write_text(run.folder / METHODS_NAME, _complete(methods_text, run))
+    with _complete(run):
+        write_lines(path, _page_parts(run))
+        if run.metrics is not None:
+            write_text(run.folder / METHODS_NAME, methods_text(run))
     return path
 
 
-def render(run: Run) -> str:
-    """Return the page as text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
+def _page_parts(run: Run) -> Iterator[str]:
+    """Return the page in parts: the whole would be in memory several times."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -83,21 +85,17 @@ def render(run: Run) -> str:
         strongest_shortcut=words.strongest_shortcut,
         spark=figures.interval_svg,
     )
+    return environment.get_template("template.html.j2").generate(_context(run))
+
+
+@contextmanager
+def _complete(run: Run) -> Iterator[None]:
+    from jinja2 import UndefinedError
+
     try:
-        return _complete(lambda run: environment.get_template("template.html.j2").render(_context(run)), run)
-    except UndefinedError as error:
-        raise _incomplete(run, error) from error
-
-
-def _complete(make: Callable[[Run], str], run: Run) -> str:
-    try:
-        return make(run)
-    except KeyError as error:
-        raise _incomplete(run, error) from error
-
-
-def _incomplete(run: Run, error: Exception) -> DataError:
-    return DataError(f"{run.folder} is incomplete", str(error), "evaluate again with this version")
+        yield
+    except (KeyError, UndefinedError) as error:
+        raise DataError(f"{run.folder} is incomplete", str(error), "evaluate again with this version") from error
 
 
 def _context(run: Run) -> dict[str, Any]:
@@ -123,8 +121,8 @@ def _context(run: Run) -> dict[str, Any]:
         "card_groups": _card_groups(run, {p.id: (i, p) for i, p in enumerate(panels)}),
         "gallery_note": _gallery_note(run, gallery),
         "filters": _filters(gallery),
-        "thumbnail_sheets": [sheets.address("jpeg", sheet) for sheet in pictures.thumbnails] if pictures else [],
-        "map_sheets": [sheets.address("png", sheet) for sheet in pictures.maps] if pictures else [],
+        "thumbnail_sheets": (sheets.address("jpeg", sheet) for sheet in (pictures.thumbnails if pictures else ())),
+        "map_sheets": (sheets.address("png", sheet) for sheet in (pictures.maps if pictures else ())),
         "data": embedded_json(_page_data(run, gallery, {p.id: i for i, p in enumerate(panels)})),
     }
 

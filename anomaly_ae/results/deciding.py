@@ -22,13 +22,14 @@ from anomaly_ae.results.tables import (
     NOT_INSPECTED,
     UNIT_COLUMNS,
     Row,
+    csv_rows,
     json_text,
     read_csv,
     read_json,
     read_scores,
     reading,
     score_lines,
-    table_texts,
+    table_files,
 )
 from anomaly_ae.threshold import best_f1
 from anomaly_ae.words import n_of
@@ -71,7 +72,8 @@ def redecide(run: Path, asked: Asked, listener: Listener | None = None) -> Redec
     """
     info, rows = read_json(run / "run.json"), read_scores(run)
     failures = read_csv(run / "failures.csv", FAILURE_COLUMNS)
-    old_units = read_csv(run / "units.csv", UNIT_COLUMNS)
+    old_units = csv_rows(run / "units.csv", UNIT_COLUMNS)
+    incomplete = {unit["unit"]: unit["group"] for unit in old_units if unit["decision"] == NOT_INSPECTED}
     if info.get("calibration", True) is None:
         why = "the scores of another tool came without rows of split calibration"
         raise DataError(f"{run} has no calibration scores", why, "evaluate again with such rows in --scores and DATA")
@@ -79,7 +81,6 @@ def redecide(run: Path, asked: Asked, listener: Listener | None = None) -> Redec
         scores = CalibrationScores.from_json(info["calibration"])
         of_model = info.get("model_threshold", info["threshold"])
         thresholds = Thresholds.from_json(of_model)
-    incomplete = {unit["unit"]: unit["group"] for unit in old_units if unit["decision"] == NOT_INSPECTED}
     if not asked.nothing:
         anomalies = anomalous_scores(rows, incomplete)
         thresholds = thresholds_by(asked, scores, anomalies, images_sha256(rows), thresholds)
@@ -93,9 +94,10 @@ def redecide(run: Path, asked: Asked, listener: Listener | None = None) -> Redec
         shares = [at["defect_rate"] for at in metrics["image"].get("at_defect_rate", ())] or DEFECT_RATES
         metrics |= run_metrics(rows, units, thresholds, list(metrics.get("by", {})), shares, metrics) | marks
     lines = score_lines(rows)
-    texts = {"run.json": json_text({**info, "threshold": now, "model_threshold": of_model, **marks})}
-    texts |= table_texts(lines, rows, units, failures) | ({"metrics.json": json_text(metrics)} if metrics else {})
-    write_together(run, texts)
+    info |= {"threshold": now, "model_threshold": of_model, **marks}
+    texts = {"run.json": info} | ({"metrics.json": metrics} if metrics else {})
+    files = {name: [json_text(values)] for name, values in texts.items()}
+    write_together(run, files | table_files(lines, rows, units, failures))
     # The scores of another tool come without regions, and without pictures.
     note = regions_note((row["pixel_threshold"] for row in rows if row["n_regions"] != ""), thresholds.pixel.value)
     if note and listener:

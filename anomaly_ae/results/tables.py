@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from anomaly_ae.errors import DataError
-from anomaly_ae.files import write_text, write_together
+from anomaly_ae.files import write_lines, write_text, write_together
 from anomaly_ae.records import Decision
 from anomaly_ae.words import n_of
 
@@ -27,6 +27,7 @@ UNIT_COLUMNS = [
     *("format", "unit", "group", "label", "decision", "score", "threshold", "display", "p_value", "n_images"),
 ]
 FAILURE_COLUMNS = ["format", "id", "path", "frame", "reason", "unit", "group", "time_utc", "decision"]
+_N_LINES = 500  # parsed at once: a third faster than line by line, and without the whole file in memory three times
 NOT_INSPECTED = str(int(Decision.NOT_INSPECTED))
 BASELINES = ("mean grey", "PCA residual")
 
@@ -36,7 +37,7 @@ Row = Mapping[str, Any]
 
 def write_tables(folder: Path, rows: Sequence[Row], units: Sequence[Row], failures: Iterable[Row]) -> None:
     """Write ``scores.csv``, ``scores.jsonl``, ``units.csv`` and ``failures.csv``."""
-    write_together(folder, table_texts(score_lines(rows), rows, units, failures))
+    write_together(folder, table_files(score_lines(rows), rows, units, failures))
 
 
 def score_lines(rows: Sequence[Row]) -> list[Row]:
@@ -51,16 +52,16 @@ def score_lines(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def table_texts(
+def table_files(
     lines: Sequence[Row], rows: Sequence[Row], units: Sequence[Row], failures: Iterable[Row]
-) -> dict[str, str]:
-    """Return the tables of a run by the names of their files."""
+) -> dict[str, Iterable[str]]:
+    """Return the lines of the tables of a run by the names of their files."""
     encode = json.JSONEncoder(allow_nan=False).encode  # `dumps` would make an encoder for every row
     return {
-        "scores.csv": csv_text(list(lines[0]) if lines else SCORE_COLUMNS, lines),
-        "scores.jsonl": "".join(encode(row) + "\n" for row in rows),
-        "units.csv": csv_text(UNIT_COLUMNS, units),
-        "failures.csv": csv_text(FAILURE_COLUMNS, failures),
+        "scores.csv": _csv_lines(list(lines[0]) if lines else SCORE_COLUMNS, lines),
+        "scores.jsonl": (encode(row) + "\n" for row in rows),
+        "units.csv": _csv_lines(UNIT_COLUMNS, units),
+        "failures.csv": _csv_lines(FAILURE_COLUMNS, failures),
     }
 
 
@@ -86,9 +87,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read ``scores.jsonl``."""
-    with reading(path):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        rows: list[dict[str, Any]] = json.loads(f"[{','.join(lines)}]")  # at once: a third faster than line by line
+    rows: list[dict[str, Any]] = []
+    with reading(path), path.open(encoding="utf-8") as file:
+        while lines := list(islice(file, _N_LINES)):
+            rows += json.loads(f"[{','.join(lines)}]")
         for row in rows:
             for name in (*SCORE_COLUMNS, "extra"):
                 if row[name] is None:
@@ -101,8 +103,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def read_scores(run: Path) -> list[dict[str, Any]]:
     """Read ``scores.jsonl`` of a run, if ``scores.csv`` names the same images."""
     rows = read_rows(run / "scores.jsonl")
-    header, lines = _read_lines(run / "scores.csv", SCORE_COLUMNS)
-    place = header.index("id")
+    lines = _read_lines(run / "scores.csv", SCORE_COLUMNS)
+    place = next(lines).index("id")
     refuse_other_images(run, rows, [line[place] for line in lines])  # no row is made of what only has to name them
     return rows
 
@@ -116,20 +118,30 @@ def refuse_other_images(run: Path, rows: Sequence[Row], ids: Sequence[str]) -> N
 
 def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """Read a table with these columns, and perhaps more; every value is text."""
-    header, lines = _read_lines(path, columns)
-    return [dict(zip(header, line, strict=True)) for line in lines]
+    return list(csv_rows(path, columns))
 
 
-def _read_lines(path: Path, columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+def csv_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[dict[str, str]]:
+    """Yield the rows of `read_csv` one by one, where little of each is kept."""
+    lines = _read_lines(path, columns)
+    header = next(lines)
+    for line in lines:
+        yield dict(zip(header, line, strict=True))
+
+
+def _read_lines(path: Path, columns: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the header, and then lines of as many fields."""
     with reading(path), path.open(encoding="utf-8-sig", newline="") as handle:  # a spreadsheet puts a mark before it
-        header, *lines = [line for line in csv.reader(handle, strict=True) if line] or [[]]
+        lines = (line for line in csv.reader(handle, strict=True) if line)
+        header = next(lines, [])
         for name in columns:
             if name not in header:
                 raise KeyError(name)
+        yield header
         for number, line in enumerate(lines, start=2):
             if len(line) != len(header):
                 raise ValueError(f"line {number} has {n_of(len(line), 'field')}, the header {len(header)}")
-    return header, lines
+            yield line
 
 
 @contextmanager
@@ -146,13 +158,20 @@ def reading(path: Path) -> Iterator[None]:
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
     """Write a CSV atomically."""
-    write_text(path, csv_text(columns, rows))
+    write_lines(path, _csv_lines(columns, rows))
 
 
-def csv_text(columns: Sequence[str], rows: Iterable[Row]) -> str:
-    """Return the text of a CSV: one header line, floats with all their digits, missing values empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([row.get(name, "") for name in columns] for row in rows)
-    return text.getvalue()
+class _Line:
+    """What a CSV writer writes to, to give each line back."""
+
+    @staticmethod
+    def write(line: str) -> str:
+        return line
+
+
+def _csv_lines(columns: Sequence[str], rows: Iterable[Row]) -> Iterator[str]:
+    """Yield the lines of a CSV: first a header, floats with all their digits, missing values empty."""
+    line_of = csv.writer(_Line, lineterminator="\n").writerow
+    yield line_of(columns)
+    for row in rows:
+        yield line_of([row.get(name, "") for name in columns])
