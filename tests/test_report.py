@@ -27,7 +27,6 @@ from anomaly_ae.report import (
     decode_display,
     encode_display,
     overlay_lut,
-    thumbnail,
     thumbnail_map,
     thumbnail_side_px,
     write_heatmap,
@@ -36,7 +35,7 @@ from anomaly_ae.report import (
 from anomaly_ae.report.figures import histogram_svg, outline_path, pr_points, roc_points
 from anomaly_ae.report.html import _card_groups, _interval_methods, embedded_json
 from anomaly_ae.report.panels import detail_panels
-from anomaly_ae.report.pictures import Detail, read_pictures, rescaled
+from anomaly_ae.report.pictures import Detail, picture, read_pictures, rescaled
 from anomaly_ae.report.run import Run, read_run
 from anomaly_ae.report.sheets import N_COLUMNS, address, map_sheets, thumbnail_sheets
 from anomaly_ae.report.words import headline, percent, shortcuts, warnings
@@ -86,7 +85,7 @@ def test_map_thumbnails_keep_the_maximum_wherever_it_lies(shape: tuple[int, int]
         display = np.full(shape, -0.5)
         display[rng.integers(shape[0]), rng.integers(shape[1])] = 3.5
         codes = thumbnail_map(display, side_px)
-        assert codes.shape == thumbnail(display[None], side_px).shape
+        assert codes.shape == picture(display[None], side_px).shape
         assert max(codes.shape) == min(side_px, max(shape))
         assert (codes == 255).sum() == 1
 
@@ -94,19 +93,29 @@ def test_map_thumbnails_keep_the_maximum_wherever_it_lies(shape: tuple[int, int]
 def test_thumbnails_are_area_averages() -> None:
     pixels = np.random.default_rng(1).random((1, 60, 40))
     blocks = np.rint(pixels[0] * 255).reshape(12, 5, 8, 5).mean(axis=(1, 3))
-    assert np.abs(thumbnail(pixels, 12) - blocks).max() <= 1
+    assert np.abs(picture(pixels, 12) - blocks).max() <= 1
 
 
-def test_thumbnail_of_colour_is_its_luma() -> None:
-    red = np.zeros((3, 8, 8))
-    red[0] = 1
-    assert np.all(thumbnail(red, 8) == round(0.299 * 255))
+def test_gallery_is_in_colour_where_an_image_is_and_neighbours_keep_apart(tmp_path: Path) -> None:
+    writer = PictureWriter(MAX_GALLERY_IMAGES)
+    side = writer.side_px
+    red, green = (np.zeros((3, side, side)) for _ in range(2))
+    red[0], green[1] = 1, 1
+    for score, pixels in enumerate((np.full((1, side, side), 0.5), green, red)):
+        writer.add(str(score), "normal", float(score), pixels, np.zeros((side, side)))
+    writer.write(tmp_path / "pictures.npz")
+    pictures = read_pictures(tmp_path / "pictures.npz")
+    assert pictures.shapes.tolist() == [[side, side]] * 3
+    sheet = np.asarray(Image.open(io.BytesIO(pictures.thumbnails[0]))).astype(int)
+    for i, colour in enumerate([(255, 0, 0), (0, 255, 0), (128, 128, 128)]):
+        square = sheet[:side, i * side : (i + 1) * side]
+        assert np.abs(square[:, 1:-1] - colour).max() < 16  # the hue of the outermost pixel is mixed
 
 
 def test_thumbnail_sides_are_whole_jpeg_blocks_and_never_grow() -> None:
     sides = [thumbnail_side_px(n) for n in (0, 1, 10, 100, 500, 900, 1500, 2000, 5000)]
     assert sides == sorted(sides, reverse=True)
-    assert all(side % 8 == 0 for side in sides)
+    assert all(side % 16 == 0 for side in sides)
 
 
 def test_picture_writer_keeps_the_right_images(tmp_path: Path) -> None:
@@ -742,16 +751,19 @@ def test_the_page_names_no_address_outside_itself(tmp_path: Path) -> None:
     assert "default-src &#39;none&#39;" in page
 
 
-def test_worst_pictures_stay_within_the_limit() -> None:
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_worst_pictures_stay_within_the_limit(channels: tuple[int, ...]) -> None:
     rng = np.random.default_rng(8)
     side_px = thumbnail_side_px(MAX_GALLERY_IMAGES)
-    noise = rng.integers(0, 256, (MAX_GALLERY_IMAGES, side_px, side_px), dtype=np.uint8)
+    noise, pixels = (
+        rng.integers(0, 256, (MAX_GALLERY_IMAGES, side_px, side_px, *more), dtype=np.uint8) for more in ((), channels)
+    )
     colour, codes = (
         rng.integers(0, 256, (320, 320, 3), dtype=np.uint8),
         rng.integers(0, 256, (320, 320), dtype=np.uint8),
     )
     details = tuple(Detail(str(i), colour, codes, colour, codes & 1) for i in range(30))
-    sheets = [*thumbnail_sheets(noise), *map_sheets(noise)]
+    sheets = [*thumbnail_sheets(pixels), *map_sheets(noise)]
     sizes = [len(address("png", sheet)) for sheet in sheets]
     panels = detail_panels(details)
     sizes.append(sum(sum(len(str(value)) for value in (p.input, p.reconstruction, p.map, p.overlay)) for p in panels))

@@ -23,7 +23,6 @@ from anomaly_ae.report.pictures import (
     MAX_GALLERY_IMAGES,
     PictureWriter,
     refuse_damaged,
-    thumbnail,
     thumbnail_map,
     thumbnail_side_px,
 )
@@ -39,7 +38,6 @@ __all__ = [
     "overlay",
     "overlay_lut",
     "refuse_damaged",
-    "thumbnail",
     "thumbnail_map",
     "thumbnail_side_px",
     "write_heatmap",

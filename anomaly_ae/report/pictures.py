@@ -10,7 +10,7 @@ import heapq
 import io
 import math
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,9 +33,8 @@ DETAIL_SIDE_PX = 320
 _N_DETAILS_PER_KIND = 10
 _GALLERY_PIXELS = MAX_GALLERY_IMAGES * 80**2  # what a page of 12 MB can hold
 _LARGEST_THUMBNAIL_PX = 192
-_BLOCK_PX = 8  # thumbnails fill whole JPEG blocks: neighbours in a sheet do not bleed into each other
+_BLOCK_PX = 16  # thumbnails fill whole JPEG blocks: of neighbours in a sheet only the hue of the last pixel is mixed
 _MAX_FILE_BYTES = 2**30
-_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 T = TypeVar("T")
 
@@ -68,7 +67,7 @@ def picture(pixels01: npt.NDArray[Any], side_px: int) -> Bytes2D:
     pixels01 : float array, (C, H, W)
         In [0, 1]; channels other than 3 are averaged to grey.
     side_px : int
-        Longer side of the result, at most.
+        Longer side of the result, at most; smaller images are not enlarged.
 
     Returns
     -------
@@ -84,24 +83,6 @@ def picture(pixels01: npt.NDArray[Any], side_px: int) -> Bytes2D:
     return np.asarray(Image.fromarray(bytes8).resize((width, height), Image.Resampling.BOX))
 
 
-def thumbnail(pixels01: npt.NDArray[Any], side_px: int) -> Bytes2D:
-    """Shrink an image to a grey thumbnail by area averages.
-
-    Parameters
-    ----------
-    pixels01 : float array, (C, H, W)
-        In [0, 1].
-    side_px : int
-        Longer side of the thumbnail, at most; smaller images are not enlarged.
-
-    Returns
-    -------
-    uint8 array, (h, w)
-    """
-    small = picture(pixels01, side_px)
-    return small if small.ndim == 2 else np.rint(small @ _LUMA).astype(np.uint8)
-
-
 def thumbnail_map(display_map: npt.NDArray[Any], side_px: int) -> Bytes2D:
     """Shrink a map by cell maxima, so that a defect of one pixel stays visible.
 
@@ -115,7 +96,7 @@ def thumbnail_map(display_map: npt.NDArray[Any], side_px: int) -> Bytes2D:
     Returns
     -------
     uint8 array, (h, w)
-        Coded by `encode_display`; of the shape that `thumbnail` gives for the same image.
+        Coded by `encode_display`; of the height and width that `picture` gives for the same image.
     """
     return shrink_by_maximum(encode_display(display_map), side_px)
 
@@ -258,7 +239,7 @@ class PictureWriter:
             The regions that count; None: all that reaches the threshold.
         """
         if self._gallery.wants(score):
-            small = thumbnail(pixels01, self.side_px), thumbnail_map(display_map, self.side_px)
+            small = picture(pixels01, self.side_px), thumbnail_map(display_map, self.side_px)
             self._gallery.add(score, (id, *small))
         if self.wants_detail(label, score):
             detail = _detail(id, pixels01, display_map, reconstruction01, mask, regions)
@@ -288,13 +269,13 @@ class PictureWriter:
         details = {detail.id: detail for kind in kinds for detail in kind.items()}
         arrays: dict[str, npt.NDArray[Any]] = {
             "ids": np.array([id for id, _, _ in gallery], dtype=np.str_),
-            "thumbnail_shapes": np.array([small.shape for _, small, _ in gallery], dtype=np.int64).reshape(-1, 2),
+            "thumbnail_shapes": np.array([small.shape[:2] for _, small, _ in gallery], dtype=np.int64).reshape(-1, 2),
             "side_px": np.array(self.side_px),
             "detail_ids": np.array(list(details), dtype=np.str_),
         }
         sheets = {
-            "thumbnails": thumbnail_sheets(_stack((small for _, small, _ in gallery), self.side_px, len(gallery))),
-            "maps": map_sheets(_stack((codes for _, _, codes in gallery), self.side_px, len(gallery))),
+            "thumbnails": thumbnail_sheets(_stack([small for _, small, _ in gallery], self.side_px)),
+            "maps": map_sheets(_stack([codes for _, _, codes in gallery], self.side_px)),
         }
         for name, encoded in sheets.items():
             arrays |= {f"{name}_{k}": np.frombuffer(sheet, np.uint8) for k, sheet in enumerate(encoded)}
@@ -334,11 +315,12 @@ def _detail_arrays(k: int, detail: Detail) -> dict[str, npt.NDArray[Any]]:
     return {f"detail_{k}_{name}": array for name, array in parts.items() if array is not None}
 
 
-def _stack(pictures: Iterable[Bytes2D], side_px: int, n_pictures: int) -> Bytes2D:
-    """Put (h, w) pictures top left into the squares of (n_pictures, side_px, side_px)."""
-    stack = np.zeros((n_pictures, side_px, side_px), dtype=np.uint8)
+def _stack(pictures: Sequence[Bytes2D], side_px: int) -> Bytes2D:
+    """Put pictures top left into squares: (n, side_px, side_px), with 3 channels where one of the pictures has them."""
+    squares = (len(pictures), side_px, side_px)
+    stack = np.zeros((*squares, 3) if any(small.ndim == 3 for small in pictures) else squares, dtype=np.uint8)
     for square, small in zip(stack, pictures, strict=True):
-        square[: small.shape[0], : small.shape[1]] = small
+        square[: small.shape[0], : small.shape[1]] = small if small.ndim == square.ndim else small[..., None]
     return stack
 
 

@@ -32,10 +32,7 @@
     const canvas = Object.assign(document.createElement("canvas"), { width: image.width, height: image.height });
     const context = canvas.getContext("2d", { willReadFrequently: true });
     context.drawImage(image, 0, 0);
-    const rgba = context.getImageData(0, 0, image.width, image.height).data;
-    const grey = new Uint8Array(rgba.length / 4);
-    for (let i = 0; i < grey.length; i++) grey[i] = rgba[4 * i];
-    return { grey, width: image.width };
+    return context.getImageData(0, 0, image.width, image.height); // data: red, green, blue and opacity of every pixel
   }
 
   function sheet(k) {
@@ -59,9 +56,9 @@
     const out = context.createImageData(width, height);
     for (let y = 0, o = 0; y < height; y++) {
       for (let x = 0, i = (top + y) * images.width + left; x < width; x++, i++, o += 4) {
-        const c = 4 * maps.grey[i];
+        const c = 4 * maps.data[4 * i];
         const opacity = layer === "image" ? 0 : layer === "map" ? 1 : lut[c + 3] / 255;
-        for (let k = 0; k < 3; k++) out.data[o + k] = images.grey[i] * (1 - opacity) + lut[c + k] * opacity;
+        for (let k = 0; k < 3; k++) out.data[o + k] = images.data[4 * i + k] * (1 - opacity) + lut[c + k] * opacity;
         out.data[o + 3] = 255;
       }
     }

@@ -45,7 +45,7 @@ def n_sheets(n_pictures: int) -> int:
 
 
 def thumbnail_sheets(squares: Bytes2D) -> list[bytes]:
-    """Encode thumbnails (n, s, s) as JPEG, 200 to a sheet, in rows of 20; as good as the budget allows."""
+    """Encode thumbnails (n, s, s[, 3]) as JPEG, 200 to a sheet, in rows of 20; as good as the budget allows."""
     return first_that_fits(_tiled(squares), jpeg, _JPEG_QUALITIES, _THUMBNAIL_BYTES, len)
 
 
@@ -131,10 +131,10 @@ def _tiled(squares: Bytes2D) -> list[Bytes2D]:
 
 
 def _tile(squares: Bytes2D) -> Bytes2D:
-    """Lay (n, s, s) squares out in rows of 20."""
-    n, side = len(squares), squares.shape[1]
+    """Lay (n, s, s[, 3]) squares out in rows of 20."""
+    n, side, _, *channels = squares.shape
     n_rows = -(-n // N_COLUMNS)
-    padded = np.zeros((n_rows * N_COLUMNS, side, side), dtype=np.uint8)
+    padded = np.zeros((n_rows * N_COLUMNS, side, side, *channels), dtype=np.uint8)
     padded[:n] = squares
-    grid = padded.reshape(n_rows, N_COLUMNS, side, side).swapaxes(1, 2)  # (rows, s, columns, s)
-    return grid.reshape(n_rows * side, N_COLUMNS * side)
+    grid = padded.reshape(n_rows, N_COLUMNS, side, side, *channels).swapaxes(1, 2)  # (rows, s, columns, s[, 3])
+    return grid.reshape(n_rows * side, N_COLUMNS * side, *channels)
