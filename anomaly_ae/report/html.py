@@ -55,7 +55,7 @@ def write_report(run_dir: Path, tables: tuple[Sequence[Line], Sequence[Line]] | 
     """
     run = read_run(Path(run_dir), tables)
     path = run.folder / REPORT_NAME
-    with _complete(run):
+    with _refusing_incomplete(run):
         write_lines(path, _page_parts(run))
         if run.metrics is not None:
             write_text(run.folder / METHODS_NAME, methods_text(run))
@@ -89,7 +89,7 @@ def _page_parts(run: Run) -> Iterator[str]:
 
 
 @contextmanager
-def _complete(run: Run) -> Iterator[None]:
+def _refusing_incomplete(run: Run) -> Iterator[None]:
     from jinja2 import UndefinedError
 
     try:
