@@ -172,6 +172,20 @@ def test_what_keeps_runs_apart(changed: dict[str, Any], tmp_path: Path) -> None:
     assert {f.variant for f in found.figures} == {"a", "b"}
 
 
+def test_seeds_that_cut_groups_into_parts_of_other_sizes_are_one_row_still(tmp_path: Path) -> None:
+    rows = images(NORMAL, ANOMALOUS)
+    write_run(tmp_path / "part-seed0", rows, settings={"steps": 1})
+    write_run(tmp_path / "part-seed1", rows, settings={"steps": 1}, seed=1)
+    for name, n_groups, n_train in [("part-seed0", 5, 50), ("part-seed1", 3, 54)]:
+        path = tmp_path / name / "run.json"
+        info = json.loads(path.read_text("utf-8"))
+        info["threshold"]["image"] |= {"n_groups": n_groups, "rate": f"1/{n_groups + 1}"}  # the least possible
+        info["model"] |= {"n_train": n_train, "n_validation": 60 - n_train}
+        write_json(path, info)
+    found = compare_runs([load_run(tmp_path / name) for name in ("part-seed0", "part-seed1")])
+    assert {(f.variant, f.n_runs) for f in found.figures} == {("part", 2)}
+
+
 def test_a_repeated_seed_is_no_spread(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, images(NORMAL, ANOMALOUS), settings={}) for name in "ab"]
     found = compare_runs([load_run(folder) for folder in runs])

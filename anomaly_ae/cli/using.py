@@ -21,7 +21,6 @@ from anomaly_ae.cli.shared import (
     MapsOption,
     ModelArgument,
     OverwriteOption,
-    RateOption,
     ReadersOption,
     ReviewRateOption,
     ReviewSensitivityOption,
@@ -159,7 +158,13 @@ def _model_and_data(
 @app.command()
 def threshold(
     run: RunArgument,
-    rate: RateOption = None,
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            "--false-alarm-rate",
+            help="Share of normal images that may be flagged, e.g. 0.002 (where nothing is asked: as in the model).",
+        ),
+    ] = None,
     confidence: ConfidenceOption = None,
     sensitivity: SensitivityOption = None,
     cost: CostOption = None,

@@ -177,7 +177,8 @@ def _measure(samples: Sequence[Sample], theirs: TheirScores, limits: _Limits, li
     incomplete = {failure.unit: failure.group for failure in failures}
     if limits.thresholds and limits.scores:
         rows = decide_rows(rows, limits.scores, limits.thresholds)
-        rows = [{**row, "pixel_threshold": limits.thresholds.pixel.value, "thresholds_sha256": ""} for row in rows]
+        pixel = limits.thresholds.pixel.value if limits.has_pixels else ""
+        rows = [{**row, "pixel_threshold": pixel, "thresholds_sha256": ""} for row in rows]
     units = unit_rows(rows, incomplete, limits.scores, limits.thresholds)
     n_unread = sum(one.facts is None for one in facts)
     notes = [f"{n_of(theirs.n_unknown, 'score')} of images that are not in the data"] if theirs.n_unknown else []

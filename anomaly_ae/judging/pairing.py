@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -123,9 +124,17 @@ def _settings(run: SavedRun) -> str:
     if "settings" not in info["model"]:
         return str(run.folder)
     settings = {key: value for key, value in info["model"]["settings"].items() if key != "seed"}
-    made = {key: info["model"][key] for key in ("n_train", "n_validation", "n_calibration")}
-    asked = [info["threshold"]["image"].get(key) for key in ("rule", "rate", "confidence", "sensitivity", "cost")]
-    return json.dumps([settings, made, asked, info["data"]["name"], run.what_if], sort_keys=True)
+    n_normals = sum(info["model"][key] for key in ("n_train", "n_validation", "n_calibration"))  # how cut: by the seed
+    limit = info["threshold"]["image"]
+    asked = [_asked_rate(limit), *(limit.get(key) for key in ("rule", "confidence", "sensitivity", "cost"))]
+    return json.dumps([settings, n_normals, asked, info["data"]["name"], run.what_if], sort_keys=True)
+
+
+def _asked_rate(limit: Mapping[str, Any]) -> str:
+    """Return the false-alarm rate; "" for the least that the calibration images support, which nobody has asked for."""
+    rate: str = limit.get("rate") or ""
+    n = limit.get("n_groups") or limit.get("n") or 0
+    return "" if rate == f"1/{n + 1}" else rate
 
 
 def _unless_seeds_repeat(runs: list[SavedRun]) -> list[list[SavedRun]]:
