@@ -141,6 +141,7 @@ def test_calibration_rows_set_the_thresholds(tool: Tool) -> None:
     assert result.n_anomalous == sum(score >= limit["value"] for score in (*normal, *anomalous))
     pixel = metrics["pixel"]["at_threshold"][0]
     assert pixel["threshold"] == info["threshold"]["pixel"]["value"] == limit["value"], "scores are maxima of maps"
+    assert {float(row["pixel_threshold"]) for row in table(tool.folder / "run/scores.csv")} == {limit["value"]}
     assert pixel["dice_per_image"]["n_anomalous"] == N_ANOMALOUS
     assert left_behind(tool.folder) == []
 
@@ -194,6 +195,7 @@ def test_the_pixel_threshold_needs_maps_of_all_calibration_images(tool: Tool) ->
     metrics = one_json(tool.folder / "run/metrics.json")
     assert metrics["pixel"]["at_threshold"] == []
     assert metrics["pixel"]["roc_auc"]["value"] is not None
+    assert {row["pixel_threshold"] for row in table(tool.folder / "run/scores.csv")} == {""}
     page = (tool.folder / "run/report.html").read_text("utf-8")
     assert "For pixels it is" not in page
 
