@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import shutil
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from anomaly_ae.records import ANOMALOUS_LABEL, BoolArray, Decision, FloatArray,
 from anomaly_ae.regions import ALL_REGIONS, in_regions
 from anomaly_ae.report import PictureWriter, Planes, overlay, write_heatmap
 from anomaly_ae.results import PixelFigures, no_pixel_figures, pixel_figures
+from anomaly_ae.words import some_names
 
 MIN_FREE_BYTES = 2**30
 _DISK_IS_FULL = "not enough free disk space for the maps"
@@ -151,14 +152,14 @@ class MapKeeper:
         self._entries: list[tuple[Path, Sample, BoolArray | None, tuple[float, ...] | None]] = []
         self._has_masks = any(sample.mask for sample in samples)
         self._disk_is_full = False
-        self._left_out: Counter[str] = Counter()
+        self._left_out: defaultdict[str, list[str]] = defaultdict(list)
 
     def keep(self, sample: Sample, result: Score, image: Image, mask: BoolArray | None) -> None:
         """Keep one map, if pixel figures are still possible and the image has a part in them."""
         if not self._has_masks or self._disk_is_full or result.anomaly_map is None:
             return
         if why := why_left_out(sample, mask):
-            self._left_out[why] += 1
+            self._left_out[why].append(sample.id)
             return
         self._folder.mkdir(exist_ok=True)
         if shutil.disk_usage(self._folder).free < MIN_FREE_BYTES + result.anomaly_map.nbytes:
@@ -181,7 +182,7 @@ class MapKeeper:
         """Say what is missing in the pixel figures."""
         if self._disk_is_full:
             return [f"no pixel figures: {_DISK_IS_FULL}"]
-        return [left_out_text(n, what) for what, n in self._left_out.items()]
+        return [left_out_text(names, what) for what, names in self._left_out.items()]
 
     def close(self) -> None:
         """Remove the temporary maps."""
@@ -193,15 +194,17 @@ class MapKeeper:
             yield PixelMap(anomaly_map, _mask(sample, anomaly_map.shape), valid, spacing_mm)
 
 
-def left_out_text(n: int, what: str) -> str:
-    """Say how many images take no part in the pixel figures.
+def left_out_text(names: Sequence[str], what: str) -> str:
+    """Say which images take no part in the pixel figures.
 
-    >>> left_out_text(1, "images without a label"), left_out_text(2, "images without a label")[:30]
-    ('1 image without a label is left out of the pixel figures', '2 images without a label are l')
+    >>> left_out_text(["a.png"], "images without a label")
+    '1 image without a label is left out of the pixel figures: a.png'
     """
-    if n == 1:
-        return f"1 {what.replace('images', 'image', 1)} is left out of the pixel figures"
-    return f"{n} {what} are left out of the pixel figures"
+    if len(names) == 1:
+        what, are = what.replace("images", "image", 1), "is"
+    else:
+        are = "are"
+    return f"{len(names)} {what} {are} left out of the pixel figures: {some_names(names)}"
 
 
 def why_left_out(sample: Sample, mask: BoolArray | None) -> str:
@@ -210,7 +213,8 @@ def why_left_out(sample: Sample, mask: BoolArray | None) -> str:
     if not sample.label:
         return "images without a label"
     if mask is None:
-        return "images without a readable mask" if sample.mask or is_anomalous else ""
+        cannot_be_used = "images whose mask cannot be used (`scan` says why)"
+        return cannot_be_used if sample.mask else "anomalous images without a mask" if is_anomalous else ""
     if is_anomalous == mask.any():
         return ""
     return "anomalous images with an empty mask" if is_anomalous else "normal images whose mask marks a defect"

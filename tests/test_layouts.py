@@ -61,6 +61,14 @@ def test_masks_by_their_ending_label_images_that_no_folder_labels(picture: Write
     assert {s.files[0].name for s in manifest_from_paths([tmp_path]).samples} == {"Part0.jpg"}
 
 
+@pytest.mark.parametrize("name", ["_MG_0001", "-dash", " 1", "_mask", "__", "..x"])
+def test_names_may_begin_with_what_separates_an_ending(picture: Write, tmp_path: Path, name: str) -> None:
+    for i in range(9):
+        picture(f"{i}.png")
+    picture(f"{name}.png")
+    assert len(load_manifest(tmp_path).samples) == (10 if not name.startswith(".") else 9)  # hidden
+
+
 def test_an_ending_without_its_image_says_nothing(picture: Write, tmp_path: Path) -> None:
     picture("price_label.png")
     picture("bottle.png")

@@ -878,6 +878,13 @@ def test_normal_image_with_a_marked_defect(picture: Write, tmp_path: Path) -> No
     assert refused(report) == "1 normal image with a mask that marks a defect: test/good/000.png"
 
 
+def test_of_many_unreadable_images_the_first_hundred_are_named(tmp_path: Path) -> None:
+    report = scan(load_manifest(csv(tmp_path, "path\n" + "".join(f"{i}.png\n" for i in range(103)))))
+    lines = [line for line in report.lines() if line.startswith("unreadable")]
+    assert len(lines) == 101
+    assert lines[-1] == "unreadable: and 3 more"
+
+
 def test_empty_masks_are_a_warning(picture: Write, tmp_path: Path) -> None:
     mvtec(picture)
     picture("ground_truth/crack/000_mask.png", mask_of(empty=True))
@@ -886,6 +893,15 @@ def test_empty_masks_are_a_warning(picture: Write, tmp_path: Path) -> None:
     assert "anomalous images with an empty mask: 1" in report.warnings
     mask = tmp_path / "ground_truth/crack/000_mask.png"
     assert f"mask: {mask}: is empty, but its image is anomalous" in report.lines()
+
+
+def test_a_mask_that_is_inverted_is_named(picture: Write, tmp_path: Path) -> None:
+    mvtec(picture)
+    inverted = ~mask_of(empty=True)
+    picture("ground_truth/crack/000_mask.png", inverted)
+    report = scan(load_manifest(tmp_path))
+    mask = tmp_path / "ground_truth/crack/000_mask.png"
+    assert f"mask: {mask}: marks 100 % of its image: is it inverted?" in report.lines()
 
 
 def test_empty_valid_masks_are_named(picture: Write, tmp_path: Path) -> None:

@@ -274,7 +274,7 @@ def test_a_segmentation_in_a_table(tmp_path: Path) -> None:
     assert [s.label for s in manifest.samples] == ["normal", "anomalous", "anomalous", "normal"]
     assert {s.split for s in manifest.samples} == {"test"}
     found = scan(manifest)
-    assert (found.mask_problems, found.empty_masks) == ((), ())
+    assert (found.mask_problems, found.odd_masks) == ((), ())
 
 
 # --- objects without an image ------------------------------------------------------------

@@ -292,8 +292,11 @@ def test_maps_that_cannot_be_used_are_left_out_and_counted(tool: Tool) -> None:
     np.save(tool.maps / "spot/2.npy", np.zeros((SIDE, SIDE + 1), np.float32))
     np.save(tool.maps / "spot/3.npy", np.full((SIDE, SIDE), np.nan, np.float32))
     result = tool.evaluate("run")
-    assert "1 image without a map is left out of the pixel figures" in result.warnings
-    assert "2 images whose map or mask cannot be used are left out of the pixel figures" in result.warnings
+    assert "1 image without a map is left out of the pixel figures: good/1.png" in result.warnings
+    assert (
+        "2 images whose map or mask cannot be used are left out of the pixel figures: spot/2.png, spot/3.png"
+        in result.warnings
+    )
     assert whole
     assert result.metrics
     assert result.metrics["pixel"]["aupimo"]["n_anomalous"] == whole["pixel"]["aupimo"]["n_anomalous"] - 2

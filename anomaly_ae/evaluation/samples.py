@@ -31,7 +31,8 @@ def refuse_unknown_columns(samples: Sequence[Sample], columns: Sequence[str]) ->
     """Raise `UsageError` for a column that the manifest does not have."""
     known = sorted({name for sample in samples for name in sample.extra})
     for column in columns:
+        if column == "defect":
+            raise UsageError("--by defect", "every run has the figures of each kind of defect anyway", "leave it out")
         if column not in known:
-            raise UsageError(
-                f"no column '{column}' in the manifest", "", f"its own columns: {', '.join(known) or 'none'}"
-            )
+            fix = f"its own columns: {', '.join(known) or 'none'}"
+            raise UsageError(f"no column '{column}' of your own in the manifest", "", fix)

@@ -222,7 +222,7 @@ def _metrics(
         usable, left_out = maps.usable(samples)
         limit = limits.thresholds.pixel.value if limits.thresholds and limits.has_pixels else None
         pixel = pixel_figures(lambda: maps.maps(usable), usable, limit)
-        measured.warnings += [left_out_text(n, what) for what, n in left_out.items()]
+        measured.warnings += [left_out_text(names, what) for what, names in left_out.items()]
     write_pixels(folder, pixel)
     return {
         "format": FORMAT,

@@ -160,13 +160,13 @@ class TheirMaps:
             raise UnreadableImageError(f"{path}: NaN or infinite values", "such pixels have no rank", "see the tool")
         return PixelMap(anomaly_map, mask, valid)
 
-    def usable(self, samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, int]]:
-        """Return the images whose map and mask can be used, and how many are left out for which reason."""
-        kept, left_out = [], dict[str, int]()
+    def usable(self, samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, list[str]]]:
+        """Return the images whose map and mask can be used, and which are left out for which reason."""
+        kept, left_out = [], dict[str, list[str]]()
         for sample in samples:
             why = self._problem(sample)
             if why:
-                left_out[why] = left_out.get(why, 0) + 1
+                left_out.setdefault(why, []).append(sample.id)
             else:
                 kept.append(sample)
         return kept, left_out

@@ -23,6 +23,9 @@ _FRAMES_APART = (
     "that `scan --out` writes"
 )
 
+_NEARLY_ALL = 0.9
+"""Of its image: no defect, but a mask that is white where it should be black."""
+
 
 class Refusal(NamedTuple):
     """Something that makes results false: the three parts of a message."""
@@ -191,12 +194,15 @@ def mask_problems(rows: Sequence[Row]) -> list[tuple[str, str]]:
     return [(name, facts.problem) for name, facts in checked if facts is not None and facts.problem]
 
 
-def empty_masks(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Return (mask path, problem) of masks of defects that mark nothing, and of `valid` masks that leave nothing."""
+def odd_masks(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Return (mask path, problem) of masks that mark nothing, or nearly all, and of `valid` masks without a pixel."""
     found = []
     for row in rows:
         if _has_empty_mask(row):
             found.append((shown(row.one.sample, row.one.sample.mask), "is empty, but its image is anomalous"))
+        if row.one.mask and row.one.mask.share > _NEARLY_ALL:
+            what = f"marks {100 * row.one.mask.share:.0f} % of its image: is it inverted?"
+            found.append((shown(row.one.sample, row.one.sample.mask), what))
         if _has_no_valid_pixel(row):
             found.append((shown(row.one.sample, row.one.sample.valid), "has no valid pixel"))
     return found
@@ -292,6 +298,7 @@ def _set_warnings(rows: Sequence[Row]) -> list[str]:
     """Warnings about the set as a whole."""
     texts = []
     fit = [row.one.facts for row in rows if row.role in FIT_SPLITS and row.one.facts]
+    has_test = any(row.role == "test" for row in rows)
     test = [row.one.facts for row in rows if row.role == "test" and row.one.facts]
     labels = {row.one.sample.label for row in rows if row.role == "test" and row.one.facts}
     if ANOMALOUS_LABEL in labels and NORMAL_LABEL not in labels:
@@ -300,13 +307,13 @@ def _set_warnings(rows: Sequence[Row]) -> list[str]:
         )
     if test and not fit:
         texts.append("no normal images to fit on: this set can only be scored and evaluated")
-    if not test and any(_is_anomalous(row) for row in rows):
+    if not has_test and any(_is_anomalous(row) for row in rows):
         texts.append("no test split: the same normal images are learned and tested; use --folds, or a `split` column")
     n_colourless = sum(facts.was_grey_rgb for facts in fit)
     if n_colourless and any(facts.n_channels > 1 for facts in fit):
         texts.append(f"training images without colour among others with colour: {n_colourless}")
     masks = [row.one.mask for row in rows if row.one.mask and not row.one.mask.problem and not row.one.mask.is_empty]
-    n_most = sum(mask.is_most for mask in masks)
+    n_most = sum(mask.share > 0.5 for mask in masks)
     if n_most > len(masks) / 2:
         texts.append(f"masks that mark more than half of their image: {n_most} of {len(masks)} (are they inverted?)")
     depths = Counter(facts.depth for facts in fit)

@@ -21,11 +21,11 @@ _MAX_WORKERS = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MaskFacts:
-    """What a mask file is: ``problem`` says why it cannot be used, "" if it can; ``is_most``: over half is marked."""
+    """What a mask file is: ``problem`` says why it cannot be used, "" if it can; ``share``: of the image, marked."""
 
     problem: str = ""
     is_empty: bool = False
-    is_most: bool = False
+    share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,8 +129,10 @@ def _inspect_mask(path: Path | None, sample: Sample, shape: tuple[int, ...]) -> 
     except (AnomalyAEError, OSError) as error:
         return MaskFacts(f"cannot be read: {_reason(error, sample, path)}")
     if mask.shape != shape:
-        return MaskFacts(f"is {times(mask.shape)} px, its image {times(shape)} px")
-    return MaskFacts(is_empty=not mask.any(), is_most=bool(mask.mean() > 0.5))
+        is_turned = mask.shape == shape[::-1]
+        turned = ", a quarter turn apart (images are turned as their EXIF data say)" if is_turned else ""
+        return MaskFacts(f"is {times(mask.shape)} px, its image {times(shape)} px{turned}")
+    return MaskFacts(is_empty=not mask.any(), share=float(mask.mean()))
 
 
 def _reason(error: AnomalyAEError | OSError, sample: Sample, file: Path) -> str:

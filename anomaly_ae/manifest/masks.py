@@ -254,7 +254,7 @@ def masks_among(root: Path, images: Sequence[PurePosixPath]) -> list[PurePosixPa
 def _ending_of(picture: PurePosixPath, keys: set[str]) -> str:
     """What follows the name of another image of the folder: ``_lesion`` of ``000_lesion.png`` beside ``000.png``."""
     name = PurePosixPath(_key(picture)).name
-    for found in re.finditer(r"[_\-. ]", name):
+    for found in re.finditer(r"(?<=.)[_\-. ]", name):  # what a name begins with ends none: _MG_0001
         if picture.with_name(name[: found.start()]).as_posix() in keys:
             return name[found.start() :]
     return ""

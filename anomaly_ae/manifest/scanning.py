@@ -15,9 +15,9 @@ from anomaly_ae.manifest.checks import (
     Row,
     cut_for_fit,
     duplicates_across_splits,
-    empty_masks,
     mask_problems,
     n_duplicates_within_splits,
+    odd_masks,
     refusals,
     shortcuts,
     warnings,
@@ -30,6 +30,7 @@ from anomaly_ae.shortcuts import shortcut_warnings
 from anomaly_ae.words import n_of, times
 
 _N_LISTED = 10
+_N_UNREADABLE = 100  # more of them, as each is lost; but not the ten thousand of a wrong folder
 _N_SIZES = 4
 
 
@@ -79,7 +80,7 @@ class ScanReport:
     n_duplicates_within : int
         Rows that repeat the pixels of another row of their split.
     mask_problems : tuple of (mask path, problem)
-    empty_masks : tuple of (mask path, problem)
+    odd_masks : tuple of (mask path, problem)
     n_masks, n_anomalous_without_mask : int
     sizes, channels, depths : Counter
         Readable images per spatial shape, number of channels and bit depth.
@@ -104,7 +105,7 @@ class ScanReport:
     duplicates: tuple[tuple[str, str], ...]
     n_duplicates_within: int
     mask_problems: tuple[tuple[str, str], ...]
-    empty_masks: tuple[tuple[str, str], ...]
+    odd_masks: tuple[tuple[str, str], ...]
     n_masks: int
     n_anomalous_without_mask: int
     sizes: Counter[tuple[int, ...]]
@@ -123,10 +124,10 @@ class ScanReport:
             *_table(self.counts),
             _group_line(self.group_sizes),
             *_image_lines(self),
-            *_listed("unreadable", self.unreadable, None),
+            *_listed("unreadable", self.unreadable, _N_UNREADABLE),
             *_listed("same pixels", self.duplicates),
             *_listed("mask", self.mask_problems),
-            *_listed("mask", self.empty_masks),
+            *_listed("mask", self.odd_masks),
             *_shortcut_lines(self.shortcuts),
             *(f"note: {note}" for note in self.notes),
             *(f"warning: {warning}" for warning in self.warnings),
@@ -179,7 +180,7 @@ def scan(
         duplicates=tuple(pairs),
         n_duplicates_within=n_duplicates_within_splits(rows),
         mask_problems=tuple(mask_problems(rows)),
-        empty_masks=tuple(empty_masks(rows)),
+        odd_masks=tuple(odd_masks(rows)),
         n_masks=sum(sample.mask is not None for sample in samples),
         n_anomalous_without_mask=sum(sample.mask is None for sample in anomalous),
         sizes=Counter(one.shape for one in facts),
@@ -291,7 +292,7 @@ def _kinds(counts: Counter[str] | Counter[int]) -> str:
     return ", ".join(f"{value}: {n_of(n, 'image')}" for value, n in counts.most_common()) or "none"
 
 
-def _listed(title: str, pairs: Sequence[tuple[str, str]], limit: int | None = _N_LISTED) -> list[str]:
+def _listed(title: str, pairs: Sequence[tuple[str, str]], limit: int = _N_LISTED) -> list[str]:
     shown = [f"{title}: {first}: {second}" for first, second in pairs[:limit]]
     rest = len(pairs) - len(shown)
     return [*shown, f"{title}: and {rest} more"] if rest else shown

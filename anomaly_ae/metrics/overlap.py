@@ -123,7 +123,7 @@ def image_overlaps(maps: Callable[[], Iterable[PixelMap]], marked: Marks | None)
     images = []
     for index, pixels, found_px, false_px in first.masked:
         shares = 1.0 - np.searchsorted(pixels, values, side="right") / len(pixels)
-        aupimo = float(weights @ shares) if len(weights) else None
+        aupimo = min(1.0, float(weights @ shares)) if len(weights) else None  # rounding could pass 1
         images.append(ImageOverlap(index, len(pixels), found_px, false_px, aupimo))
     false = None if marked is None else first.false_px_of_normals
     return Overlaps(tuple(images), first.n_normal_images, first.n_normal_px, false)
