@@ -176,7 +176,7 @@ def test_seeds_that_cut_groups_into_parts_of_other_sizes_are_one_row_still(tmp_p
     rows = images(NORMAL, ANOMALOUS)
     write_run(tmp_path / "part-seed0", rows, settings={"steps": 1})
     write_run(tmp_path / "part-seed1", rows, settings={"steps": 1}, seed=1)
-    for name, n_groups, n_train in [("part-seed0", 5, 50), ("part-seed1", 3, 54)]:
+    for name, n_groups, n_train in [("part-seed0", 99, 50), ("part-seed1", 3, 54)]:
         path = tmp_path / name / "run.json"
         info = json.loads(path.read_text("utf-8"))
         info["threshold"]["image"] |= {"n_groups": n_groups, "rate": f"1/{n_groups + 1}"}  # the least possible

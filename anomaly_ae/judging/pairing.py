@@ -15,6 +15,7 @@ from anomaly_ae.errors import DataError, UsageError
 from anomaly_ae.judging.runs import Item, SavedRun
 from anomaly_ae.metrics.checks import BoolVector, FloatVector, IntVector, group_numbers, groups_if_any
 from anomaly_ae.records import ANOMALOUS_LABEL, Decision
+from anomaly_ae.threshold import DEFAULT_RATE
 from anomaly_ae.words import n_of, some_names
 
 
@@ -131,10 +132,10 @@ def _settings(run: SavedRun) -> str:
 
 
 def _asked_rate(limit: Mapping[str, Any]) -> str:
-    """Return the false-alarm rate; "" for the least that the calibration images support, which nobody has asked for."""
+    """Return the false-alarm rate; "" for the default: 1 %, or the least that so many calibration images support."""
     rate: str = limit.get("rate") or ""
     n = limit.get("n_groups") or limit.get("n") or 0
-    return "" if rate == f"1/{n + 1}" else rate
+    return "" if rate in (str(DEFAULT_RATE), f"1/{n + 1}") else rate
 
 
 def _unless_seeds_repeat(runs: list[SavedRun]) -> list[list[SavedRun]]:
