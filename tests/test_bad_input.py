@@ -16,6 +16,7 @@ import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -417,7 +418,7 @@ def test_images_that_all_are_of_another_kind(smoke_model_file: Path, tmp_path: P
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Return a function after which no file whose name contains a text can be written."""
-    write_bytes, save = Path.write_bytes, np.save
+    write_bytes, open_path, save = Path.write_bytes, Path.open, np.save
 
     def fill(text: str) -> None:
         def refuse(self: Path, content: bytes) -> int:
@@ -426,12 +427,21 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
             write_bytes(self, content[: len(content) // 2])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
 
+        def refuse_lines(self: Path, mode: str = "r", *rest: Any, **options: Any) -> IO[Any]:
+            file = open_path(self, mode, *rest, **options)
+            if mode != "w" or text not in self.name:  # `write_bytes` opens, too
+                return file
+            file.write("half of the f")
+            file.close()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
         def refuse_array(file: Path, array: np.ndarray, allow_pickle: bool = False) -> None:
             if text in file.name:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
             save(file, array, allow_pickle=allow_pickle)
 
         monkeypatch.setattr(Path, "write_bytes", refuse)
+        monkeypatch.setattr(Path, "open", refuse_lines)
         monkeypatch.setattr(np, "save", refuse_array)
 
     return fill
