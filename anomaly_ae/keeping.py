@@ -200,10 +200,7 @@ def left_out_text(names: Sequence[str], what: str) -> str:
     >>> left_out_text(["a.png"], "images without a label")
     '1 image without a label is left out of the pixel figures: a.png'
     """
-    if len(names) == 1:
-        what, are = what.replace("images", "image", 1), "is"
-    else:
-        are = "are"
+    what, are = (what.replace("images", "image", 1), "is") if len(names) == 1 else (what, "are")
     return f"{len(names)} {what} {are} left out of the pixel figures: {some_names(names)}"
 
 

@@ -95,8 +95,7 @@ def redecide(run: Path, asked: Asked, listener: Listener | None = None) -> Redec
         metrics |= run_metrics(rows, units, thresholds, list(metrics.get("by", {})), shares, metrics) | marks
     lines = score_lines(rows)
     info |= {"threshold": now, "model_threshold": of_model, **marks}
-    texts = {"run.json": info} | ({"metrics.json": metrics} if metrics else {})
-    files = {name: [json_text(values)] for name, values in texts.items()}
+    files = {"run.json": [json_text(info)]} | ({"metrics.json": [json_text(metrics)]} if metrics else {})
     write_together(run, files | table_files(lines, rows, units, failures))
     # The scores of another tool come without regions, and without pictures.
     note = regions_note((row["pixel_threshold"] for row in rows if row["n_regions"] != ""), thresholds.pixel.value)
