@@ -255,19 +255,20 @@ class ImageStore:
         """
         indices = torch.randint(0, len(self), (n,), generator=generator)
         where = torch.rand(n, len(crop_shape), generator=generator)
-        raws, valids = [], []
-        for index, share in zip(indices.tolist(), where.tolist(), strict=True):
-            raw, valid = self.image(index)
+        raws = []
+        valid = torch.ones(n, 1, *crop_shape, dtype=torch.bool, device=self.device)
+        for number, (index, share) in enumerate(zip(indices.tolist(), where.tolist(), strict=True)):
+            raw, inside = self._raw[index], self._valid[index]
             room = [max(1, side - crop + 1) for side, crop in zip(raw.shape[1:], crop_shape, strict=True)]
             starts = [int(s * r) for s, r in zip(share, room, strict=True)]
             cut = [slice(start, start + crop) for start, crop in zip(starts, crop_shape, strict=True)]
-            raws.append(_padded(raw[:, *cut], crop_shape, with_edge=True).to(self._dtype))
-            valids.append(_padded(valid[:, *cut], crop_shape, with_edge=False))
-        return (
-            torch.stack(raws).to(self.device),
-            torch.stack(valids).to(self.device),
-            self.limits[indices].to(self.device),
-        )
+            part = raw[:, *cut]
+            raws.append(_padded(part, crop_shape).to(self._dtype))
+            if inside is not None or part.shape[1:] != raws[-1].shape[1:]:
+                inside_crop = valid[number].fill_(False)
+                filled = [slice(side) for side in part.shape[1:]]
+                inside_crop[:, *filled] = True if inside is None else inside[:, *cut]
+        return torch.stack(raws).to(self.device), valid, self.limits[indices].to(self.device)
 
     def _move_to_gpu(self) -> None:
         n_bytes = sum(raw.nbytes for raw in self._raw)
@@ -276,13 +277,13 @@ class ImageStore:
             self._valid = [None if valid is None else valid.to(self.device) for valid in self._valid]
 
 
-def _padded(cut: Tensor, shape: Sequence[int], with_edge: bool) -> Tensor:
-    """Fill a cut (C, *S) up to (C, *shape) at the end of each axis: with its edge, or with zeros."""
+def _padded(cut: Tensor, shape: Sequence[int]) -> Tensor:
+    """Fill a cut (C, *S) up to (C, *shape) with its edge, at the end of each axis."""
     for axis, side in enumerate(shape, start=1):
         n_missing = side - cut.shape[axis]
         if n_missing:
             edge = cut.narrow(axis, -1, 1).repeat_interleave(n_missing, axis)
-            cut = torch.cat([cut, edge if with_edge else torch.zeros_like(edge)], dim=axis)
+            cut = torch.cat([cut, edge], dim=axis)
     return cut
 
 

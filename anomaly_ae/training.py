@@ -24,6 +24,7 @@ from anomaly_ae.loading import ImageStore
 from anomaly_ae.measures import GaussianSmoothing, structural_similarity
 from anomaly_ae.model import DamageHead
 from anomaly_ae.modelfile import read_tensors, tensors_below, write_tensors
+from anomaly_ae.replay import Replayed
 from anomaly_ae.scoring import AnomalyMapper, channels_last, to_device
 
 N_VALIDATION_CROPS = 64
@@ -34,6 +35,11 @@ VALIDATION_STEP = 2**31
 Not larger: torch's generator on the CPU takes the lower 32 bits of a seed, and for a higher power of 2 these would be
 the ones of step 0.
 """
+N_TOGETHER = 8
+"""Steps whose images are cut and damaged together for a GPU: asking it for as much one by one takes Python longer than
+the GPU needs for all the rest."""
+READ_EVERY = 10
+"""Steps from one reading of the loss to the next: reading it waits for the GPU."""
 SSIM_SD_PX = 1.5
 """Deviation of the Gaussian window of the SSIM loss, as in Wang et al., IEEE TIP 13 (2004), section III.B."""
 VISIBLE = 0.1
@@ -95,25 +101,27 @@ def train(
         Training diverged.
     """
     loop = _Loop(mapper, data, config, device)
-    progress = Progress()
+    progress, loss = Progress(), 0.0
     if checkpoint is not None and checkpoint.exists():
         progress = loop.restore(checkpoint, fingerprint)
         say(f"continuing at step {progress.step} of {config.training.steps}")
     while progress.step < config.training.steps and not progress.stopped:
-        loss = loop.step(progress.step)
+        latest = loop.step(progress.step)
         progress.step += 1
-        _refuse_divergence(loss, progress.step, config.training.learning_rate)
-        if report is not None:
-            report(progress.step, loss, config.training.batch_size)
         is_last = progress.step == config.training.steps
         is_due = is_last or progress.step % config.training.validate_every == 0
+        if is_due or progress.step % READ_EVERY == 1:
+            loss = float(latest)
+            _refuse_divergence(loss, progress.step, config.training.learning_rate)
+        if report is not None:
+            report(progress.step, loss, config.training.batch_size)
         if is_due:
             loop.validate(progress, loss)
             if checkpoint is not None:
                 loop.save(checkpoint, progress, fingerprint)
         if should_stop():
             if not is_due:  # what was learned since the last validation counts too
-                loop.validate(progress, loss)
+                loop.validate(progress, float(latest))
             progress.stopped = "asked to stop"
     loop.finish()
     return progress
@@ -128,42 +136,73 @@ def _refuse_divergence(loss: float, step: int, learning_rate: float) -> None:
         )
 
 
+Lesson = tuple[Tensor, Tensor, Tensor, Tensor]
+"""damaged (B, C, *S), target (B, C, *S), weight in the loss (B, 1, *S), opacity of the damage (B, 1, *S)"""
+
+
 class _Loop:
     """The mutable state of a training run: network, running mean of its weights, best of these, optimiser."""
 
     def __init__(self, mapper: AnomalyMapper, data: TrainingData, config: Config, device: torch.device) -> None:
         self.mapper, self.data, self.config, self.device = mapper, data, config, device
         trainee = Trainee(mapper.autoencoder, mapper.compare.head)
-        self.network = to_device(trainee, device, config.model.spatial_dims)
+        self.network = to_device(trainee, device, config.model.spatial_dims).train()
         self.mean = copy.deepcopy(self.network).eval()
         self.best = copy.deepcopy(self.mean.state_dict())
-        training = config.training
+        training, self.on_gpu = config.training, device.type == "cuda"
         self.optimiser = torch.optim.AdamW(
-            self.network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
+            self.network.parameters(),
+            training.learning_rate,
+            weight_decay=training.weight_decay,
+            capturable=self.on_gpu,
         )
+        self.pace = torch.zeros(2, device=device)  # learning rate and share, where a GPU reads them
+        self.share: float | Tensor = 1.0  # of the next step in the running mean of the weights
+        self.learn = Replayed(self._learn) if self.on_gpu else self._learn
+        self.n_together = N_TOGETHER if self.on_gpu and config.model.spatial_dims == 2 else 1
+        self.prepared_for, self.prepared = -1, list[Lesson]()
         self.losses = _Losses(training)
         crop_px = training.crop_px * mapper.shrink  # as many pixels for every network to see
         self.crop_shape = data.train.crop_shape(crop_px, mapper.size_multiple)  # smaller images are padded
         if isinstance(mapper.embed, Backbone):
             mapper.embed.learn(self._normal_batch(number) for number in range(N_NORM_BATCHES))
-        self.validation_batch = self._validation_batch()
+        self.validation_batch = self._lesson(data.validation, VALIDATION_STEP, N_VALIDATION_CROPS)
 
-    def step(self, number: int) -> float:
-        """Do one optimiser step; everything random in it derives from its number."""
+    def step(self, number: int) -> Tensor:
+        """Do one optimiser step and return its loss; everything random in it derives from its number."""
         training = self.config.training
+        rate = training.learning_rate * one_cycle(number / training.steps)
+        self._set_pace(rate, 1 - min(training.ema_decay, (1 + number) / (10 + number)))
+        return self.learn(*self._prepared(number))
+
+    def _prepared(self, number: int) -> Lesson:
+        """Return what a step learns from; on a GPU taken from what was prepared for several steps together."""
+        place = number % self.n_together
+        if self.prepared_for != number - place:
+            self.prepared_for = number - place
+            size = self.config.training.batch_size
+            lesson = self._lesson(self.data.train, self.prepared_for, size * self.n_together)
+            self.prepared = list(zip(*(torch.split(t, size) for t in lesson), strict=True))
+        return self.prepared[place]
+
+    def _set_pace(self, learning_rate: float | Tensor, share: float | Tensor) -> None:
+        if self.on_gpu:  # the recorded step reads both from where they were when it was recorded
+            self.pace.copy_(torch.tensor([learning_rate, share]), non_blocking=True)
+            learning_rate, share = self.pace.unbind()
         for group in self.optimiser.param_groups:
-            group["lr"] = training.learning_rate * one_cycle(number / training.steps)
-        x, valid = self._batch(self.data.train, number, training.batch_size)
-        damaged, target, damage = self._damage(x, number)
-        self.network.train()
-        loss = self._loss(self.network, *self._embedded(damaged, target, self._weight(valid, damage)), damage)
+            group["lr"] = learning_rate
+        self.share = share
+
+    def _learn(self, damaged: Tensor, target: Tensor, weight: Tensor, damage: Tensor) -> Tensor:
+        """Change the weights by one batch; on a GPU recorded once, so everything that changes comes in tensors."""
+        loss = self._loss(self.network, damaged, target, weight, damage)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         for part in self.network.children():
             nn.utils.clip_grad_norm_(part.parameters(), 1.0)
         self.optimiser.step()
-        self._update_mean(min(training.ema_decay, (1 + number) / (10 + number)))
-        return float(loss.detach())
+        self._update_mean()
+        return loss.detach()
 
     @torch.no_grad()
     def validate(self, progress: Progress, loss: float) -> None:
@@ -248,13 +287,13 @@ class _Loop:
     def _damage(self, x: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
         if not self.config.training.repair:
             return x, x, torch.zeros_like(x[:, :1])
-        generator = step_generator(self.config.seed + 1, number, self.device)
+        generator = step_generator(self.config.seed + 1, number, torch.device("cpu"))
         damaged, target, mask = corrupt(x, self.config.corruption, generator)
         return damaged, target, mask
 
-    def _validation_batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x, valid = self._batch(self.data.validation, VALIDATION_STEP, N_VALIDATION_CROPS)
-        damaged, target, damage = self._damage(x, VALIDATION_STEP)
+    def _lesson(self, store: ImageStore, number: int, size: int) -> Lesson:
+        x, valid = self._batch(store, number, size)
+        damaged, target, damage = self._damage(x, number)
         return *self._embedded(damaged, target, self._weight(valid, damage)), damage
 
     def _embedded(self, damaged: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -271,9 +310,9 @@ class _Loop:
         return loss if log_odds is None else loss + focal_loss(log_odds.float(), damage, weight)
 
     @torch.no_grad()
-    def _update_mean(self, decay: float) -> None:
+    def _update_mean(self) -> None:
         for mean, now in zip(self.mean.parameters(), self.network.parameters(), strict=True):
-            mean.lerp_(now, 1 - decay)
+            mean.lerp_(now, self.share)
         # Statistics of the activations are no weights: a mean of old ones would fit no network.
         for kept, latest in zip(self.mean.buffers(), self.network.buffers(), strict=True):
             kept.copy_(latest)

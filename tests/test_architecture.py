@@ -22,7 +22,7 @@ ORDER = (
     "shortcuts", "manifest", "synthetic", "placement", "prepare", "illumination", "alignment", "preparation",
     "baselines",
     "backbone", "model", "corruption", "measures", "regions", "scoring", "threshold", "calibration", "martingale",
-    "modelfile", "ensemble", "listener", "device", "loading", "sources", "detector", "training", "residuals",
+    "modelfile", "ensemble", "listener", "device", "loading", "sources", "detector", "replay", "training", "residuals",
     "learning", "survey", "usable", "fitting", "progress", "results", "judging", "journal", "recalibration", "report",
     "page", "planting", "keeping", "evaluation", "drift", "capability", "audit", "curve", "demo", "cli", "__init__",
     "__main__",
@@ -32,8 +32,19 @@ ORDER = (
 HEAVY = {
     "torch": {
         *("backbone", "measures"),
-        *("model", "corruption", "scoring", "modelfile", "loading", "detector", "training", "residuals", "fitting"),
-        *("device", "demo", "ensemble", "learning"),
+        *(
+            "model",
+            "corruption",
+            "scoring",
+            "modelfile",
+            "loading",
+            "detector",
+            "replay",
+            "training",
+            "residuals",
+            "fitting",
+        ),
+        *("device", "demo", "ensemble", "learning", "replay"),
     },
     "monai": set[str](),  # an oracle of the tests
     "pydicom": {"dicom"},

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from anomaly_ae.config import Config, load_config
+from anomaly_ae.corruption import corrupt
 from anomaly_ae.detector import Detector
 from anomaly_ae.device import describe_device
 from anomaly_ae.fitting import fit
@@ -18,6 +19,7 @@ from anomaly_ae.loading import ImageStore
 from anomaly_ae.manifest import Manifest
 from anomaly_ae.prepare import Prepared
 from anomaly_ae.records import FloatArray, Score
+from anomaly_ae.replay import N_PLAIN_CALLS, Replayed
 from anomaly_ae.scoring import AnomalyMapper
 from anomaly_ae.training import TrainingData, train
 
@@ -92,9 +94,50 @@ def test_training_computes_in_bfloat16_and_channels_last() -> None:
     with store_of(12, 0) as learned, store_of(6, 1) as validation:
         progress = train(mapper, TrainingData(learned, validation), config, CUDA)
     hook.remove()
-    assert seen == [(torch.bfloat16, True)] * 8
+    assert seen == [(torch.bfloat16, True)] * (N_PLAIN_CALLS + 1)  # the last is recorded, the other steps replay it
     assert all(np.isfinite(entry["validation_loss"]) for entry in progress.history)
     assert all(p.is_cuda and p.dtype == torch.float32 for p in mapper.autoencoder.parameters())
+
+
+def test_a_replayed_function_computes_what_it_would_by_itself() -> None:
+    total = torch.zeros(3, device=CUDA)
+
+    def add(x: Tensor) -> Tensor:
+        total.add_(x)
+        return total * 2
+
+    replayed = Replayed(add)
+    returned = [replayed(torch.full((3,), float(number), device=CUDA)).clone() for number in range(8)]
+    assert [tensor.tolist() for tensor in returned] == [[2.0 * sum(range(n + 1))] * 3 for n in range(8)]
+
+
+def test_a_recorded_step_learns_as_a_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, weights = config_of("training.steps=12"), []
+    for n_plain_calls in (N_PLAIN_CALLS, 100):
+        monkeypatch.setattr("anomaly_ae.replay.N_PLAIN_CALLS", n_plain_calls)
+        torch.manual_seed(0)
+        mapper = AnomalyMapper(config)
+        before = torch.cat([p.detach().flatten() for p in mapper.autoencoder.parameters()])
+        with store_of(12, 0) as learned, store_of(6, 1) as validation:
+            train(mapper, TrainingData(learned, validation), config, CUDA)
+        weights.append(torch.cat([p.detach().flatten().cpu() for p in mapper.autoencoder.parameters()]) - before)
+    # bfloat16 and sums in another order are all that may differ.
+    assert (weights[0] - weights[1]).norm() < 0.02 * weights[1].norm()
+
+
+@pytest.mark.parametrize("variety", ["plain", "rich"])
+def test_damage_on_the_gpu_is_like_that_on_the_cpu_and_repeats(variety: str) -> None:
+    x = torch.rand(8, 1, 64, 64)
+    config = load_config("default", [f"corruption.variety={variety}"]).corruption
+
+    def over_seeds(images: Tensor) -> tuple[Tensor, Tensor]:
+        drawn = [corrupt(images, config, Generator().manual_seed(seed)) for seed in range(40)]
+        return torch.stack([d for d, _, _ in drawn]).cpu(), torch.stack([mask for *_, mask in drawn]).cpu()
+
+    (damaged, mask), (again, _), (there, mask_there) = over_seeds(x.to(CUDA)), over_seeds(x.to(CUDA)), over_seeds(x)
+    assert torch.equal(damaged, again)
+    assert (mask > 0.1).float().mean() == pytest.approx((mask_there > 0.1).float().mean(), rel=0.15)
+    assert damaged.std() == pytest.approx(there.std(), rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["cuda", "cpu"])
