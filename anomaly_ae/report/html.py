@@ -22,7 +22,8 @@ from anomaly_ae.report.colour import DISPLAY_HIGH, DISPLAY_LOW, overlay_lut
 from anomaly_ae.report.methods import METHODS_NAME, methods_text
 from anomaly_ae.report.panels import DetailPanels, detail_panels
 from anomaly_ae.report.pictures import MAX_GALLERY_IMAGES
-from anomaly_ae.report.run import Line, Row, Run, read_run
+from anomaly_ae.report.run import Row, Run, read_run
+from anomaly_ae.results.tables import Table
 from anomaly_ae.words import n_of
 
 REPORT_NAME = "report.html"
@@ -30,7 +31,7 @@ _HERE = Path(__file__).parent
 _N_FALSE_ALARMS, _N_MISSES, _N_HITS, _N_HIGHEST = 10, 10, 10, 30
 
 
-def write_report(run_dir: Path, tables: tuple[Sequence[Line], Sequence[Line]] | None = None) -> Path:
+def write_report(run_dir: Path, tables: tuple[Table, Table] | None = None) -> Path:
     """Render ``report.html`` of a RUN folder and, where there are figures, ``methods.md`` beside it.
 
     Parameters
@@ -38,8 +39,8 @@ def write_report(run_dir: Path, tables: tuple[Sequence[Line], Sequence[Line]] | 
     run_dir : Path
         Holds ``run.json``, ``scores.csv``, ``units.csv`` and ``failures.csv``; of `evaluate` ``metrics.json``, too.
         Where there is ``pictures.npz``, the page shows it.
-    tables : two sequences of mapping, or None
-        Lines of scores and units that were just written there, see `read_run`.
+    tables : two of Table, or None
+        Scores and units as they were just written there: spares reading them.
 
     Returns
     -------

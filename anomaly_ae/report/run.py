@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +17,7 @@ from anomaly_ae.errors import DataError, ModelFileError
 from anomaly_ae.records import Decision
 from anomaly_ae.report.colour import DISPLAY_HIGH
 from anomaly_ae.report.pictures import Pictures, read_pictures, rescaled
-from anomaly_ae.results.tables import COUNTED, SCORE_COLUMNS, read_csv, read_json, reading
+from anomaly_ae.results.tables import COUNTED, SCORE_COLUMNS, Table, csv_table, read_csv, read_json, reading
 from anomaly_ae.threshold import Threshold
 
 
@@ -80,17 +82,13 @@ def _uncalibrated(thresholds: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"value": None, "rate": "", "promise": thresholds.get("reason") or "No threshold was calibrated."}
 
 
-Line = Mapping[str, Any]
-"""One line of a table: text as files hold it, or the numbers that are written there."""
-
-
-def read_run(folder: Path, tables: tuple[Sequence[Line], Sequence[Line]] | None = None) -> Run:
+def read_run(folder: Path, tables: tuple[Table, Table] | None = None) -> Run:
     """Read a RUN folder.
 
     Parameters
     ----------
-    tables : two sequences of mapping, or None
-        The lines of ``scores.csv`` and ``units.csv`` as they were just written there: spares reading them.
+    tables : two of Table, or None
+        ``scores.csv`` and ``units.csv`` as they were just written there: spares reading them.
 
     Raises
     ------
@@ -103,16 +101,15 @@ def read_run(folder: Path, tables: tuple[Sequence[Line], Sequence[Line]] | None 
         raise DataError(f"{folder / 'run.json'} has no image threshold", "the file is damaged", "evaluate again")
     _check_limits(folder / "run.json", [thresholds, info.get("model_threshold") or {}])
     scores, units, metrics = (folder / name for name in ("scores.csv", "units.csv", "metrics.json"))
-    lines, unit_lines = tables or (read_csv(scores), read_csv(units))
-    extra = [name for name in lines[0] if name not in (*SCORE_COLUMNS, COUNTED)] if lines else []
-    rows = tuple(_row(line, extra, scores) for line in lines)
+    of_images, of_units = tables or (csv_table(scores), csv_table(units))
+    rows = tuple(_rows(of_images, scores))
     pictures, pictures_at = _shown_pictures(folder / "pictures.npz", info, rows)
     return Run(
         folder=folder,
         info=info,
         metrics=read_json(metrics) if info.get("command") == "evaluate" or metrics.exists() else None,
         rows=rows,
-        units=tuple(_unit_row(line, units) for line in unit_lines),
+        units=tuple(_unit_rows(of_units, units)),
         failures=tuple(read_csv(folder / "failures.csv")),
         pictures=pictures,
         pictures_at=pictures_at,
@@ -148,42 +145,55 @@ def _shown_pictures(path: Path, info: Mapping[str, Any], rows: Sequence[Row]) ->
     return (rescaled(pictures, place), in_force) if 0 < place <= DISPLAY_HIGH else (pictures, scored_at)
 
 
-def _row(line: Line, extra: Sequence[str], path: Path) -> Row:
-    try:
-        return Row(
-            id=line["id"],
-            label=line["label"],
-            group=line["group"],
-            decision=_decision(line["decision"]),
-            score=_finite(line["score"]),
-            display=_number(line["display"]),
-            p_value=_number(line["p_value"]),
-            path=line["path"],
-            frame=int(line["frame"] or 0),
-            defect=line["defect"],
-            unit=line["unit"],
-            pixel_threshold=_number(line["pixel_threshold"]),
-            n_regions=str(line["n_regions"]),
-            largest_region_px=str(line["largest_region_px"]),
-            extra={name: str(line[name]) for name in extra},
-        )
-    except (KeyError, ValueError) as error:
-        raise DataError(f"{path} holds no scores", str(error), "evaluate again") from error
+def _rows(table: Table, path: Path) -> Iterator[Row]:
+    names = ("id", "label", "group", "decision", "score", "display", "p_value", "path", "frame", "defect", "unit")
+    own = [(column, i) for i, column in enumerate(table.columns) if column not in (*SCORE_COLUMNS, COUNTED)]
+    with _refusing(path, "scores"):
+        values = _values_of(table, (*names, "pixel_threshold", "n_regions", "largest_region_px"))
+        for line in table.lines:
+            name, label, group, decision, score, display, p_value, place, frame, defect, unit, level, n, px = values(
+                line
+            )
+            yield Row(
+                id=name,
+                label=label,
+                group=group,
+                decision=_decision(decision),
+                score=_finite(score),
+                display=_number(display),
+                p_value=_number(p_value),
+                path=place,
+                frame=int(frame or 0),
+                defect=defect,
+                unit=unit,
+                pixel_threshold=_number(level),
+                n_regions=str(n),
+                largest_region_px=str(px),
+                extra={column: str(line[i]) for column, i in own},
+            )
 
 
-def _unit_row(line: Line, path: Path) -> Row:
+def _unit_rows(table: Table, path: Path) -> Iterator[Row]:
+    with _refusing(path, "units"):
+        values = _values_of(table, ("unit", "label", "group", "decision", "score", "display", "p_value"))
+        for line in table.lines:
+            unit, label, group, decision, *numbers = values(line)
+            score, display, p_value = map(_number, numbers)  # a unit that was not inspected has none
+            yield Row(unit, label, group, _decision(decision), score, display, p_value)
+
+
+def _values_of(table: Table, names: Sequence[str]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """Return what takes the values of these columns from a line."""
+    places = {name: place for place, name in enumerate(table.columns)}
+    return itemgetter(*(places[name] for name in names))
+
+
+@contextmanager
+def _refusing(path: Path, what: str) -> Iterator[None]:
     try:
-        return Row(
-            id=line["unit"],
-            label=line["label"],
-            group=line["group"],
-            decision=_decision(line["decision"]),
-            score=_number(line["score"]),  # a unit that was not inspected has none
-            display=_number(line["display"]),
-            p_value=_number(line["p_value"]),
-        )
+        yield
     except (KeyError, ValueError) as error:
-        raise DataError(f"{path} holds no units", str(error), "evaluate again") from error
+        raise DataError(f"{path} holds no {what}", str(error), "evaluate again") from error
 
 
 @cache  # the table has few words and many rows

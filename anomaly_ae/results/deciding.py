@@ -22,14 +22,16 @@ from anomaly_ae.results.tables import (
     NOT_INSPECTED,
     UNIT_COLUMNS,
     Row,
+    Table,
     csv_rows,
     json_text,
     read_csv,
     read_json,
     read_scores,
     reading,
-    score_lines,
+    score_table,
     table_files,
+    unit_table,
 )
 from anomaly_ae.threshold import best_f1
 from anomaly_ae.words import n_of
@@ -40,10 +42,10 @@ _LOOKED_AT = (Decision.ANOMALOUS, Decision.REVIEW)
 
 @dataclass(frozen=True, slots=True)
 class Redecided:
-    """What a finished run says at other thresholds; ``tables`` holds the lines of scores and units."""
+    """What a finished run says at other thresholds; ``tables`` are those of scores and units."""
 
     thresholds: Thresholds
-    tables: tuple[Sequence[Row], Sequence[Row]]
+    tables: tuple[Table, Table]
     n_images: int
     n_anomalous: int
     n_review: int
@@ -93,10 +95,10 @@ def redecide(run: Path, asked: Asked, listener: Listener | None = None) -> Redec
         metrics = read_json(run / "metrics.json")
         shares = [at["defect_rate"] for at in metrics["image"].get("at_defect_rate", ())] or DEFECT_RATES
         metrics |= run_metrics(rows, units, thresholds, list(metrics.get("by", {})), shares, metrics) | marks
-    lines = score_lines(rows)
+    tables = score_table(rows), unit_table(units)
     info |= {"threshold": now, "model_threshold": of_model, **marks}
     files = {"run.json": [json_text(info)]} | ({"metrics.json": [json_text(metrics)]} if metrics else {})
-    write_together(run, files | table_files(lines, rows, units, failures))
+    write_together(run, files | table_files(tables[0], rows, tables[1], failures))
     # The scores of another tool come without regions, and without pictures.
     note = regions_note((row["pixel_threshold"] for row in rows if row["n_regions"] != ""), thresholds.pixel.value)
     if note and listener:
@@ -106,7 +108,7 @@ def redecide(run: Path, asked: Asked, listener: Listener | None = None) -> Redec
     if any(unit["n_images"] > 1 for unit in units):
         said += _level_lines("unit", units, thresholds, scores, metrics)
     said += _notes(rows, marks["chosen_on_these_images"])
-    return Redecided(thresholds, (lines, units), len(rows), n_anomalous, n_review, tuple(said))
+    return Redecided(thresholds, tables, len(rows), n_anomalous, n_review, tuple(said))
 
 
 def _level_lines(

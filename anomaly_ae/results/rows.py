@@ -13,7 +13,7 @@ from anomaly_ae.calibration import CalibrationScores, Thresholds, unit_scores
 from anomaly_ae.manifest.slices import is_suspect
 from anomaly_ae.records import ANOMALOUS_LABEL, Decision, Failure, Sample, Score
 from anomaly_ae.results.tables import BASELINES, COUNTED, FORMAT, Row
-from anomaly_ae.threshold import decide, display_values, p_values
+from anomaly_ae.threshold import decide_all, display_values, p_values
 
 N_REGIONS_IN_ROW = 50
 _UNDECIDED = {"decision": "", "display": "", "p_value": ""}
@@ -67,17 +67,18 @@ def decide_rows(rows: Sequence[Row], scores: CalibrationScores, thresholds: Thre
     limit, median = thresholds.image, scores.median
     values = np.array([row["score"] for row in rows], np.float64)
     sha256 = thresholds.sha256
-    shown, p = display_values(values, limit.value, median), p_values(values, scores.image, scores.image_group)
+    decisions, shown = decide_all(values, limit), display_values(values, limit.value, median).tolist()
+    p = p_values(values, scores.image, scores.image_group).tolist()
     return [
         {
             **row,
-            "decision": int(decide(row["score"], limit)),
+            "decision": int(decision),
             "threshold": limit.value,
-            "display": float(display),
-            "p_value": float(p_value),
+            "display": display,
+            "p_value": p_value,
             "thresholds_sha256": sha256,
         }
-        for row, display, p_value in zip(rows, shown, p, strict=True)
+        for row, decision, display, p_value in zip(rows, decisions, shown, p, strict=True)
     ]
 
 
@@ -163,8 +164,8 @@ def _decided(
     p = p_values(values, scores.unit, scores.unit_group).tolist()  # of all at once: one alone takes as long
     shown = display_values(values, limit.value, float(np.median(scores.unit))).tolist()
     return {
-        unit: {"decision": int(decide(score, limit)), "display": display, "p_value": p_value}
-        for (unit, score), display, p_value in zip(whole.items(), shown, p, strict=True)
+        unit: {"decision": int(decision), "display": display, "p_value": p_value}
+        for unit, decision, display, p_value in zip(whole, decide_all(values, limit), shown, p, strict=True)
     }
 
 

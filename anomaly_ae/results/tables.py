@@ -8,8 +8,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from anomaly_ae.errors import DataError
 from anomaly_ae.files import write_lines, write_text, write_together
@@ -35,33 +36,46 @@ Row = Mapping[str, Any]
 """One line of ``scores.jsonl``, or of ``units.csv``."""
 
 
+class Table(NamedTuple):
+    """A table as its file has it: a header, and lines of as many values, text where they were read."""
+
+    columns: Sequence[str]
+    lines: Sequence[Sequence[Any]]
+
+
 def write_tables(folder: Path, rows: Sequence[Row], units: Sequence[Row], failures: Iterable[Row]) -> None:
     """Write ``scores.csv``, ``scores.jsonl``, ``units.csv`` and ``failures.csv``."""
-    write_together(folder, table_files(score_lines(rows), rows, units, failures))
+    write_together(folder, table_files(score_table(rows), rows, unit_table(units), failures))
 
 
-def score_lines(rows: Sequence[Row]) -> list[Row]:
-    """Return the lines of ``scores.csv``."""
-    known = [*SCORE_COLUMNS, *([COUNTED] if any(COUNTED in row for row in rows) else [])]
-    extra = sorted({name for row in rows for name in row["extra"]})
-    own = {f"manifest.{name}" if name in known else name: name for name in extra}
-    return [
-        {name: row.get(name, "") for name in known}
-        | {column: row["extra"].get(name, "") for column, name in own.items()}
-        for row in rows
-    ]
+def score_table(rows: Sequence[Row]) -> Table:
+    """Return what ``scores.csv`` holds."""
+    counted = [COUNTED] if any(COUNTED in row for row in rows) else []
+    own = sorted({name for row in rows for name in row["extra"]})
+    known = [*SCORE_COLUMNS, *counted]
+    columns = [*known, *(f"manifest.{name}" if name in known else name for name in own)]
+    values = itemgetter(*SCORE_COLUMNS)
+    if columns == SCORE_COLUMNS:
+        return Table(columns, list(map(values, rows)))
+    further = (
+        [*(row.get(name, "") for name in counted), *(row["extra"].get(name, "") for name in own)] for row in rows
+    )
+    return Table(columns, [(*line, *more) for line, more in zip(map(values, rows), further, strict=True)])
 
 
-def table_files(
-    lines: Sequence[Row], rows: Sequence[Row], units: Sequence[Row], failures: Iterable[Row]
-) -> dict[str, Iterable[str]]:
-    """Return the lines of the tables of a run by the names of their files."""
+def unit_table(units: Sequence[Row]) -> Table:
+    """Return what ``units.csv`` holds."""
+    return Table(UNIT_COLUMNS, list(map(itemgetter(*UNIT_COLUMNS), units)))
+
+
+def table_files(scores: Table, rows: Iterable[Row], units: Table, failures: Iterable[Row]) -> dict[str, Iterable[str]]:
+    """Return the lines of the tables of a run by the names of their files; ``rows`` are those of ``scores.jsonl``."""
     encode = json.JSONEncoder(allow_nan=False).encode  # `dumps` would make an encoder for every row
     return {
-        "scores.csv": _csv_lines(list(lines[0]) if lines else SCORE_COLUMNS, lines),
+        "scores.csv": _csv_lines(*scores),
         "scores.jsonl": (encode(row) + "\n" for row in rows),
-        "units.csv": _csv_lines(UNIT_COLUMNS, units),
-        "failures.csv": _csv_lines(FAILURE_COLUMNS, failures),
+        "units.csv": _csv_lines(*units),
+        "failures.csv": _csv_lines(FAILURE_COLUMNS, _in_columns(FAILURE_COLUMNS, failures)),
     }
 
 
@@ -121,6 +135,12 @@ def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     return list(csv_rows(path, columns))
 
 
+def csv_table(path: Path) -> Table:
+    """Read a table as its file has it; every value is text."""
+    lines = _read_lines(path, ())
+    return Table(next(lines), list(lines))
+
+
 def csv_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[dict[str, str]]:
     """Yield the rows of `read_csv` one by one, where little of each is kept."""
     lines = _read_lines(path, columns)
@@ -158,7 +178,11 @@ def reading(path: Path) -> Iterator[None]:
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
     """Write a CSV atomically."""
-    write_lines(path, _csv_lines(columns, rows))
+    write_lines(path, _csv_lines(columns, _in_columns(columns, rows)))
+
+
+def _in_columns(columns: Sequence[str], rows: Iterable[Row]) -> Iterator[list[Any]]:
+    return ([row.get(name, "") for name in columns] for row in rows)
 
 
 class _Line:
@@ -169,9 +193,8 @@ class _Line:
         return line
 
 
-def _csv_lines(columns: Sequence[str], rows: Iterable[Row]) -> Iterator[str]:
+def _csv_lines(columns: Sequence[str], lines: Iterable[Sequence[Any]]) -> Iterator[str]:
     """Yield the lines of a CSV: first a header, floats with all their digits, missing values empty."""
     line_of = csv.writer(_Line, lineterminator="\n").writerow
     yield line_of(columns)
-    for row in rows:
-        yield line_of([row.get(name, "") for name in columns])
+    yield from map(line_of, lines)

@@ -25,7 +25,15 @@ from anomaly_ae.threshold.rates import (
     reachable_text,
 )
 from anomaly_ae.threshold.record import RULES, Threshold, manual_threshold
-from anomaly_ae.threshold.rule import PValues, conformal_threshold, decide, display_value, display_values, p_values
+from anomaly_ae.threshold.rule import (
+    PValues,
+    conformal_threshold,
+    decide,
+    decide_all,
+    display_value,
+    display_values,
+    p_values,
+)
 
 __all__ = [
     "DEFAULT_RATE",
@@ -40,6 +48,7 @@ __all__ = [
     "conformal_threshold",
     "cost_threshold",
     "decide",
+    "decide_all",
     "default_rate",
     "display_value",
     "display_values",

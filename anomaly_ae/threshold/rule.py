@@ -46,15 +46,22 @@ def decide(score: float, threshold: Threshold | float) -> Decision:
     >>> decide(0.4, 0.5).name, decide(0.5, 0.5).name, decide(float("nan"), 0.5).name
     ('NORMAL', 'ANOMALOUS', 'NOT_INSPECTED')
     """
+    return decide_all([score], threshold)[0]
+
+
+def decide_all(scores: npt.ArrayLike, threshold: Threshold | float) -> list[Decision]:
+    """Return what `decide` returns for each of many scores (n,)."""
     limit = threshold.value if isinstance(threshold, Threshold) else float(threshold)
     if not math.isfinite(limit):
         raise UsageError(f"a threshold of {limit}", "it must be a finite number")
-    if math.isnan(score) or score == -math.inf:
-        return Decision.NOT_INSPECTED
-    if score >= limit:
-        return Decision.ANOMALOUS
     review = threshold.review if isinstance(threshold, Threshold) else None
-    return Decision.REVIEW if review is not None and score >= review.value else Decision.NORMAL
+    values = np.asarray(scores, np.float64)
+    codes = np.full(values.shape, Decision.NORMAL)
+    if review is not None:
+        codes[values >= review.value] = Decision.REVIEW
+    codes[values >= limit] = Decision.ANOMALOUS
+    codes[np.isnan(values) | (values == -math.inf)] = Decision.NOT_INSPECTED
+    return list(map(Decision, codes.tolist()))
 
 
 def conformal_threshold(
