@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import os
 import re
@@ -302,6 +303,11 @@ def test_threshold_asks_what_if_and_report_draws_again(model: Path, images: Path
     tables = {name: (out / name).read_bytes() for name in ("scores.csv", "scores.jsonl", "units.csv")}
     done("threshold", out, "--false-alarm-rate", "0.5")
     assert {name: (out / name).read_bytes() for name in tables} == tables
+
+
+def test_threshold_leaves_the_collector_of_unused_objects_on(tmp_path: Path) -> None:
+    assert run("threshold", tmp_path, "--false-alarm-rate", "0.3").code == 1
+    assert gc.isenabled()
 
 
 def test_threshold_changes_nothing_where_the_pictures_are_damaged(model: Path, images: Path, tmp_path: Path) -> None:

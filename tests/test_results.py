@@ -330,6 +330,18 @@ def write(folder: Path, rows: list[dict[str, Any]], failures: list[dict[str, Any
     write_tables(folder, rows, unit_rows(rows, incomplete, scores, thresholds), failures or [])
 
 
+def test_every_line_of_the_scores_is_one_image_whatever_it_holds(tmp_path: Path) -> None:
+    odd = {"format": "1", "note": 'a line\nand, {"format": 2, and } at the end', "id": "é\u2028"}
+    rows = [{**row, "extra": odd, "regions": [{"label": 1}, {"label": 2}]} for row in some_rows()]
+    rows = [{**rows[i % len(rows)], "id": f"{i}"} for i in range(1203)]  # more than are encoded at once
+    write_tables(tmp_path, rows, [], [])
+    lines = (tmp_path / "scores.jsonl").read_text("utf-8").split("\n")
+    assert [json.loads(line) for line in lines[:-1]] == rows
+    assert lines[-1] == ""
+    assert lines[0] == json.dumps(rows[0])
+    assert read_rows(tmp_path / "scores.jsonl") == rows
+
+
 def test_tables_have_the_documented_columns_and_one_line_per_image(tmp_path: Path) -> None:
     rows = some_rows()
     failure = failed(id="x.tif#2", path="x.tif", frame=2)

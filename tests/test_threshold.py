@@ -24,6 +24,7 @@ from anomaly_ae.threshold import (
     conformal_rank,
     conformal_threshold,
     decide,
+    decide_all,
     default_rate,
     display_value,
     display_values,
@@ -473,6 +474,7 @@ def test_decisions() -> None:
     below = math.nextafter(2.0, 0.0)
     expected = {2.0: Decision.ANOMALOUS, below: Decision.NORMAL, math.inf: Decision.ANOMALOUS}
     assert {score: decide(score, threshold) for score in expected} == expected
+    assert decide_all(list(expected), threshold) == list(expected.values())
     assert decide(math.nan, threshold) is decide(-math.inf, threshold) is Decision.NOT_INSPECTED
     for limit in (math.nan, math.inf):
         with pytest.raises(UsageError, match="finite"):

@@ -17,7 +17,16 @@ from anomaly_ae.errors import DataError, ModelFileError
 from anomaly_ae.records import Decision
 from anomaly_ae.report.colour import DISPLAY_HIGH
 from anomaly_ae.report.pictures import Pictures, read_pictures, rescaled
-from anomaly_ae.results.tables import COUNTED, SCORE_COLUMNS, Table, csv_table, read_csv, read_json, reading
+from anomaly_ae.results.tables import (
+    COUNTED,
+    SCORE_COLUMNS,
+    UNIT_COLUMNS,
+    Table,
+    csv_table,
+    read_csv,
+    read_json,
+    reading,
+)
 from anomaly_ae.threshold import Threshold
 
 
@@ -46,7 +55,7 @@ class Run:
     """Everything the page shows.
 
     ``info`` is ``run.json``, ``metrics`` is ``metrics.json`` or None; ``pictures`` show the pixel threshold
-    ``pictures_at``.
+    ``pictures_at``. There are ``units`` where they are what is decided, see `noun`.
     """
 
     folder: Path
@@ -61,7 +70,7 @@ class Run:
     @property
     def noun(self) -> str:
         """What is decided: "unit" where several images make one, else "image"."""
-        return "unit" if self.metrics and self.metrics["unit"]["at_threshold"] else "image"
+        return _noun(self.metrics)
 
     @property
     def has_labels(self) -> bool:
@@ -76,6 +85,10 @@ class Run:
         thresholds: Mapping[str, Any] = self.info["threshold"]
         found: Mapping[str, Any] = thresholds.get(noun) or thresholds["image"] or _uncalibrated(thresholds)
         return found
+
+
+def _noun(metrics: Mapping[str, Any] | None) -> str:
+    return "unit" if metrics and metrics["unit"]["at_threshold"] else "image"
 
 
 def _uncalibrated(thresholds: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -100,16 +113,17 @@ def read_run(folder: Path, tables: tuple[Table, Table] | None = None) -> Run:
     if not isinstance(thresholds, dict) or not (thresholds.get("image") or "reason" in thresholds):
         raise DataError(f"{folder / 'run.json'} has no image threshold", "the file is damaged", "evaluate again")
     _check_limits(folder / "run.json", [thresholds, info.get("model_threshold") or {}])
-    scores, units, metrics = (folder / name for name in ("scores.csv", "units.csv", "metrics.json"))
-    of_images, of_units = tables or (csv_table(scores), csv_table(units))
+    scores, units, figures = (folder / name for name in ("scores.csv", "units.csv", "metrics.json"))
+    of_images, of_units = tables or (csv_table(scores), csv_table(units, UNIT_COLUMNS))
     rows = tuple(_rows(of_images, scores))
+    metrics = read_json(figures) if info.get("command") == "evaluate" or figures.exists() else None
     pictures, pictures_at = _shown_pictures(folder / "pictures.npz", info, rows)
     return Run(
         folder=folder,
         info=info,
-        metrics=read_json(metrics) if info.get("command") == "evaluate" or metrics.exists() else None,
+        metrics=metrics,
         rows=rows,
-        units=tuple(_unit_rows(of_units, units)),
+        units=tuple(_unit_rows(of_units, units)) if _noun(metrics) == "unit" else (),
         failures=tuple(read_csv(folder / "failures.csv")),
         pictures=pictures,
         pictures_at=pictures_at,

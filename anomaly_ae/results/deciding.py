@@ -23,7 +23,7 @@ from anomaly_ae.results.tables import (
     UNIT_COLUMNS,
     Row,
     Table,
-    csv_rows,
+    csv_table,
     json_text,
     read_csv,
     read_json,
@@ -74,8 +74,7 @@ def redecide(run: Path, asked: Asked, listener: Listener | None = None) -> Redec
     """
     info, rows = read_json(run / "run.json"), read_scores(run)
     failures = read_csv(run / "failures.csv", FAILURE_COLUMNS)
-    old_units = csv_rows(run / "units.csv", UNIT_COLUMNS)
-    incomplete = {unit["unit"]: unit["group"] for unit in old_units if unit["decision"] == NOT_INSPECTED}
+    incomplete = _incomplete(run / "units.csv")
     if info.get("calibration", True) is None:
         why = "the scores of another tool came without rows of split calibration"
         raise DataError(f"{run} has no calibration scores", why, "evaluate again with such rows in --scores and DATA")
@@ -109,6 +108,13 @@ def redecide(run: Path, asked: Asked, listener: Listener | None = None) -> Redec
         said += _level_lines("unit", units, thresholds, scores, metrics)
     said += _notes(rows, marks["chosen_on_these_images"])
     return Redecided(thresholds, tables, len(rows), n_anomalous, n_review, tuple(said))
+
+
+def _incomplete(path: Path) -> dict[str, str]:
+    """Return the units that were not inspected as a whole, and their groups."""
+    units = csv_table(path, UNIT_COLUMNS)
+    unit, group, decision = map(list(units.columns).index, ("unit", "group", "decision"))
+    return {line[unit]: line[group] for line in units.lines if line[decision] == NOT_INSPECTED}
 
 
 def _level_lines(

@@ -16,7 +16,8 @@ from anomaly_ae.results.tables import BASELINES, COUNTED, FORMAT, Row
 from anomaly_ae.threshold import decide_all, display_values, p_values
 
 N_REGIONS_IN_ROW = 50
-_UNDECIDED = {"decision": "", "display": "", "p_value": ""}
+_UNDECIDED = ("", "", "")  # decision, display value and p-value
+_NOT_INSPECTED = (int(Decision.NOT_INSPECTED), None, None)
 
 
 def score_row(sample: Sample, result: Score, pixel_threshold: float, counts: bool | None = None) -> dict[str, Any]:
@@ -106,10 +107,22 @@ def unit_rows(
     found = []
     for unit in sorted({*images, *incomplete}):
         own = images.get(unit, [])
-        row = _not_inspected(unit, own[0]["group"] if own else incomplete[unit], own, limit)
-        if unit in whole:
-            row |= {"score": whole[unit], "baselines": _baselines(own), **decided.get(unit, _UNDECIDED)}
-        found.append(row)
+        decision, display, p_value = decided.get(unit, _UNDECIDED) if unit in whole else _NOT_INSPECTED
+        found.append(
+            {
+                "format": FORMAT,
+                "unit": unit,
+                "group": own[0]["group"] if own else incomplete[unit],
+                "label": unit_label(own),
+                "decision": decision,
+                "score": whole.get(unit),
+                "threshold": limit,
+                "display": display,
+                "p_value": p_value,
+                "n_images": len(own),
+                "baselines": _baselines(own) if unit in whole else None,
+            }
+        )
     return found
 
 
@@ -140,33 +153,15 @@ def unit_label(own: Sequence[Row]) -> str:
     return str(labels.pop()) if len(labels) == 1 else ""
 
 
-def _not_inspected(unit: str, group: str, own: Sequence[Row], limit: float | str) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "unit": unit,
-        "group": group,
-        "label": unit_label(own),
-        "decision": int(Decision.NOT_INSPECTED),
-        "score": None,
-        "threshold": limit,
-        "display": None,
-        "p_value": None,
-        "n_images": len(own),
-        "baselines": None,
-    }
-
-
 def _decided(
     whole: Mapping[str, float], scores: CalibrationScores, thresholds: Thresholds
-) -> dict[str, dict[str, Any]]:
-    """Return what is decided of each unit, from its score."""
+) -> dict[str, tuple[int, float, float]]:
+    """Return decision, display value and p-value of each unit, from its score."""
     values, limit = np.array(list(whole.values()), np.float64), thresholds.unit
     p = p_values(values, scores.unit, scores.unit_group).tolist()  # of all at once: one alone takes as long
     shown = display_values(values, limit.value, float(np.median(scores.unit))).tolist()
-    return {
-        unit: {"decision": int(decision), "display": display, "p_value": p_value}
-        for unit, decision, display, p_value in zip(whole, decide_all(values, limit), shown, p, strict=True)
-    }
+    decisions = map(int, decide_all(values, limit))
+    return dict(zip(whole, zip(decisions, shown, p, strict=True), strict=True))
 
 
 def _baselines(own: Sequence[Row]) -> dict[str, float]:

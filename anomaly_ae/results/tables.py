@@ -70,13 +70,25 @@ def unit_table(units: Sequence[Row]) -> Table:
 
 def table_files(scores: Table, rows: Iterable[Row], units: Table, failures: Iterable[Row]) -> dict[str, Iterable[str]]:
     """Return the lines of the tables of a run by the names of their files; ``rows`` are those of ``scores.jsonl``."""
-    encode = json.JSONEncoder(allow_nan=False).encode  # `dumps` would make an encoder for every row
     return {
         "scores.csv": _csv_lines(*scores),
-        "scores.jsonl": (encode(row) + "\n" for row in rows),
+        "scores.jsonl": _json_lines(rows),
         "units.csv": _csv_lines(*units),
         "failures.csv": _csv_lines(FAILURE_COLUMNS, _in_columns(FAILURE_COLUMNS, failures)),
     }
+
+
+def _json_lines(rows: Iterable[Row]) -> Iterator[str]:
+    """Yield the lines of ``scores.jsonl``, many at once: one by one takes nearly twice as long."""
+    rest, start = (
+        iter(rows),
+        '{"format": ',
+    )  # of every row, and of nothing inside of one; in a string, quotes are escaped
+    while block := list(islice(rest, _N_LINES)):
+        text = json.dumps(block, allow_nan=False)[1:-1].replace(f", {start}", f"\n{start}")
+        if text.count("\n") != len(block) - 1:
+            raise AssertionError(f"a row of scores.jsonl that does not begin with {start}")
+        yield text + "\n"
 
 
 def write_json(path: Path, values: Row) -> None:
@@ -119,7 +131,7 @@ def read_scores(run: Path) -> list[dict[str, Any]]:
     rows = read_rows(run / "scores.jsonl")
     lines = _read_lines(run / "scores.csv", SCORE_COLUMNS)
     place = next(lines).index("id")
-    refuse_other_images(run, rows, [line[place] for line in lines])  # no row is made of what only has to name them
+    refuse_other_images(run, rows, [line[place] for line in lines])  # nothing is kept of what only has to name them
     return rows
 
 
@@ -132,21 +144,14 @@ def refuse_other_images(run: Path, rows: Sequence[Row], ids: Sequence[str]) -> N
 
 def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """Read a table with these columns, and perhaps more; every value is text."""
-    return list(csv_rows(path, columns))
+    header, lines = csv_table(path, columns)
+    return [dict(zip(header, line, strict=True)) for line in lines]
 
 
-def csv_table(path: Path) -> Table:
-    """Read a table as its file has it; every value is text."""
-    lines = _read_lines(path, ())
-    return Table(next(lines), list(lines))
-
-
-def csv_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[dict[str, str]]:
-    """Yield the rows of `read_csv` one by one, where little of each is kept."""
+def csv_table(path: Path, columns: Sequence[str] = ()) -> Table:
+    """Read a table with these columns, and perhaps more, as its file has it; every value is text."""
     lines = _read_lines(path, columns)
-    header = next(lines)
-    for line in lines:
-        yield dict(zip(header, line, strict=True))
+    return Table(next(lines), list(lines))
 
 
 def _read_lines(path: Path, columns: Sequence[str]) -> Iterator[list[str]]:
