@@ -37,7 +37,7 @@ from anomaly_ae.results import (
     write_json,
     write_tables,
 )
-from anomaly_ae.results.tables import COUNTED
+from anomaly_ae.results.tables import COUNTED, json_lines_decided_again
 from anomaly_ae.results.tables import read_csv as read_table
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "reference" / "results.md"
@@ -330,16 +330,24 @@ def write(folder: Path, rows: list[dict[str, Any]], failures: list[dict[str, Any
     write_tables(folder, rows, unit_rows(rows, incomplete, scores, thresholds), failures or [])
 
 
-def test_every_line_of_the_scores_is_one_image_whatever_it_holds(tmp_path: Path) -> None:
-    odd = {"format": "1", "note": 'a line\nand, {"format": 2, and } at the end', "id": "é\u2028"}
-    rows = [{**row, "extra": odd, "regions": [{"label": 1}, {"label": 2}]} for row in some_rows()]
-    rows = [{**rows[i % len(rows)], "id": f"{i}"} for i in range(1203)]  # more than are encoded at once
-    write_tables(tmp_path, rows, [], [])
-    lines = (tmp_path / "scores.jsonl").read_text("utf-8").split("\n")
-    assert [json.loads(line) for line in lines[:-1]] == rows
-    assert lines[-1] == ""
-    assert lines[0] == json.dumps(rows[0])
-    assert read_rows(tmp_path / "scores.jsonl") == rows
+def test_lines_that_are_decided_again_are_what_all_of_them_encoded_would_be(tmp_path: Path) -> None:
+    mine = {"decision": "1", "score": "2", "threshold": "3", "display": "4", "p_value": "5", "thresholds_sha256": "abc"}
+    odd = {**mine, "note": 'a line\nand "decision": 2, and {"format": 2, } at the end', "id": "é\u2028"}
+    before = [{**row, "extra": odd, "regions": [{"label": 1}, {"label": 2}]} for row in some_rows()]
+    before[3]["id"] = '"decision": 1, "score": 2, "threshold": 3, "display": 4, "p_value": 5'
+    write_tables(tmp_path, before, [], [])
+    path, scores = tmp_path / "scores.jsonl", calibration()
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    lines[1] = json.dumps(before[1], separators=(",", ":")) + "\n"  # of another program
+    lines[-1] = lines[-1].rstrip("\n")
+    path.write_text("".join(lines), "utf-8")
+    for rate in ("20%", "50%"):
+        rows = decide_rows(read_rows(path), scores, thresholds_from(scores, rate))
+        path.write_text("".join(json_lines_decided_again(path, rows)), "utf-8")
+        assert path.read_text("utf-8") == "".join(json.dumps(row) + "\n" for row in rows)
+    assert [row["extra"] for row in rows] == [odd] * len(before)
+    with pytest.raises(ValueError, match="shorter"):
+        list(json_lines_decided_again(path, rows[:-1]))
 
 
 def test_tables_have_the_documented_columns_and_one_line_per_image(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -28,6 +29,10 @@ UNIT_COLUMNS = [
     *("format", "unit", "group", "label", "decision", "score", "threshold", "display", "p_value", "n_images"),
 ]
 FAILURE_COLUMNS = ["format", "id", "path", "frame", "reason", "unit", "group", "time_utc", "decision"]
+_DECIDED = ("decision", "score", "threshold", "display", "p_value")  # stand side by side in every line
+_AS_TEXT = ", ".join(f'"{name}": %r' for name in _DECIDED)
+_DECIDED_AS_TEXT = re.compile(", ".join(f'"{name}": [^,]+' for name in _DECIDED))
+_HASH_AS_TEXT = re.compile('"thresholds_sha256": "[0-9a-f]*"')
 _N_LINES = 500  # parsed at once: a third faster than line by line, and without the whole file in memory three times
 NOT_INSPECTED = str(int(Decision.NOT_INSPECTED))
 BASELINES = ("mean grey", "PCA residual")
@@ -45,7 +50,7 @@ class Table(NamedTuple):
 
 def write_tables(folder: Path, rows: Sequence[Row], units: Sequence[Row], failures: Iterable[Row]) -> None:
     """Write ``scores.csv``, ``scores.jsonl``, ``units.csv`` and ``failures.csv``."""
-    write_together(folder, table_files(score_table(rows), rows, unit_table(units), failures))
+    write_together(folder, table_files(score_table(rows), json_lines(rows), unit_table(units), failures))
 
 
 def score_table(rows: Sequence[Row]) -> Table:
@@ -68,27 +73,45 @@ def unit_table(units: Sequence[Row]) -> Table:
     return Table(UNIT_COLUMNS, list(map(itemgetter(*UNIT_COLUMNS), units)))
 
 
-def table_files(scores: Table, rows: Iterable[Row], units: Table, failures: Iterable[Row]) -> dict[str, Iterable[str]]:
-    """Return the lines of the tables of a run by the names of their files; ``rows`` are those of ``scores.jsonl``."""
+def table_files(
+    scores: Table, json_lines: Iterable[str], units: Table, failures: Iterable[Row]
+) -> dict[str, Iterable[str]]:
+    """Return the lines of the tables of a run by the names of their files."""
     return {
         "scores.csv": _csv_lines(*scores),
-        "scores.jsonl": _json_lines(rows),
+        "scores.jsonl": json_lines,
         "units.csv": _csv_lines(*units),
         "failures.csv": _csv_lines(FAILURE_COLUMNS, _in_columns(FAILURE_COLUMNS, failures)),
     }
 
 
-def _json_lines(rows: Iterable[Row]) -> Iterator[str]:
-    """Yield the lines of ``scores.jsonl``, many at once: one by one takes nearly twice as long."""
-    rest, start = (
-        iter(rows),
-        '{"format": ',
-    )  # of every row, and of nothing inside of one; in a string, quotes are escaped
-    while block := list(islice(rest, _N_LINES)):
-        text = json.dumps(block, allow_nan=False)[1:-1].replace(f", {start}", f"\n{start}")
-        if text.count("\n") != len(block) - 1:
-            raise AssertionError(f"a row of scores.jsonl that does not begin with {start}")
-        yield text + "\n"
+def json_lines(rows: Iterable[Row]) -> Iterator[str]:
+    """Yield the lines of ``scores.jsonl``."""
+    encode = json.JSONEncoder(allow_nan=False).encode  # `dumps` would make an encoder for every row
+    return (encode(row) + "\n" for row in rows)
+
+
+def json_lines_decided_again(path: Path, rows: Iterable[Row]) -> Iterator[str]:
+    """Yield the lines of a ``scores.jsonl`` with what these rows say of the decision; all else stays as it is written.
+
+    Encoding all again, with every region, takes several times as long; that is done where a line is written otherwise.
+    """
+    values = itemgetter(*_DECIDED)
+    with path.open(encoding="utf-8") as lines:
+        for line, row in zip(lines, rows, strict=True):
+            # Quotes inside of a text are escaped, and what the user has added stands behind both places.
+            decided = _DECIDED_AS_TEXT.search(line)
+            sha256 = _HASH_AS_TEXT.search(line, decided.end()) if decided else None
+            if decided and sha256 and math.isfinite(row["display"]):
+                start, between, rest = (
+                    line[: decided.start()],
+                    line[decided.end() : sha256.start()],
+                    line[sha256.end() :],
+                )
+                new_sha256 = f'"thresholds_sha256": "{row["thresholds_sha256"]}"'
+                yield f"{start}{_AS_TEXT % values(row)}{between}{new_sha256}{rest.rstrip()}\n"
+            else:
+                yield from json_lines([row])
 
 
 def write_json(path: Path, values: Row) -> None:
@@ -117,10 +140,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     with reading(path), path.open(encoding="utf-8") as file:
         while lines := list(islice(file, _N_LINES)):
             rows += json.loads(f"[{','.join(lines)}]")
+        names = (*SCORE_COLUMNS, "extra")
+        values_of = itemgetter(*names)
         for row in rows:
-            for name in (*SCORE_COLUMNS, "extra"):
-                if row[name] is None:
-                    raise KeyError(name)
+            values = values_of(row)
+            if None in values:
+                raise KeyError(names[values.index(None)])
             if not math.isfinite(row["score"]):
                 raise ValueError(f"a score of {row['score']}")
     return rows
