@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,11 +101,8 @@ def _refusing_incomplete(run: Run) -> Iterator[None]:
 
 def _context(run: Run) -> dict[str, Any]:
     css, script = (_read(name) for name in ("report.css", "report.js"))
+    panels = detail_panels(_details(run))
     gallery, pictures = _gallery_rows(run), run.pictures
-    with ThreadPoolExecutor(1) as beside:  # pictures are compressed while curves are drawn
-        encoded = beside.submit(detail_panels, _details(run))
-        plots = _figures(run)
-        panels = encoded.result()
     return {
         "run": run,
         "info": run.info,
@@ -121,7 +117,7 @@ def _context(run: Run) -> dict[str, Any]:
         "script": Markup(script),  # noqa: S704
         "policy": _content_security_policy(css, script),
         "colour_bar": sheets.colour_bar(),
-        "figures": plots,
+        "figures": _figures(run),
         "interval_methods": _interval_methods(run.metrics or {}),
         "card_groups": _card_groups(run, {p.id: (i, p) for i, p in enumerate(panels)}),
         "gallery_note": _gallery_note(run, gallery),

@@ -165,9 +165,7 @@ def _rows(table: Table, path: Path) -> Iterator[Row]:
     with _refusing(path, "scores"):
         values = _values_of(table, (*names, "pixel_threshold", "n_regions", "largest_region_px"))
         for line in table.lines:
-            name, label, group, decision, score, display, p_value, place, frame, defect, unit, level, n, px = values(
-                line
-            )
+            name, label, group, decision, score, display, p, place, frame, defect, unit, level, n, px = values(line)
             yield Row(
                 id=name,
                 label=label,
@@ -175,7 +173,7 @@ def _rows(table: Table, path: Path) -> Iterator[Row]:
                 decision=_decision(decision),
                 score=_finite(score),
                 display=_number(display),
-                p_value=_number(p_value),
+                p_value=_number(p),
                 path=place,
                 frame=int(frame or 0),
                 defect=defect,
