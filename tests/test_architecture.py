@@ -32,18 +32,7 @@ ORDER = (
 HEAVY = {
     "torch": {
         *("backbone", "measures"),
-        *(
-            "model",
-            "corruption",
-            "scoring",
-            "modelfile",
-            "loading",
-            "detector",
-            "replay",
-            "training",
-            "residuals",
-            "fitting",
-        ),
+        *("model", "corruption", "scoring", "modelfile", "loading", "detector", "training", "residuals", "fitting"),
         *("device", "demo", "ensemble", "learning", "replay"),
     },
     "monai": set[str](),  # an oracle of the tests

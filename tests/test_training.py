@@ -307,6 +307,19 @@ def test_what_lies_outside_the_valid_mask_teaches_nothing() -> None:
     assert len(hashes) == 1
 
 
+def test_what_is_prepared_for_several_steps_is_the_same_wherever_a_run_begins(data: TrainingData) -> None:
+    loops = [training._Loop(new_mapper(config_of()), data, config_of(), CPU) for _ in range(2)]
+    for loop in loops:
+        loop.n_together = 4  # as on a GPU
+    in_order = [loops[0]._prepared(number) for number in range(8)]
+    resumed = [loops[1]._prepared(number) for number in (6, 7)]
+    for lesson, again in zip(in_order[6:], resumed, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(lesson, again, strict=True))
+    targets = [lesson[1] for lesson in in_order]
+    assert all(not torch.equal(targets[0], target) for target in targets[1:])
+    assert {len(target) for target in targets} == {config_of().training.batch_size}
+
+
 def test_the_loss_weighs_damaged_pixels_more_and_invalid_ones_not_at_all(data: TrainingData) -> None:
     config = config_of("training.damage_weight=9.0", "training.l1=1.0", "training.l2=2.0", "training.ssim=0.5")
     loop = training._Loop(new_mapper(config), data, config, CPU)

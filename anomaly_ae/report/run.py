@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,9 +162,9 @@ def _rows(table: Table, path: Path) -> Iterator[Row]:
     names = ("id", "label", "group", "decision", "score", "display", "p_value", "path", "frame", "defect", "unit")
     own = [(column, i) for i, column in enumerate(table.columns) if column not in (*SCORE_COLUMNS, COUNTED)]
     with _refusing(path, "scores"):
-        values = _values_of(table, (*names, "pixel_threshold", "n_regions", "largest_region_px"))
-        for line in table.lines:
-            name, label, group, decision, score, display, p, place, frame, defect, unit, level, n, px = values(line)
+        values = table.values(*names, "pixel_threshold", "n_regions", "largest_region_px")
+        for line, of_line in zip(table.lines, values, strict=True):
+            name, label, group, decision, score, display, p, place, frame, defect, unit, level, n, px = of_line
             yield Row(
                 id=name,
                 label=label,
@@ -187,17 +186,10 @@ def _rows(table: Table, path: Path) -> Iterator[Row]:
 
 def _unit_rows(table: Table, path: Path) -> Iterator[Row]:
     with _refusing(path, "units"):
-        values = _values_of(table, ("unit", "label", "group", "decision", "score", "display", "p_value"))
-        for line in table.lines:
-            unit, label, group, decision, *numbers = values(line)
+        values = table.values("unit", "label", "group", "decision", "score", "display", "p_value")
+        for unit, label, group, decision, *numbers in values:
             score, display, p_value = map(_number, numbers)  # a unit that was not inspected has none
             yield Row(unit, label, group, _decision(decision), score, display, p_value)
-
-
-def _values_of(table: Table, names: Sequence[str]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """Return what takes the values of these columns from a line."""
-    places = {name: place for place, name in enumerate(table.columns)}
-    return itemgetter(*(places[name] for name in names))
 
 
 @contextmanager

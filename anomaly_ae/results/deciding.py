@@ -114,9 +114,8 @@ def redecide(run: Path, asked: Asked, listener: Listener | None = None) -> Redec
 
 def _incomplete(path: Path) -> dict[str, str]:
     """Return the units that were not inspected as a whole, and their groups."""
-    units = csv_table(path, UNIT_COLUMNS)
-    unit, group, decision = map(list(units.columns).index, ("unit", "group", "decision"))
-    return {line[unit]: line[group] for line in units.lines if line[decision] == NOT_INSPECTED}
+    units = csv_table(path, UNIT_COLUMNS).values("unit", "group", "decision")
+    return {unit: group for unit, group, decision in units if decision == NOT_INSPECTED}
 
 
 def _level_lines(

@@ -47,6 +47,11 @@ class Table(NamedTuple):
     columns: Sequence[str]
     lines: Sequence[Sequence[Any]]
 
+    def values(self, *names: str) -> Iterator[tuple[Any, ...]]:
+        """Return the values of two or more columns, line by line; `KeyError` where there is no such column."""
+        places = {name: place for place, name in enumerate(self.columns)}
+        return map(itemgetter(*(places[name] for name in names)), self.lines)
+
 
 def write_tables(folder: Path, rows: Sequence[Row], units: Sequence[Row], failures: Iterable[Row]) -> None:
     """Write ``scores.csv``, ``scores.jsonl``, ``units.csv`` and ``failures.csv``."""
