@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import csv
 import errno
+import io
 import json
 import os
 import re
+import tempfile
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from anomaly_ae.calibration import Asked, CalibrationScores, Thresholds, calibration_scores, thresholds_from
 from anomaly_ae.errors import CalibrationError, DataError, OutputError
@@ -37,7 +41,7 @@ from anomaly_ae.results import (
     write_json,
     write_tables,
 )
-from anomaly_ae.results.tables import COUNTED, json_lines_decided_again
+from anomaly_ae.results.tables import COUNTED, csv_table, write_csv
 from anomaly_ae.results.tables import read_csv as read_table
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "reference" / "results.md"
@@ -330,24 +334,33 @@ def write(folder: Path, rows: list[dict[str, Any]], failures: list[dict[str, Any
     write_tables(folder, rows, unit_rows(rows, incomplete, scores, thresholds), failures or [])
 
 
-def test_lines_that_are_decided_again_are_what_all_of_them_encoded_would_be(tmp_path: Path) -> None:
-    mine = {"decision": "1", "score": "2", "threshold": "3", "display": "4", "p_value": "5", "thresholds_sha256": "abc"}
-    odd = {**mine, "note": 'a line\nand "decision": 2, and {"format": 2, } at the end', "id": "é\u2028"}
-    before = [{**row, "extra": odd, "regions": [{"label": 1}, {"label": 2}]} for row in some_rows()]
-    before[3]["id"] = '"decision": 1, "score": 2, "threshold": 3, "display": 4, "p_value": 5'
-    write_tables(tmp_path, before, [], [])
-    path, scores = tmp_path / "scores.jsonl", calibration()
-    lines = path.read_text("utf-8").splitlines(keepends=True)
-    lines[1] = json.dumps(before[1], separators=(",", ":")) + "\n"  # of another program
-    lines[-1] = lines[-1].rstrip("\n")
-    path.write_text("".join(lines), "utf-8")
-    for rate in ("20%", "50%"):
-        rows = decide_rows(read_rows(path), scores, thresholds_from(scores, rate))
-        path.write_text("".join(json_lines_decided_again(path, rows)), "utf-8")
-        assert path.read_text("utf-8") == "".join(json.dumps(row) + "\n" for row in rows)
-    assert [row["extra"] for row in rows] == [odd] * len(before)
-    with pytest.raises(ValueError, match="shorter"):
-        list(json_lines_decided_again(path, rows[:-1]))
+FIELDS = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")),
+    st.sampled_from(["]", "[", "],[", ",", '"', "\\", "null", "true", "\n", "\r\n", "\u2028", ""]),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.integers(-(2**53), 2**53),
+    st.booleans(),
+    st.none(),
+    st.floats(-1e6, 1e6).map(np.float64),
+)
+
+
+@given(lines=st.lists(st.tuples(FIELDS, FIELDS, FIELDS), max_size=4), n_more=st.sampled_from([0, 498, 1000]))
+def test_whatever_a_table_holds_comes_back(lines: list[tuple[Any, ...]], n_more: int) -> None:
+    lines = [*lines, *[("a.png", 0.25, "")] * n_more]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.csv"
+        write_csv(path, ["a", "b", "c"], [dict(zip("abc", line, strict=True)) for line in lines])
+        header, *found = csv.reader(io.StringIO(path.read_bytes().decode(), newline=""), strict=True)
+        assert csv_table(path, ["a"]) == (header, found)
+    assert header == ["a", "b", "c"]
+    asked = [["" if field is None else str(field) for field in line] for line in lines]
+    assert list(map(_same_numbers, found)) == list(map(_same_numbers, asked))
+
+
+def _same_numbers(line: list[str]) -> list[str]:
+    """Write 1e16 and 1e+16 alike."""
+    return [str(float(field)) if re.fullmatch(r"-?[\d.]+e[-+]?\d+", field) else field for field in line]
 
 
 def test_tables_have_the_documented_columns_and_one_line_per_image(tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ def bands(n_rows: int, n_columns: int) -> Iterator[slice]:
     yield from (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
 
 
+@cache
 def colormap() -> npt.NDArray[np.uint8]:
     """Return the colour of each code, dark violet to pale yellow.
 
@@ -93,6 +94,7 @@ def colormap() -> npt.NDArray[np.uint8]:
     return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
 
 
+@cache
 def overlay_lut() -> npt.NDArray[np.uint8]:
     """Return colour and opacity of each code where a map is laid over its image.
 

@@ -24,7 +24,7 @@ from anomaly_ae.results.tables import (
     Row,
     Table,
     csv_table,
-    json_lines_decided_again,
+    json_lines,
     json_text,
     read_csv,
     read_json,
@@ -98,8 +98,7 @@ def redecide(run: Path, asked: Asked, listener: Listener | None = None) -> Redec
     tables = score_table(rows), unit_table(units)
     info |= {"threshold": now, "model_threshold": of_model, **marks}
     files = {"run.json": [json_text(info)]} | ({"metrics.json": [json_text(metrics)]} if metrics else {})
-    json_lines = json_lines_decided_again(run / "scores.jsonl", rows)
-    write_together(run, files | table_files(tables[0], json_lines, tables[1], failures))
+    write_together(run, files | table_files(tables[0], json_lines(rows), tables[1], failures))
     # The scores of another tool come without regions, and without pictures.
     note = regions_note((row["pixel_threshold"] for row in rows if row["n_regions"] != ""), thresholds.pixel.value)
     if note and listener:

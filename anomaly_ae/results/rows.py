@@ -147,9 +147,9 @@ def unit_label(own: Sequence[Row]) -> str:
     >>> unit_label([{"label": "normal", "extra": {}}, {"label": "", "extra": {"volume_label": "anomalous"}}])
     'anomalous'
     """
-    if any(is_suspect(row["label"], row["extra"]) for row in own):
+    labels = {ANOMALOUS_LABEL if is_suspect(row["label"], row["extra"]) else row["label"] for row in own}
+    if ANOMALOUS_LABEL in labels:
         return ANOMALOUS_LABEL
-    labels = {row["label"] for row in own}
     return str(labels.pop()) if len(labels) == 1 else ""
 
 

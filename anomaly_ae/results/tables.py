@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import orjson
 
 from anomaly_ae.errors import DataError
 from anomaly_ae.files import write_lines, write_text, write_together
@@ -29,11 +31,8 @@ UNIT_COLUMNS = [
     *("format", "unit", "group", "label", "decision", "score", "threshold", "display", "p_value", "n_images"),
 ]
 FAILURE_COLUMNS = ["format", "id", "path", "frame", "reason", "unit", "group", "time_utc", "decision"]
-_DECIDED = ("decision", "score", "threshold", "display", "p_value")  # stand side by side in every line
-_AS_TEXT = ", ".join(f'"{name}": %r' for name in _DECIDED)
-_DECIDED_AS_TEXT = re.compile(", ".join(f'"{name}": [^,]+' for name in _DECIDED))
-_HASH_AS_TEXT = re.compile('"thresholds_sha256": "[0-9a-f]*"')
-_N_LINES = 500  # parsed at once: a third faster than line by line, and without the whole file in memory three times
+_N_LINES = 500
+_OTHERWISE_IN_CSV = ("\\", "null", "true", "false")  # of JSON: what is escaped, missing, or a truth value
 NOT_INSPECTED = str(int(Decision.NOT_INSPECTED))
 BASELINES = ("mean grey", "PCA residual")
 
@@ -91,32 +90,8 @@ def table_files(
 
 
 def json_lines(rows: Iterable[Row]) -> Iterator[str]:
-    """Yield the lines of ``scores.jsonl``."""
-    encode = json.JSONEncoder(allow_nan=False).encode  # `dumps` would make an encoder for every row
-    return (encode(row) + "\n" for row in rows)
-
-
-def json_lines_decided_again(path: Path, rows: Iterable[Row]) -> Iterator[str]:
-    """Yield the lines of a ``scores.jsonl`` with what these rows say of the decision; all else stays as it is written.
-
-    Encoding all again, with every region, takes several times as long; that is done where a line is written otherwise.
-    """
-    values = itemgetter(*_DECIDED)
-    with path.open(encoding="utf-8") as lines:
-        for line, row in zip(lines, rows, strict=True):
-            # Quotes inside of a text are escaped, and what the user has added stands behind both places.
-            decided = _DECIDED_AS_TEXT.search(line)
-            sha256 = _HASH_AS_TEXT.search(line, decided.end()) if decided else None
-            if decided and sha256 and math.isfinite(row["display"]):
-                start, between, rest = (
-                    line[: decided.start()],
-                    line[decided.end() : sha256.start()],
-                    line[sha256.end() :],
-                )
-                new_sha256 = f'"thresholds_sha256": "{row["thresholds_sha256"]}"'
-                yield f"{start}{_AS_TEXT % values(row)}{between}{new_sha256}{rest.rstrip()}\n"
-            else:
-                yield from json_lines([row])
+    """Yield the lines of ``scores.jsonl``; a statistic that is no number is null there."""
+    return (orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE).decode() for row in rows)
 
 
 def write_json(path: Path, values: Row) -> None:
@@ -141,10 +116,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read ``scores.jsonl``."""
-    rows: list[dict[str, Any]] = []
-    with reading(path), path.open(encoding="utf-8") as file:
-        while lines := list(islice(file, _N_LINES)):
-            rows += json.loads(f"[{','.join(lines)}]")
+    with reading(path), path.open("rb") as file:
+        rows: list[dict[str, Any]] = list(map(orjson.loads, file))
         names = (*SCORE_COLUMNS, "extra")
         values_of = itemgetter(*names)
         for row in rows:
@@ -186,8 +159,8 @@ def csv_table(path: Path, columns: Sequence[str] = ()) -> Table:
 
 def _read_lines(path: Path, columns: Sequence[str]) -> Iterator[list[str]]:
     """Yield the header, and then lines of as many fields."""
-    with reading(path), path.open(encoding="utf-8-sig", newline="") as handle:  # a spreadsheet puts a mark before it
-        lines = (line for line in csv.reader(handle, strict=True) if line)
+    with reading(path):
+        lines = _fields(path.read_bytes().decode("utf-8-sig"))  # a spreadsheet puts a mark before it
         header = next(lines, [])
         for name in columns:
             if name not in header:
@@ -197,6 +170,13 @@ def _read_lines(path: Path, columns: Sequence[str]) -> Iterator[list[str]]:
             if len(line) != len(header):
                 raise ValueError(f"line {number} has {n_of(len(line), 'field')}, the header {len(header)}")
             yield line
+
+
+def _fields(text: str) -> Iterator[list[str]]:
+    """Yield the fields of each line of a CSV that is not empty; where nothing is quoted, in a third of the time."""
+    if '"' in text or "\r" in text:
+        return (line for line in csv.reader(io.StringIO(text, newline=""), strict=True) if line)
+    return (line.split(",") for line in text.split("\n") if line)
 
 
 @contextmanager
@@ -225,11 +205,20 @@ class _Line:
 
     @staticmethod
     def write(line: str) -> str:
-        return line
+        return line.removesuffix("\r\n") + "\n"  # a writer that ends lines so quotes both signs wherever they stand
 
 
 def _csv_lines(columns: Sequence[str], lines: Iterable[Sequence[Any]]) -> Iterator[str]:
-    """Yield the lines of a CSV: first a header, floats with all their digits, missing values empty."""
-    line_of = csv.writer(_Line, lineterminator="\n").writerow
-    yield line_of(columns)
-    yield from map(line_of, lines)
+    """Yield the lines of a CSV, in blocks: first a header, floats with all their digits, missing values empty.
+
+    A block in which nothing has to be quoted is its JSON without brackets and quotes, in a tenth of the time.
+    """
+    carefully, lines = csv.writer(_Line).writerow, iter(lines)
+    yield carefully(columns)
+    while block := list(islice(lines, _N_LINES)):
+        text = orjson.dumps(block, default=str).decode()[2:-2]
+        n_commas = len(block) * len(columns) - 1
+        if text.count(",") > n_commas or any(sign in text for sign in _OTHERWISE_IN_CSV):
+            yield from map(carefully, block)
+        else:
+            yield text.replace("],[", "\n").replace('"', "") + "\n"

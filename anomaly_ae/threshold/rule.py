@@ -37,6 +37,8 @@ from anomaly_ae.words import n_of
 _FloatArray = npt.NDArray[np.float64]
 _IntArray = npt.NDArray[np.intp]
 
+_DECISIONS = {int(decision): decision for decision in Decision}  # a look here takes a tenth of the time of a call
+
 
 def decide(score: float, threshold: Threshold | float) -> Decision:
     """Return the decision for one score.
@@ -61,7 +63,7 @@ def decide_all(scores: npt.ArrayLike, threshold: Threshold | float) -> list[Deci
         codes[values >= review.value] = Decision.REVIEW
     codes[values >= limit] = Decision.ANOMALOUS
     codes[np.isnan(values) | (values == -math.inf)] = Decision.NOT_INSPECTED
-    return list(map(Decision, codes.tolist()))
+    return list(map(_DECISIONS.__getitem__, codes.tolist()))
 
 
 def conformal_threshold(
