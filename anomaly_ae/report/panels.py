@@ -54,7 +54,7 @@ def _panels(detail: Detail, setting: tuple[int, int]) -> DetailPanels:
     )
     rebuilt = detail.reconstruction
     lut = overlay_lut()
-    visible = np.where(lut[codes, 3] > 0, codes, 0).astype(np.uint8)  # what is transparent compresses to nothing
+    drawn = np.where(lut[:, 3] > 0, np.arange(256), 0).astype(np.uint8)  # what is transparent compresses to nothing
     return DetailPanels(
         id=detail.id,
         width=size[0],
@@ -62,7 +62,7 @@ def _panels(detail: Detail, setting: tuple[int, int]) -> DetailPanels:
         input=address("jpeg", jpeg(_resized(detail.input, size), quality)),
         reconstruction="" if rebuilt is None else address("jpeg", jpeg(_resized(rebuilt, size), quality)),
         map=address("png", png(codes, colormap())),
-        overlay=address("png", png(visible, colormap(), lut[:, 3])),
+        overlay=address("png", png(drawn[codes], colormap(), lut[:, 3])),
         contour=outline_path(codes >= _FIRST_CODE_AT_THRESHOLD if regions is None else regions),
         mask="" if mask is None else outline_path(mask),
     )
