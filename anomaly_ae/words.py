@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 N_NAMED = 3
@@ -26,6 +27,15 @@ def some_names(names: Iterable[object], n_named: int = N_NAMED) -> str:
     texts = [str(name) for name in names]
     more = f" and {len(texts) - n_named} more" if len(texts) > n_named else ""
     return ", ".join(texts[:n_named]) + more
+
+
+def text_of(name: object) -> str:
+    """Return the name of a file as text: POSIX allows any bytes, tables and reports hold UTF-8.
+
+    >>> text_of("M\\udcfcnchen.png")  # Latin-1
+    'M\\\\xfcnchen.png'
+    """
+    return os.fsencode(str(name)).decode("utf-8", "backslashreplace")
 
 
 def times(shape: Iterable[int]) -> str:

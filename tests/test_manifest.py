@@ -19,6 +19,7 @@ from pictures import Write, writer
 from PIL import Image as Pillow
 
 from anomaly_ae.errors import ConfigError, DataError, OutputError, UsageError
+from anomaly_ae.loading import read_sample
 from anomaly_ae.manifest import (
     FIT_SPLITS,
     Manifest,
@@ -287,12 +288,23 @@ def test_links_are_followed_but_not_in_circles(picture: Write, tmp_path: Path) -
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
-@pytest.mark.parametrize("name", ["a|b.png", os.fsdecode(b"a\xff.png")])
-def test_a_file_name_that_no_table_can_hold_is_refused(picture: Write, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a|b.png", "a|b.png"), (os.fsdecode(b"a\xff.png"), "a\\xff.png"), ("d|\udcff/a.png", "d|\\xff/a.png")],
+)
+def test_a_file_name_that_no_table_can_hold_stops_nothing(picture: Write, tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     picture("b.png").rename(tmp_path / name)
-    for listing in (lambda: load_manifest(tmp_path), lambda: manifest_from_paths([tmp_path / name])):
-        with pytest.raises(DataError, match="rename"):
-            listing()
+    for prefix, manifest in (
+        ("", load_manifest(tmp_path)),
+        (f"{tmp_path}/", manifest_from_paths([tmp_path])),
+        (f"{tmp_path}/", manifest_from_paths([tmp_path / name])),
+    ):
+        (one,) = manifest.samples
+        assert (one.id, one.path, one.unit, one.group) == (prefix + text,) * 4
+        assert read_sample(one).source == one.id
+    with pytest.raises(OutputError, match="rename"):
+        write_manifest(load_manifest(tmp_path), tmp_path / "m.csv")
 
 
 # --- groups --------------------------------------------------------------

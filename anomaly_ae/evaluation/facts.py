@@ -15,6 +15,7 @@ from anomaly_ae.manifest import Manifest
 from anomaly_ae.records import ANOMALOUS_LABEL, NORMAL_LABEL, Sample
 from anomaly_ae.results import FORMAT
 from anomaly_ae.version import __version__
+from anomaly_ae.words import text_of
 
 FACTS_OF_MAKING = (
     *("preset", "preset_reason", "n_parameters", "steps", "stopped", "trained_utc", "working_scale", "n_lesion_free"),
@@ -105,8 +106,8 @@ def name_of(manifest: Manifest) -> str:
         return ""
     root, layout = manifest.root, manifest.layout
     if root.name not in ("", ".."):
-        return root.name
-    return "" if layout == "flat" else root.resolve().name
+        return text_of(root.name)
+    return "" if layout == "flat" else text_of(root.resolve().name)
 
 
 def counts(rows: Sequence[Mapping[str, Any]], units: Sequence[Mapping[str, Any]], n_failed: int) -> dict[str, int]:

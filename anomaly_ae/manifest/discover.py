@@ -28,7 +28,6 @@ from anomaly_ae.manifest.naming import hiding_names, is_medical, with_public_nam
 from anomaly_ae.manifest.series import with_series
 from anomaly_ae.manifest.slices import slices_of, spacing_notes, with_slices
 from anomaly_ae.manifest.table import (
-    CHANNEL_SEPARATOR,
     TABLE_SUFFIXES,
     Ignored,
     Manifest,
@@ -38,6 +37,7 @@ from anomaly_ae.manifest.table import (
 from anomaly_ae.nifti import is_nifti_file
 from anomaly_ae.readers import FOREIGN_SUFFIXES, count_frames, looks_like_image
 from anomaly_ae.records import ANOMALOUS_LABEL, Sample
+from anomaly_ae.words import text_of
 
 # What is ignored, as notes call it.
 PICTURES, FILES, RUNS = "pictures of a format that is not read", "files that are no images", "folders of finished runs"
@@ -203,7 +203,7 @@ def _from_folder(root: Path, identified: bool) -> Manifest:
 def _n_unused(found: Found, samples: Iterable[Sample]) -> int:
     """Masks of no image, or of one that is not listed, or has several frames."""
     masked = {sample.path for sample in samples if sample.mask}
-    return len(found.orphans) + sum(len(own) for image, own in found.masks.items() if image.as_posix() not in masked)
+    return len(found.orphans) + sum(len(own) for image, own in found.masks.items() if text_of(image) not in masked)
 
 
 def _doubts(root: Path, found: Found, places: _Places, samples: Sequence[Sample], is_private: bool) -> tuple[str, ...]:
@@ -229,27 +229,14 @@ def _volumes(manifest: Manifest, identified: bool, named: Collection[str] = ()) 
 
 def _samples(root: Path, path: str, place: Place, mask: Path | None) -> list[Sample]:
     """One sample per frame. The mask of several frames would be ambiguous, but for that of a volume: it is left out."""
-    if CHANNEL_SEPARATOR in path:
-        why = f"'{CHANNEL_SEPARATOR}' in a path separates the channels of one sample"
-        raise DataError(f"the file name {path!r} cannot be used", why, "rename the file")
-    if not _is_text(f"{root.name}/{path}"):
-        raise DataError(f"the file name {path!r} cannot be used", "it is not UTF-8", "rename the file, or its folder")
-    whole = make_sample(root, path, mask=mask, split=place.split, label=place.label, defect=place.defect)
+    whole = make_sample(root, text_of(path), mask=mask, split=place.split, label=place.label, defect=place.defect)
+    whole = replace(whole, files=(root / path,))  # one file, whatever signs its name holds
     if is_nifti_file(root / path):
         return slices_of(whole)
     n_frames = _n_frames(root / path)
     if n_frames == 1:
         return [whole]
-    return [replace(whole, id=f"{path}#{frame}", frame=frame, mask=None) for frame in range(n_frames)]
-
-
-def _is_text(name: str) -> bool:
-    """POSIX allows names of any bytes; tables and reports hold text."""
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    return [replace(whole, id=f"{whole.path}#{frame}", frame=frame, mask=None) for frame in range(n_frames)]
 
 
 def _n_frames(file: Path) -> int:

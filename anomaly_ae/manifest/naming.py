@@ -25,6 +25,7 @@ from anomaly_ae.manifest.table import CHANNEL_SEPARATOR, TABLE_SUFFIXES, Manifes
 from anomaly_ae.nifti import is_nifti
 from anomaly_ae.readers import DICOM_SUFFIXES, mask_files
 from anomaly_ae.records import Sample
+from anomaly_ae.words import text_of
 
 SESSION = "session"
 IMAGES_FILE = "images.csv"
@@ -207,7 +208,7 @@ def names_below(data: Path) -> set[str]:
 
 
 def _absolute(path: Path | str) -> str:
-    return os.path.abspath(path)  # noqa: PTH100 - unlike `resolve` it leaves links what they are
+    return text_of(os.path.abspath(path))  # noqa: PTH100 - unlike `resolve` it leaves links what they are
 
 
 def _files_below(folder: Path) -> list[Path]:
