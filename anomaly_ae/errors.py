@@ -17,6 +17,8 @@ A bug is none of these and shows its traceback.
 
 from __future__ import annotations
 
+from anomaly_ae.words import text_of
+
 
 class AnomalyAEError(Exception):
     """Base of all expected errors.
@@ -45,7 +47,7 @@ class AnomalyAEError(Exception):
         """
         text = f"{self.what}: {self.why}" if self.why else self.what
         text = f"{text} ({self.fix})" if self.fix else text
-        return " ".join(text.split())
+        return text_of(" ".join(text.split()))
 
 
 class UsageError(AnomalyAEError):

@@ -245,6 +245,24 @@ def test_files_that_a_table_names_and_that_are_not_there(
     assert {row["unit"]: row["decision"] for row in table(tmp_path / "run" / "units.csv")} == {"a": "9", "b": "9"}
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_names_that_are_no_text_are_told_by_their_bytes(
+    part_folder: Path, smoke_model_file: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / os.fsdecode(b"Stra\xdfe")
+    folder.mkdir()
+    shutil.copy(part_folder / "test" / "good" / "000.png", folder / os.fsdecode(b"M\xfc.png"))
+    (folder / os.fsdecode(b"\xe9.png")).write_bytes(b"no image")
+    outcome = run("score", smoke_model_file, folder, "--out", tmp_path / "run", "--maps", "--heatmaps", "all")
+    assert outcome.code == 3, outcome.err
+    (failure,) = table(tmp_path / "run" / "failures.csv")
+    assert failure["path"].endswith("Stra\\xdfe/\\xe9.png")
+    assert failure["path"] in failure["reason"]
+    assert table(tmp_path / "run" / "scores.csv")[0]["id"].endswith("Stra\\xdfe/M\\xfc.png")
+    assert "unreadable: \\xe9.png" in run("scan", folder).out
+    refused(run("score", smoke_model_file, folder / os.fsdecode(b"\xe9.tif"), "--out", tmp_path / "x"), "not exist")
+
+
 def test_a_name_that_is_too_long_is_said(part_folder: Path, smoke_model_file: Path, tmp_path: Path) -> None:
     long, image = "x" * 300, part_folder / "test" / "good" / "000.png"
     refused(run("score", smoke_model_file, image, "--out", tmp_path / long), "File name too long", "a shorter name")
