@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "anomaly_ae"
 
 # A module imports only from modules that stand before it here.
 ORDER = (
-    "errors", "version", "words", "files", "sampling", "records", "config", "metrics", "dicom", "nifti", "readers",
+    "words", "errors", "version", "files", "sampling", "records", "config", "metrics", "dicom", "nifti", "readers",
     "shortcuts", "manifest", "synthetic", "placement", "prepare", "illumination", "alignment", "preparation",
     "baselines",
     "backbone", "model", "corruption", "measures", "regions", "scoring", "threshold", "calibration", "martingale",
