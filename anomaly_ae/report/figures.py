@@ -17,6 +17,7 @@ Floats = npt.NDArray[np.float64]
 Points = tuple[Floats, Floats]
 
 _N_BINS = 44
+_CHARACTER_PX = 9.5  # of the legend, where the page is narrow and letters are large
 
 
 def roc_points(normal: Floats, anomalous: Floats) -> Points:
@@ -117,9 +118,11 @@ def histogram_svg(
     ticks = plot.ticks(axes.x_low, axes.x_high)
     parts = [plot.grid(axes, ticks, plot.ticks(0, axes.y_high, 4), y_percent=True)]
     parts.append(plot.axis_titles(axes, "score", "share of the class"))
-    for i, (name, css, share) in enumerate(shares):
-        parts.append(_steps(axes, edges, share, css))
-        parts.append(_legend(axes.left + axes.width - 10, axes.top + 16 + 20 * i, f"bar {css}", name))
+    parts += [_steps(axes, edges, share, css) for _, css, share in shares]
+    right = axes.left + axes.width
+    for name, css, _ in reversed(shares):
+        parts.append(_legend(right, axes.top + axes.height + 60, f"bar {css}", name))  # no line or bar crosses it there
+        right -= 52 + _CHARACTER_PX * len(name)
     if is_cut:
         parts.append(plot.text(axes.left + axes.width, axes.top + axes.height + 34, "and above →", "tick", "end"))
     if median is not None:
@@ -130,7 +133,7 @@ def histogram_svg(
         parts.append(_marker(axes, threshold, "limit", "threshold (1)", rise=top - 18))
     parts.append(_marker(axes, limit, "what-if", "", rise=0, identifier="what-if-line"))
     data = f'data-low="{axes.x_low!r}" data-high="{axes.x_high!r}" data-left="{axes.left}" data-width="{axes.width}"'
-    return plot.svg(title, 746, top + 268, parts, data)
+    return plot.svg(title, 746, top + 292, parts, data)
 
 
 def sizes_svg(title: str, classes: Sequence[tuple[int, int, int, float, float, float]]) -> Markup:
