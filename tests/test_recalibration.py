@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,6 +185,19 @@ def test_a_fit_over_a_model_is_a_change_of_its_thresholds(model: Path, part_fold
     model.write_bytes(b"no model any more")
     done(*command)
     assert [entry["before"] is None for entry in read_journal(path)] == [False, True]
+
+
+def test_what_another_command_did_meanwhile_is_not_undone(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def during(*arguments: Any, **named: Any) -> Any:
+        monkeypatch.undo()
+        done("calibrate", model, "--value", "7", "--why", "the other")
+        return thresholds_by(*arguments, **named)
+
+    monkeypatch.setattr("anomaly_ae.recalibration.thresholds_by", during)
+    outcome = run("calibrate", model, "--value", "8")
+    assert (outcome.code, "is not changed: another command wrote it" in outcome.err) == (1, True)
+    assert Detector.load(model, "cpu").calibrated[1].image.value == 7
+    assert [line["why"] for line in read_journal(journal_of(model))] == ["the other"]
 
 
 def test_a_first_fit_has_no_journal_and_one_that_cannot_be_written_is_said_before(

@@ -190,6 +190,7 @@ def calibrate(
         what += f"; scores changed by {', '.join(changes)}"
         typer.echo(f"region rules: {new.rules.describe() or 'none'}. Scores change: runs made before do not compare.")
     lost = _lost_band(old, new)
+    _refuse_changed(model, old)
     _save(new, model, _state(old), f"{what}; {lost}" if lost else what, who, why)
     _say_thresholds(new, model)
     if lost:
@@ -218,6 +219,15 @@ def _state(detector: Detector) -> State:
     from anomaly_ae.journal import State
 
     return State(detector.provenance.get("file_sha256"), detector.calibrated[1])
+
+
+def _refuse_changed(model: Path, loaded: Detector) -> None:
+    """Refuse to undo what somebody else did to a model while this command calculated."""
+    from anomaly_ae.modelfile import read_tensors
+
+    if read_tensors(model, "model")[2] != loaded.provenance["file_sha256"]:
+        why = "another command wrote it while this one calculated; its journal says which"
+        raise OutputError(f"{model} is not changed", why, "calibrate again, from what it is now")
 
 
 def _replaced(model: Path) -> State | None:
