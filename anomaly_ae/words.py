@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Iterable
 
 N_NAMED = 3
 """So many names are said before the others are counted."""
+
+_NO_TEXT = re.compile("[\ud800-\udfff]")  # what Python has for each byte of a name that is no UTF-8
 
 
 def n_of(n: int | None, noun: str) -> str:
@@ -35,7 +37,7 @@ def text_of(name: object) -> str:
     >>> text_of("M\\udcfcnchen.png")  # Latin-1
     'M\\\\xfcnchen.png'
     """
-    return os.fsencode(str(name)).decode("utf-8", "backslashreplace")
+    return _NO_TEXT.sub(lambda sign: f"\\x{ord(sign[0]) & 0xFF:02x}", str(name))
 
 
 def times(shape: Iterable[int]) -> str:
