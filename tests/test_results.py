@@ -41,7 +41,7 @@ from anomaly_ae.results import (
     write_json,
     write_tables,
 )
-from anomaly_ae.results.tables import COUNTED, csv_table, write_csv
+from anomaly_ae.results.tables import COUNTED, csv_table, json_lines, write_csv
 from anomaly_ae.results.tables import read_csv as read_table
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "reference" / "results.md"
@@ -361,6 +361,13 @@ def test_whatever_a_table_holds_comes_back(lines: list[tuple[Any, ...]], n_more:
 def _same_numbers(line: list[str]) -> list[str]:
     """Write 1e16 and 1e+16 alike."""
     return [str(float(field)) if re.fullmatch(r"-?[\d.]+e[-+]?\d+", field) else field for field in line]
+
+
+def test_numbers_of_every_kind_stand_in_json_lines() -> None:
+    numbers = {"a": np.float64(0.5), "b": np.int64(3), "c": np.float32(0.25), "d": np.bool_(True), "e": float("nan")}
+    (line,) = json_lines([{**numbers, "f": "ü \u2028 \n"}])
+    assert json.loads(line) == {"a": 0.5, "b": 3, "c": 0.25, "d": True, "e": None, "f": "ü \u2028 \n"}
+    assert line.count("\n") == 1
 
 
 def test_tables_have_the_documented_columns_and_one_line_per_image(tmp_path: Path) -> None:

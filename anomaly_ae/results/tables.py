@@ -91,7 +91,8 @@ def table_files(
 
 def json_lines(rows: Iterable[Row]) -> Iterator[str]:
     """Yield the lines of ``scores.jsonl``; a statistic that is no number is null there."""
-    return (orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE).decode() for row in rows)
+    options = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
+    return (orjson.dumps(row, option=options).decode() for row in rows)
 
 
 def write_json(path: Path, values: Row) -> None:
