@@ -64,7 +64,7 @@ def work(tiles: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory) 
         writer.writeheader()
         writer.writerows(tiles)
     model = folder / "tiles.safetensors"
-    changes = ("training.steps=60", "training.batch_size=4", "geometry.max_side_px=192")
+    changes = ("training.steps=30", "training.batch_size=4", "geometry.max_side_px=192")
     budget = [word for change in changes for word in ("--set", change)]
     done("fit", folder / "tiles.csv", "--preset", "fast", *budget, "--out", model)
     done("evaluate", model, folder / "tiles.csv", "--out", folder / "run")
