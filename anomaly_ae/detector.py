@@ -35,6 +35,7 @@ from anomaly_ae.scoring import AnomalyMapper, image_score, own_limits, to_device
 from anomaly_ae.sources import Source, failure_of, read_source
 from anomaly_ae.threshold import PValues, decide, display_value, display_values
 from anomaly_ae.version import __version__
+from anomaly_ae.words import text_of
 
 OF_THE_FILE = ("file", "file_sha256")
 """What `load` adds to the provenance: name and hash of a file cannot stand in the file."""
@@ -326,7 +327,7 @@ class Detector:
             scores = CalibrationScores(**{name: calibration.get(name) for name in CALIBRATION_ARRAYS})  # type: ignore[arg-type]
             baseline = PcaBaseline(tensors["baseline.mean"].numpy(), tensors["baseline.components"].numpy())
             thresholds = Thresholds.from_json(values["thresholds"])
-            provenance = {**values["provenance"], "file": Path(path).name, "file_sha256": digest}
+            provenance = {**values["provenance"], "file": text_of(Path(path).name), "file_sha256": digest}
             names = ("smallest_px", "largest_px", "spacing_mm")
             sizes = {name: tuple(values["geometry"].get(name, ())) for name in names}
             geometry = Geometry(**{**values["geometry"], **sizes})

@@ -43,7 +43,7 @@ from anomaly_ae.shortcuts import shortcut_warnings
 from anomaly_ae.threshold import Share
 from anomaly_ae.usable import of_whole_units
 from anomaly_ae.version import __version__
-from anomaly_ae.words import n_of
+from anomaly_ae.words import n_of, text_of
 
 _NO_CALIBRATION = (
     "No threshold: there are no scores of calibration images. Give scores of normal images that nothing was learned "
@@ -117,7 +117,7 @@ def evaluate_scores(
     with new_folder(out, options.overwrite) as folder:
         listener.progress("measuring", 0, 1, "")
         metrics = _metrics(measured, samples, limits, folder_of_maps, options, folder)
-        metrics |= {"model": {"name": table.name, "sha256": image_sha256(table)}, "data": name_of(manifest)}
+        metrics |= {"model": {"name": text_of(table.name), "sha256": image_sha256(table)}, "data": name_of(manifest)}
         metrics["seconds"] = round(time.perf_counter() - started, 2)
         _write(folder, manifest, measured, limits, metrics)
     n_anomalous = sum(row["decision"] == Decision.ANOMALOUS for row in measured.rows)

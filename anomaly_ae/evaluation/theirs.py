@@ -18,6 +18,7 @@ from anomaly_ae.manifest.table import read_table
 from anomaly_ae.metrics import PixelMap
 from anomaly_ae.readers import read_image, read_mask
 from anomaly_ae.records import BoolArray, Sample
+from anomaly_ae.words import text_of
 
 MAP_SUFFIXES = (".tiff", ".tif", ".npy", ".png")
 
@@ -69,7 +70,7 @@ def read_their_scores(path: Path, samples: Sequence[Sample]) -> TheirScores:
     if not found:
         raise _no_row(path, rows[0].cells["path"] if rows else "nothing", samples[0])
     numbers = {name: _number(text) for name, text in found.items()}
-    missing = {s.id: f"no row in {path.name}" for s in samples if s.id not in found}
+    missing = {s.id: f"no row in {text_of(path.name)}" for s in samples if s.id not in found}
     missing |= {name: f"its score is {found[name]!r}" for name, value in numbers.items() if not math.isfinite(value)}
     return TheirScores({n: v for n, v in numbers.items() if math.isfinite(v)}, missing, n_unknown)
 
