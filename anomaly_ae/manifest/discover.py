@@ -229,7 +229,9 @@ def _volumes(manifest: Manifest, identified: bool, named: Collection[str] = ()) 
 
 def _samples(root: Path, path: str, place: Place, mask: Path | None) -> list[Sample]:
     """One sample per frame. The mask of several frames would be ambiguous, but for that of a volume: it is left out."""
-    whole = make_sample(root, text_of(path), mask=mask, split=place.split, label=place.label, defect=place.defect)
+    whole = make_sample(
+        root, text_of(path), mask=mask, split=place.split, label=place.label, defect=text_of(place.defect)
+    )
     whole = replace(whole, files=(root / path,))  # one file, whatever signs its name holds
     if is_nifti_file(root / path):
         return slices_of(whole)
