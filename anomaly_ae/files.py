@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from anomaly_ae.errors import OutputError
+from anomaly_ae.words import SHOWING_BYTES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,7 +99,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_text(path: Path, content: str) -> None:
     """Write a whole UTF-8 file atomically, with ``\\n`` line ends on every system."""
-    write_bytes(path, content.encode("utf-8"))
+    write_bytes(path, content.encode("utf-8", SHOWING_BYTES))
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -128,7 +129,7 @@ def write_together(folder: Path, files: Mapping[str, Iterable[str]]) -> None:
 
 
 def _write_parts(path: Path, parts: Iterable[str]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
+    with path.open("w", encoding="utf-8", errors=SHOWING_BYTES, newline="\n") as file:
         file.writelines(parts)
 
 

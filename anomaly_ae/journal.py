@@ -20,6 +20,7 @@ from anomaly_ae.calibration import Thresholds
 from anomaly_ae.errors import DataError
 from anomaly_ae.files import cannot_write, target_of
 from anomaly_ae.version import __version__
+from anomaly_ae.words import text_of
 
 FORMAT = 1
 
@@ -61,9 +62,9 @@ def change(what: str, before: State | None, after: State, who: str = "", why: st
     return {
         "format": FORMAT,
         "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "who": who or _user_name(),
+        "who": text_of(who or _user_name()),
         "what": what,
-        "why": why,
+        "why": text_of(why),
         "before": before.as_json() if before else None,
         "after": after.as_json(),
         "version": __version__,

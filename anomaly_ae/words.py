@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-import re
+import codecs
 from collections.abc import Iterable
 
 N_NAMED = 3
 """So many names are said before the others are counted."""
 
-_NO_TEXT = re.compile("[\ud800-\udfff]")  # what Python has for each byte of a name that is no UTF-8
+SHOWING_BYTES = "anomaly_ae.showing_bytes"
+"""How to encode text with names of files in it: POSIX allows names of any bytes, and files of ours hold UTF-8."""
+
+
+def _show_bytes(error: UnicodeError) -> tuple[str, int]:
+    """Write each byte of a name that is no UTF-8, for which Python has half a surrogate pair, as four characters."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(f"\\x{ord(sign) & 0xFF:02x}" for sign in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(SHOWING_BYTES, _show_bytes)
 
 
 def n_of(n: int | None, noun: str) -> str:
@@ -32,12 +43,12 @@ def some_names(names: Iterable[object], n_named: int = N_NAMED) -> str:
 
 
 def text_of(name: object) -> str:
-    """Return the name of a file as text: POSIX allows any bytes, tables and reports hold UTF-8.
+    """Return the name of a file as text, see `SHOWING_BYTES`: where it is compared, or stands in JSON.
 
     >>> text_of("M\\udcfcnchen.png")  # Latin-1
     'M\\\\xfcnchen.png'
     """
-    return _NO_TEXT.sub(lambda sign: f"\\x{ord(sign[0]) & 0xFF:02x}", str(name))
+    return str(name).encode("utf-8", SHOWING_BYTES).decode("utf-8")
 
 
 def times(shape: Iterable[int]) -> str:

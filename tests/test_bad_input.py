@@ -263,6 +263,32 @@ def test_names_that_are_no_text_are_told_by_their_bytes(
     refused(run("score", smoke_model_file, folder / os.fsdecode(b"\xe9.tif"), "--out", tmp_path / "x"), "not exist")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_models_folders_and_remarks_that_are_no_text_end_no_run(
+    part_folder: Path, smoke_model_file: Path, tmp_path: Path
+) -> None:
+    odd, shown = os.fsdecode(b"st\xe4in"), "st\\xe4in"
+    model = shutil.copy(smoke_model_file, tmp_path / f"{odd}.safetensors")
+    for kind in ("good", "spot"):
+        shutil.copytree(part_folder / "test" / kind, tmp_path / "data" / "test" / (odd if kind == "spot" else kind))
+    made = tmp_path / odd
+    assert run("evaluate", model, tmp_path / "data", "--out", made).code == 0
+    rows = table(made / "scores.csv")
+    assert {row["defect"] for row in rows} == {"", shown}
+    assert json.loads((made / "run.json").read_text("utf-8"))["model"]["name"] == f"{shown}.safetensors"
+    theirs = tmp_path / f"{odd}.csv"
+    theirs.write_text("path,score\n" + "".join(f"{row['path']},{row['score']}\n" for row in rows), "utf-8")
+    theirs.write_text(theirs.read_text("utf-8").replace(shown, "nothing"), "utf-8")  # a table cannot name these files
+    assert run("evaluate", "--scores", theirs, tmp_path / "data", "--out", tmp_path / "b").code == 3
+    assert run("compare", made, tmp_path / "b", "--out", tmp_path / "c.csv").code == 0
+    assert shown in (tmp_path / "c.csv").read_text("utf-8")
+    named = run("compare", made, tmp_path / "b", "--name", odd, "--name", "b", "--out", tmp_path / "d.md")
+    assert (named.code, shown in (tmp_path / "d.md").read_text("utf-8")) == (0, True)
+    assert run("calibrate", model, "--value", "3", "--who", odd, "--why", odd).code == 0
+    (line,) = (tmp_path / f"{odd}.journal.jsonl").read_text("utf-8").splitlines()
+    assert (json.loads(line)["who"], json.loads(line)["why"]) == (shown, shown)
+
+
 def test_a_name_that_is_too_long_is_said(part_folder: Path, smoke_model_file: Path, tmp_path: Path) -> None:
     long, image = "x" * 300, part_folder / "test" / "good" / "000.png"
     refused(run("score", smoke_model_file, image, "--out", tmp_path / long), "File name too long", "a shorter name")

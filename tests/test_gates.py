@@ -279,11 +279,11 @@ def test_a_run_that_lost_a_line_is_refused(part_run: Path, tmp_path: Path) -> No
         (run / "scores.jsonl").write_text("".join(kept), "utf-8")
         with pytest.raises(DataError, match="name other images"):
             load_run(run)
-    (run / "scores.jsonl").write_text(
-        "".join([lines[0].replace('"score":', '"score":NaN,"was":'), *lines[1:]]), "utf-8"
-    )
-    with pytest.raises(DataError, match=r"cannot read .*scores\.jsonl"):
-        load_run(run)
+    for score, why in (("NaN", "unexpected character.*line 1"), ('"high"', "a score of 'high'")):
+        first = lines[0].replace('"score":', f'"score":{score},"was":')
+        (run / "scores.jsonl").write_text("".join([first, *lines[1:]]), "utf-8")
+        with pytest.raises(DataError, match=rf"scores\.jsonl: {why}"):
+            load_run(run)
 
 
 # --- the command and its XML -----------------------------------------------------

@@ -307,6 +307,23 @@ def test_a_file_name_that_no_table_can_hold_stops_nothing(picture: Write, tmp_pa
         write_manifest(load_manifest(tmp_path), tmp_path / "m.csv")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_files_whose_names_are_shown_alike_are_refused(picture: Write, tmp_path: Path) -> None:
+    picture("b.png").rename(tmp_path / os.fsdecode(b"a\xff.png"))
+    picture("b.png").rename(tmp_path / "a\\xff.png")
+    for listing in (lambda: load_manifest(tmp_path), lambda: manifest_from_paths([tmp_path])):
+        with pytest.raises(DataError, match=r"2 files are called .*a\\xff\.png: .*rename one"):
+            listing()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_a_kind_of_defect_whose_folder_is_no_text_is_shown_by_its_bytes(picture: Write, tmp_path: Path) -> None:
+    folder = os.fsdecode(b"st\xe4in")
+    for name in ("train/good/0.png", "test/good/1.png", f"test/{folder}/2.png"):
+        picture(name)
+    assert {s.defect for s in load_manifest(tmp_path).samples} == {"", "st\\xe4in"}
+
+
 # --- groups --------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from anomaly_ae.judging.runs import Item, SavedRun
 from anomaly_ae.metrics.checks import BoolVector, FloatVector, IntVector, group_numbers, groups_if_any
 from anomaly_ae.records import ANOMALOUS_LABEL, Decision
 from anomaly_ae.threshold import DEFAULT_RATE
-from anomaly_ae.words import n_of, some_names, text_of
+from anomaly_ae.words import n_of, some_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +155,9 @@ def _refuse_same_seed(name: str, runs: Sequence[SavedRun]) -> None:
 
 def _row_names(variants: Sequence[Sequence[SavedRun]]) -> list[str]:
     """Return the names of the folders, without the seed where several runs are one row; paths where names repeat."""
-    own = [text_of(part[0].folder.resolve().name) for part in variants]
+    own = [part[0].folder.resolve().name for part in variants]
     names = [_without_seed(name) if len(part) > 1 else name for name, part in zip(own, variants, strict=True)]
-    return names if len(set(names)) == len(names) else [text_of(part[0].folder) for part in variants]
+    return names if len(set(names)) == len(names) else [str(part[0].folder) for part in variants]
 
 
 def _without_seed(name: str) -> str:

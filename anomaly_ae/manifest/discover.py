@@ -223,8 +223,17 @@ def _doubts(root: Path, found: Found, places: _Places, samples: Sequence[Sample]
 
 
 def _volumes(manifest: Manifest, identified: bool, named: Collection[str] = ()) -> Manifest:
+    _refuse_equal_names(manifest.samples)
     manifest = with_series(manifest, identified, named)
     return replace(manifest, samples=with_slices(manifest.samples))
+
+
+def _refuse_equal_names(samples: Sequence[Sample]) -> None:
+    """A file whose name is no text may be shown like another: results would belong to both."""
+    name, n = Counter(sample.id for sample in samples).most_common(1)[0]
+    if n > 1:
+        why = "the name of one is not UTF-8, and its bytes are shown so"
+        raise DataError(f"{n} files are called {name}", why, "rename one of them")
 
 
 def _samples(root: Path, path: str, place: Place, mask: Path | None) -> list[Sample]:

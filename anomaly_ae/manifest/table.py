@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from anomaly_ae.errors import DataError, OutputError
-from anomaly_ae.files import write_text
+from anomaly_ae.files import write_bytes
 from anomaly_ae.manifest.outlines import label_rows
 from anomaly_ae.manifest.slices import slices_of, with_slices
 from anomaly_ae.nifti import is_nifti_file
@@ -339,9 +339,10 @@ def write_manifest(manifest: Manifest, path: str | Path, overwrite: bool = False
         known = _known_cells(sample, path.parent, manifest.is_private)[:n_known]
         writer.writerow([*known, *(sample.extra.get(n, "") for n in extra_names)])
     try:
-        write_text(path, buffer.getvalue())
+        content = buffer.getvalue().encode("utf-8")
     except UnicodeEncodeError as error:  # POSIX allows names that are no text
         raise OutputError(f"{path} cannot be written", "a file name is no text", "rename it") from error
+    write_bytes(path, content)
 
 
 def _known_cells(sample: Sample, folder: Path, is_private: bool) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -31,7 +30,7 @@ UNIT_COLUMNS = [
     *("format", "unit", "group", "label", "decision", "score", "threshold", "display", "p_value", "n_images"),
 ]
 FAILURE_COLUMNS = ["format", "id", "path", "frame", "reason", "unit", "group", "time_utc", "decision"]
-_N_LINES = 500
+_N_LINES = 500  # of a table, turned into text at once
 _OTHERWISE_IN_CSV = ("\\", "null", "true", "false")  # of JSON: what is escaped, missing, or a truth value
 NOT_INSPECTED = str(int(Decision.NOT_INSPECTED))
 BASELINES = ("mean grey", "PCA residual")
@@ -125,8 +124,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             values = values_of(row)
             if None in values:
                 raise KeyError(names[values.index(None)])
-            if not math.isfinite(row["score"]):
-                raise ValueError(f"a score of {row['score']}")
+            if not isinstance(row["score"], int | float):  # JSON has neither NaN nor infinity
+                raise TypeError(f"a score of {row['score']!r}")
     return rows
 
 
